@@ -1,0 +1,37 @@
+# KNN-SSD Server. `make` without a target lists them.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint
+
+# List the targets.
+help:
+	@awk '/^# /{text=substr($$0,3)} /^[a-z]+:/{split($$1,name,":"); printf "make %-9s %s\n", name[1], text}' Makefile
+
+# Set up .venv from the pinned constraints; does nothing while they have not changed.
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) is missing: install Python 3.11, or name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
+	@touch $@
+
+# Serve the embedded model on 127.0.0.1:8000; KNNSSD_* variables change that.
+serve: install
+	$(BIN)/knn-ssd-server
+
+# Run the whole test suite.
+test: install
+	$(BIN)/pytest
+
+# Check style, formatting, types and import rules.
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -1,0 +1,134 @@
+"""Settings of the command line, read once here from flags and `KNNSSD_*` environment variables.
+
+One class per kind of command. Lists take a flag per item, or items parted by commas.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+METHODS = (
+    "plain",
+    "fixed",
+    "mixed",
+    "random",
+    "knn",
+    "lookup",
+    "cascade",
+    "transformers",
+    "transformers-lookup",
+    "transformers-early-exit",
+)
+
+
+class SettingsMistake(Exception):
+    """A flag or an environment variable is wrong; the message is one clear sentence."""
+
+
+class CommandSettings(BaseSettings):
+    """What every command needs: a model, prompts and where to run."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix="KNNSSD_",
+        env_prefix_target="all",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_exit_on_error=False,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_shortcuts={"prompts": "p"},
+    )
+
+    model: str = Field(description="model folder or hub name")
+    prompts: Annotated[list[Path], NoDecode] = Field(
+        min_length=1, description="prompt files, .jsonl or .jsonl.gz; repeat the flag or part them by commas"
+    )
+    device: str = Field("auto", description="torch device; auto takes a GPU where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto is bfloat16")
+    trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+
+    @field_validator("prompts", "methods", mode="before", check_fields=False)
+    @classmethod
+    def split_commas(cls, value: object) -> object:
+        return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+    @property
+    def torch_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, "bfloat16" if self.dtype == "auto" else self.dtype)
+        return dtype
+
+    @field_validator("device")
+    @classmethod
+    def check_device(cls, value: str) -> str:
+        try:
+            device = torch.device("cpu" if value == "auto" else value)
+        except RuntimeError:
+            raise ValueError(f"{value!r} is not a torch device") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("this machine has no CUDA device")
+        return value
+
+
+class CalibrationSettings(CommandSettings):
+    """Learns which sub-layers a draft can skip for each domain, and writes a routing artifact."""
+
+    out: Path = Field(description="folder of the artifact; the stages keep their files in its work/")
+    prompts_per_domain: int = Field(160, ge=3, description="prompts used at most per domain")
+    search_prompts: int = Field(16, ge=1, description="of these, prompts per domain that masks are scored on")
+    heldout_prompts: int = Field(16, ge=1, description="of these, prompts per domain that the choice is checked on")
+    continuation_tokens: int = Field(64, ge=8, description="tokens the full model writes per scored prompt")
+    anchors_per_domain: int = Field(10, ge=1, description="k-means centres per domain")
+    threshold_quantile: float = Field(
+        0.01, ge=0, le=0.5, description="share of in-domain prompts that may fall under the similarity threshold"
+    )
+    budget: int = Field(300, ge=0, description="masks scored per domain after the simple rules")
+    measure_prompts: int = Field(4, ge=0, description="held-out prompts per domain decoded for real at the end; 0: none")
+
+
+class EvaluationSettings(CommandSettings):
+    """Measures methods side by side on the same prompts: speed, acceptance, exactness, routing."""
+
+    artifact: Path | None = Field(None, description="routing artifact folder; some methods need none")
+    methods: Annotated[list[str], NoDecode] = Field(
+        ["plain", "mixed", "knn", "cascade"], min_length=1, description="any of: " + ", ".join(METHODS)
+    )
+    json_only: bool = Field(False, alias="json", description="print the JSON line without the table")
+    max_new_tokens: int = Field(128, ge=1, description="tokens per answer at most")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
+    batch_size: int = Field(1, ge=1, description="prompts decoded together")
+    limit: int | None = Field(None, ge=1, description="prompts per domain at most")
+    repeats: int = Field(1, ge=1, description="times that every prompt is decoded by every method")
+    mix_ratio: float = Field(0.0, ge=0, le=1, description="chance that the next prompt is of another domain")
+    fixed_domain: str | None = Field(None, description="domain whose mask `fixed` uses; default: the artifact's first")
+    plot: Path | None = Field(None, description="write a bar chart of the speed-ups to this .png")
+
+    @field_validator("methods")
+    @classmethod
+    def check_methods(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in METHODS:
+                raise ValueError(f"unknown method {name!r}, known are {', '.join(METHODS)}")
+        return list(dict.fromkeys(["plain", *value]))
+
+
+def read_settings[S: CommandSettings](kind: type[S], command: str, arguments: list[str]) -> S:
+    """The settings of one command; raises `SettingsMistake` naming the first wrong flag."""
+    try:
+        return kind(_cli_parse_args=arguments, _cli_prog_name=f"knn-ssd-offline {command}")  # type: ignore[call-arg]
+    except SettingsError as error:
+        raise SettingsMistake(str(error).removeprefix("error parsing CLI: ")) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
+        raise SettingsMistake(f"{flag}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -1,0 +1,70 @@
+"""The inference engine: token ids and tensors in and out. These are the names that other packages use."""
+
+from server.engine.artifact import (
+    ArtifactError,
+    DomainRecord,
+    Manifest,
+    MaskRecord,
+    RoutingArtifact,
+)
+from server.engine.cache import KVCache, Row, TokenBatch
+from server.engine.checkpoint import Checkpoint, CheckpointError, DecoderConfig, load_checkpoint
+from server.engine.engine import Emission, Engine, EngineConfig, PromptTooLongError
+from server.engine.model import Decoder
+from server.engine.router import Router, prompt_vector, similarities
+from server.engine.sequence import GenerationRequest, Sequence
+from server.engine.tokens import ChatError, TextCodec, TextStream
+from server.engine.types import (
+    FULL,
+    OTHER_DOMAIN,
+    UNROUTED,
+    FinishReason,
+    Method,
+    Route,
+    RowStats,
+    SamplingParams,
+    SequenceStats,
+    SkipMask,
+    StepStats,
+    StopConditions,
+)
+
+__all__ = [
+    "FULL",
+    "OTHER_DOMAIN",
+    "UNROUTED",
+    "ArtifactError",
+    "ChatError",
+    "Checkpoint",
+    "CheckpointError",
+    "Decoder",
+    "DecoderConfig",
+    "DomainRecord",
+    "Emission",
+    "Engine",
+    "EngineConfig",
+    "FinishReason",
+    "GenerationRequest",
+    "KVCache",
+    "Manifest",
+    "MaskRecord",
+    "Method",
+    "PromptTooLongError",
+    "Route",
+    "Router",
+    "RoutingArtifact",
+    "Row",
+    "RowStats",
+    "SamplingParams",
+    "Sequence",
+    "SequenceStats",
+    "SkipMask",
+    "StepStats",
+    "StopConditions",
+    "TextCodec",
+    "TextStream",
+    "TokenBatch",
+    "load_checkpoint",
+    "prompt_vector",
+    "similarities",
+]

@@ -1,0 +1,221 @@
+"""The engine: requests in, tokens out, several at once. `step` tells the story; read it first.
+
+It knows token ids and tensors only: no text, no HTTP, no metrics. One thread owns it.
+"""
+
+import heapq
+import itertools
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+from server.engine.artifact import RoutingArtifact
+from server.engine.cache import TokenBatch
+from server.engine.drafting import Drafts, LookupDrafter, MethodDrafter, SkipDrafter
+from server.engine.model import Decoder
+from server.engine.router import Router, prompt_vector
+from server.engine.sampling import choose
+from server.engine.sequence import GenerationRequest, Sequence
+from server.engine.types import UNROUTED, FinishReason, Method, RowStats, StepStats
+from server.engine.verification import count_accepted, verify
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Sizes and defaults; `max_draft` and `confidence` None take the artifact's calibrated values.
+
+    `baseline_share` of the decode steps run plainly, so that the live speed-up compares
+    measurements.
+    """
+
+    max_batch: int = 8
+    max_length: int | None = None
+    prefill_chunk: int = 512
+    method: Method = Method.CASCADE
+    max_draft: int | None = None
+    confidence: float | None = None
+    baseline_share: float = 1 / 64
+
+
+@dataclass(frozen=True)
+class Emission:
+    """New token ids of one sequence; `finish_reason` is set with its last ones."""
+
+    sequence: Sequence
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+
+
+class PromptTooLongError(ValueError):
+    """The prompt leaves no room for a single token; carries both lengths."""
+
+    def __init__(self, prompt_length: int, max_length: int) -> None:
+        super().__init__(f"the prompt has {prompt_length} tokens, the context holds {max_length} with the answer")
+        self.prompt_length = prompt_length
+        self.max_length = max_length
+
+
+class Engine:
+    """A batch of sequences over one model, each with its own mask, method and sampling."""
+
+    def __init__(self, model: Decoder, config: EngineConfig, artifact: RoutingArtifact | None = None) -> None:
+        self.model = model
+        self.config = config
+        self.max_length = min(config.max_length or model.config.max_length, model.config.max_length)
+        self.cache = model.new_cache(config.max_batch, self.max_length)
+        self.router = Router(artifact) if artifact else None
+        manifest = artifact.manifest if artifact else None
+        confidence = config.confidence if config.confidence is not None else manifest.confidence if manifest else 0.5
+        self.max_draft = config.max_draft if config.max_draft is not None else manifest.max_draft if manifest else 8
+        self.lookup = LookupDrafter()
+        self.drafter = MethodDrafter(SkipDrafter(model, self.cache, confidence), self.lookup)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.free_slots = list(range(config.max_batch))
+        self.numbers = itertools.count()
+        self.steps_until_baseline = self.baseline_interval
+
+    @property
+    def baseline_interval(self) -> int:
+        return round(1 / self.config.baseline_share) if self.config.baseline_share else 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting)
+
+    def add(self, request: GenerationRequest) -> Sequence:
+        """Queues a request; raises `PromptTooLongError` where prompt and one token exceed the context."""
+        if len(request.prompt_ids) >= self.max_length:
+            raise PromptTooLongError(len(request.prompt_ids), self.max_length)
+        max_draft = self.max_draft if request.max_draft is None else request.max_draft
+        method = request.method or self.config.method
+        sequence = Sequence.of(next(self.numbers), request, method, max_draft, self.max_length)
+        self.waiting.append(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Ends a sequence now; its slot is free for the next step."""
+        if sequence.finish_reason is None:
+            self.finish(sequence, FinishReason.CANCELLED)
+
+    @torch.inference_mode()
+    def step(self) -> tuple[list[Emission], StepStats]:
+        """Admits what fits, advances one prefill, and decodes one draft and verification for the rest."""
+        stats = StepStats()
+        self.admit()
+        decoding = [s for s in self.running if s.is_prefilled]
+        emissions = self.prefill(stats)
+        if decoding:
+            started = time.perf_counter()
+            drafts = self.draft(decoding, stats)
+            chosen = self.choose_next(decoding, drafts, stats)
+            emissions += [self.commit(s, drafts.get(s.id, []), chosen[s.id], stats) for s in decoding]
+            stats.decode_seconds = time.perf_counter() - started
+        stats.num_running, stats.num_waiting = self.num_running, self.num_waiting
+        return emissions, stats
+
+    def generate(self, requests: list[GenerationRequest]) -> list[Sequence]:
+        """Runs requests to their end; for offline use."""
+        sequences = [self.add(request) for request in requests]
+        while any(sequence.finish_reason is None for sequence in sequences):
+            self.step()
+        return sequences
+
+    def admit(self) -> None:
+        while self.waiting and self.free_slots:
+            sequence = self.waiting.popleft()
+            sequence.slot = heapq.heappop(self.free_slots)
+            sequence.admitted_at = time.perf_counter()
+            self.running.append(sequence)
+
+    def prefill(self, stats: StepStats) -> list[Emission]:
+        """Runs the next chunk of the oldest unfinished prompt; the last chunk routes and emits the first token."""
+        sequence = next((s for s in self.running if not s.is_prefilled), None)
+        if sequence is None:
+            return []
+        started = time.perf_counter()
+        chunk = sequence.ids[sequence.cursor : sequence.cursor + self.config.prefill_chunk]
+        batch = TokenBatch.of([(sequence.slot, sequence.cursor, chunk)], self.cache)
+        hidden = self.model.forward(batch, self.cache)
+        sequence.hidden_chunks.append(hidden)
+        sequence.cursor += len(chunk)
+        stats.prefill_tokens = len(chunk)
+        if not sequence.is_prefilled:
+            stats.prefill_seconds = time.perf_counter() - started
+            return []
+        logits = self.model.logits(hidden[-1:])
+        emission = self.emit(sequence, choose(logits, [sequence.draw(0)]))
+        stats.prefill_seconds = time.perf_counter() - started
+        self.route(sequence, stats)
+        return [emission]
+
+    def route(self, sequence: Sequence, stats: StepStats) -> None:
+        """Selects the sequence's mask from the hidden states of its prompt."""
+        started = time.perf_counter()
+        sequence.prompt_vector = prompt_vector(torch.cat(sequence.hidden_chunks))
+        sequence.hidden_chunks.clear()
+        if sequence.request.route is not None:
+            sequence.route = sequence.request.route
+        else:
+            sequence.route = self.router.route(sequence.prompt_vector) if self.router else UNROUTED
+        stats.routes.append(sequence.route)
+        stats.route_seconds += time.perf_counter() - started
+
+    def draft(self, decoding: list[Sequence], stats: StepStats) -> Drafts:
+        """Drafts for every decoding sequence; now and then for none, to measure plain decoding."""
+        started = time.perf_counter()
+        self.steps_until_baseline -= 1
+        if self.steps_until_baseline == 0:
+            self.steps_until_baseline = self.baseline_interval
+            stats.is_baseline = True
+            return {}
+        drafts = self.drafter.draft(decoding)
+        stats.draft_seconds = time.perf_counter() - started
+        return drafts
+
+    def choose_next(self, decoding: list[Sequence], drafts: Drafts, stats: StepStats) -> dict[int, list[int]]:
+        """One full pass over all drafted tokens: the model's own choice after each of them."""
+        started = time.perf_counter()
+        rows = [(s.slot, s.cursor, [s.ids[-1], *drafts.get(s.id, [])]) for s in decoding]
+        logits = self.model.logits(self.model.forward(TokenBatch.of(rows, self.cache), self.cache))
+        tokens = iter(choose(logits, [s.draw(i) for s, row in zip(decoding, rows, strict=True) for i in range(len(row[2]))]))
+        stats.verify_seconds = time.perf_counter() - started
+        return {s.id: list(itertools.islice(tokens, len(row[2]))) for s, row in zip(decoding, rows, strict=True)}
+
+    def commit(self, sequence: Sequence, drafted: list[int], chosen: list[int], stats: StepStats) -> Emission:
+        """Moves the cursor over what was accepted, and emits it with the corrected or bonus token."""
+        emitted = verify(drafted, chosen, sequence.request.stop.token_ids, sequence.room)
+        num_accepted = min(count_accepted(drafted, chosen), len(emitted))
+        num_drafted = len(drafted) if len(emitted) > num_accepted else num_accepted
+        sequence.cursor += len(emitted)
+        sequence.stats.record(num_drafted, num_accepted)
+        stats.rows.append(RowStats(sequence.route.domain, num_drafted, num_accepted, len(emitted)))
+        return self.emit(sequence, emitted)
+
+    def emit(self, sequence: Sequence, token_ids: list[int]) -> Emission:
+        """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context."""
+        sequence.ids += token_ids
+        if token_ids[-1] in sequence.request.stop.token_ids:
+            self.finish(sequence, FinishReason.STOP)
+        elif sequence.room <= 0:
+            self.finish(sequence, FinishReason.LENGTH)
+        return Emission(sequence, token_ids, sequence.finish_reason)
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.finish_reason = reason
+        if sequence in self.running:
+            self.running.remove(sequence)
+            heapq.heappush(self.free_slots, sequence.slot)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self.lookup.forget([sequence.id])

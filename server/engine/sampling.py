@@ -1,0 +1,79 @@
+"""Logits -> processed distribution -> token; greedy is the temperature-0 case.
+
+The randomness of a token depends on the request's seed and the token's position alone, and draft
+and full model share it (a Gumbel coupling, Daliri et al., arXiv 2408.07978). So the full model's
+token is the same whatever was drafted: a seed gives one text with any mask, method or batch, it is
+distributed exactly as in plain sampling, and a draft close to the full model still agrees often.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from server.engine.types import SamplingParams
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What decides one token beside its logits; `position` is the place that the token will take."""
+
+    sampling: SamplingParams
+    seed: int
+    position: int
+
+
+def probabilities(logits: Tensor, sampling: SamplingParams) -> Tensor:
+    """The distribution [rows, vocabulary] after temperature, top-k, top-p and min-p, in that order."""
+    p = torch.softmax(logits / sampling.temperature, -1)
+    if 0 < sampling.top_k < p.shape[-1]:
+        p = p.masked_fill(p < p.topk(sampling.top_k, -1).values[:, -1:], 0)
+        p = p / p.sum(-1, keepdim=True)
+    if sampling.top_p < 1:
+        ordered, order = torch.sort(p, dim=-1, descending=True, stable=True)
+        is_beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+        is_beyond[:, 0] = False
+        p = p.masked_fill(is_beyond.scatter(-1, order, is_beyond), 0)
+    if sampling.min_p > 0:
+        p = p.masked_fill(p < sampling.min_p * p.max(-1, keepdim=True).values, 0)
+    return p / p.sum(-1, keepdim=True)
+
+
+def exponential_noise(seed: int, position: int, size: int) -> Tensor:
+    """Exponential(1) noise [size] that depends on (seed, position) alone."""
+    key = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
+    return torch.empty(size).exponential_(generator=generator)
+
+
+def choose(logits: Tensor, draws: list[Draw]) -> list[int]:
+    """One token for each row of `logits` [rows, vocabulary]."""
+    if all(draw.sampling.is_greedy for draw in draws):
+        tokens: list[int] = logits.argmax(-1).tolist()
+        return tokens
+    return choose_with_confidence(logits, draws)[0]
+
+
+def choose_with_confidence(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[float]]:
+    """One token for each row, and the row's top probability after processing."""
+    tokens, tops = [], []
+    first = 0
+    for sampling, group in groupby(draws, key=lambda draw: draw.sampling):
+        members = list(group)
+        rows = logits[first : first + len(members)]
+        first += len(members)
+        if sampling.is_greedy:
+            top, token = torch.softmax(rows, -1).max(-1)
+        else:
+            top, token = race(probabilities(rows, sampling), members)
+        tokens += token.tolist()
+        tops += top.tolist()
+    return tokens, tops
+
+
+def race(p: Tensor, draws: list[Draw]) -> tuple[Tensor, Tensor]:
+    """(top probabilities, tokens drawn): the exponential race argmax(p / noise), Gumbel-max in other words."""
+    noise = torch.stack([exponential_noise(draw.seed, draw.position, p.shape[-1]) for draw in draws])
+    return p.max(-1).values, (p / noise.to(p.device)).argmax(-1)

@@ -1,0 +1,87 @@
+"""The state of one request inside the engine."""
+
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from server.engine.sampling import Draw
+from server.engine.types import (
+    UNROUTED,
+    FinishReason,
+    Method,
+    Route,
+    SamplingParams,
+    SequenceStats,
+    StopConditions,
+)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What the engine is asked for; None leaves the choice to the engine's configuration or router."""
+
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    stop: StopConditions
+    method: Method | None = None
+    route: Route | None = None
+    max_draft: int | None = None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Ids so far, and the cursor below which the cache was written by full passes.
+
+    While decoding, the cursor stands on the last id, which the next pass will process.
+    """
+
+    id: int
+    request: GenerationRequest
+    method: Method
+    max_draft: int
+    ids: list[int]
+    max_ids: int
+    seed: int
+    cursor: int = 0
+    slot: int = -1
+    hidden_chunks: list[Tensor] = field(default_factory=list)
+    prompt_vector: Tensor | None = None
+    route: Route = UNROUTED
+    stats: SequenceStats = field(default_factory=SequenceStats)
+    finish_reason: FinishReason | None = None
+    added_at: float = field(default_factory=time.perf_counter)
+    admitted_at: float | None = None
+
+    @classmethod
+    def of(cls, number: int, request: GenerationRequest, method: Method, max_draft: int, max_length: int) -> "Sequence":
+        seed = secrets.randbits(62) if request.sampling.seed is None else request.sampling.seed
+        max_ids = min(len(request.prompt_ids) + request.stop.max_tokens, max_length)
+        return cls(number, request, method, max_draft, list(request.prompt_ids), max_ids, seed)
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.ids[self.prompt_length :]
+
+    @property
+    def is_prefilled(self) -> bool:
+        return self.cursor >= self.prompt_length
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be emitted."""
+        return self.max_ids - len(self.ids)
+
+    @property
+    def draft_limit(self) -> int:
+        """Drafting more than this could not be emitted: a verification adds one token of its own."""
+        return min(self.max_draft, self.room - 1)
+
+    def draw(self, ahead: int) -> Draw:
+        """What decides the token `ahead` places after the next one."""
+        return Draw(self.request.sampling, self.seed, len(self.ids) + ahead)

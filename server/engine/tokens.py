@@ -1,0 +1,121 @@
+"""Text at the engine's edge: messages -> ids, and ids -> text piece by piece with stop strings.
+
+The engine itself never imports this module.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+REPLACEMENT = "\ufffd"
+"""What an incomplete UTF-8 sequence decodes to."""
+
+
+class ChatError(ValueError):
+    """The model's chat template refuses the messages, or there is none."""
+
+
+class TextCodec:
+    """The checkpoint's tokenizer and chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    @property
+    def template_hash(self) -> str:
+        template = self.tokenizer.chat_template
+        return hashlib.sha256(repr(template).encode()).hexdigest()[:16]
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """The prompt's ids, ending where the assistant's answer begins; raises `ChatError`."""
+        if not self.tokenizer.chat_template:
+            raise ChatError("this model has no chat template; use /v1/completions")
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ChatError(f"the model's chat template refuses these messages: {error}") from error
+        return self.encode(str(text), add_special_tokens=False)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text, with the special tokens that the tokenizer itself puts around it."""
+        return self.encode(text, add_special_tokens=True)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def stream(self, stop: Sequence[str] = ()) -> "TextStream":
+        return TextStream(self, stop)
+
+
+class TextStream:
+    """Turns ids into text as they come.
+
+    Holds back what may still change: an incomplete character, or the beginning of a stop string.
+    Everything pushed and flushed, joined, is the whole text up to the stop string.
+    """
+
+    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
+        self.codec = codec
+        self.stop = [text for text in stop if text]
+        self.window: list[int] = []
+        self.window_text = ""
+        self.held = ""
+        self.is_stopped = False
+        self.num_tokens = 0
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Text that is safe to send now; nothing after a stop string was met."""
+        text = ""
+        for token_id in token_ids:
+            if self.is_stopped:
+                break
+            self.num_tokens += 1
+            text += self.release(self.decode_next(token_id))
+        return text
+
+    def flush(self) -> str:
+        """What was held back, at the end of the sequence."""
+        if self.is_stopped:
+            return ""
+        rest = self.held + self.codec.decode(self.window)[len(self.window_text) :]
+        self.held = ""
+        return rest
+
+    def decode_next(self, token_id: int) -> str:
+        """New text of one id, decoded beside its predecessors, since spaces depend on them."""
+        self.window.append(token_id)
+        text = self.codec.decode(self.window)
+        if text.endswith(REPLACEMENT):
+            return ""
+        new = text[len(self.window_text) :]
+        # A short window keeps each decode cheap; one id of context is enough for spaces.
+        self.window = self.window[-1:]
+        self.window_text = self.codec.decode(self.window)
+        return new
+
+    def release(self, new: str) -> str:
+        self.held += new
+        found = [position for text in self.stop if (position := self.held.find(text)) >= 0]
+        if found:
+            self.is_stopped = True
+            safe, self.held = self.held[: min(found)], ""
+            return safe
+        keep = held_back(self.held, self.stop)
+        safe, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return safe
+
+
+def held_back(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of `text` that is a beginning of a stop string."""
+    longest = max((len(stopper) for stopper in stop), default=0)
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(stopper.startswith(text[-length:]) for stopper in stop):
+            return length
+    return 0

@@ -1,0 +1,144 @@
+"""The engine's plain values: masks, sampling parameters, routes, statistics. No tensors, no text.
+
+Vocabulary of one verification, used everywhere:
+  drafted    tokens proposed by the drafter
+  accepted   drafted tokens that equal the full model's own choice, up to the first that does not
+  corrected  the full model's own token in place of the first rejected one
+  bonus      the full model's own token after a draft that was accepted whole
+Every step emits its accepted tokens and then exactly one corrected or bonus token.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class SkipMask:
+    """The sub-layers that a draft leaves out; the empty mask is the full model."""
+
+    attention: frozenset[int] = frozenset()
+    mlp: frozenset[int] = frozenset()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.attention and not self.mlp
+
+    @property
+    def num_skipped(self) -> int:
+        return len(self.attention) + len(self.mlp)
+
+
+FULL = SkipMask()
+
+
+class Method(StrEnum):
+    """How a sequence is drafted."""
+
+    PLAIN = "plain"
+    SKIP = "skip"
+    LOOKUP = "lookup"
+    CASCADE = "cascade"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """What the caller asks of the token distribution; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True)
+class StopConditions:
+    """When a sequence ends: after `max_tokens`, or at one of `token_ids` (which is not emitted as text)."""
+
+    max_tokens: int
+    token_ids: frozenset[int] = frozenset()
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Route:
+    """The router's decision for one prompt.
+
+    `similarity` is the centred cosine to the nearest anchor; None where nothing was looked up.
+    """
+
+    domain: str
+    mask: SkipMask
+    similarity: float | None = None
+
+
+OTHER_DOMAIN = "other"
+UNROUTED = Route("none", FULL)
+"""Route of an engine without a routing artifact: everything runs plainly."""
+
+
+@dataclass
+class SequenceStats:
+    """What speculation did for one sequence; counts stop at the end of the sequence."""
+
+    num_drafts: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_steps: int = 0
+    accepted_per_step: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def acceptance(self) -> float | None:
+        return self.num_accepted / self.num_drafted if self.num_drafted else None
+
+    @property
+    def mean_accepted_length(self) -> float | None:
+        """Tokens emitted per verification that had a draft, the corrected or bonus token included."""
+        return 1 + self.num_accepted / self.num_drafts if self.num_drafts else None
+
+    def record(self, num_drafted: int, num_accepted: int) -> None:
+        self.num_steps += 1
+        self.accepted_per_step[num_accepted] += 1
+        if num_drafted:
+            self.num_drafts += 1
+            self.num_drafted += num_drafted
+            self.num_accepted += num_accepted
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """One sequence's part in one decode step."""
+
+    domain: str
+    num_drafted: int
+    num_accepted: int
+    num_emitted: int
+
+
+@dataclass
+class StepStats:
+    """What one engine step did and how long its parts took, in seconds; observers turn it into metrics."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    routes: list[Route] = field(default_factory=list)
+    route_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    """Draft, verify and commit together: what the emitted tokens cost."""
+    is_baseline: bool = False
+    """A decode step run plainly on purpose, to measure what speculation is compared with."""
+    rows: list[RowStats] = field(default_factory=list)
+    num_running: int = 0
+    num_waiting: int = 0
