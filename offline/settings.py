@@ -4,7 +4,7 @@ One class per kind of command. Lists take a flag per item, or items parted by co
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field, ValidationError, field_validator
@@ -22,6 +22,7 @@ METHODS = (
     "transformers-lookup",
     "transformers-early-exit",
 )
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class SettingsMistake(Exception):
@@ -48,7 +49,7 @@ class CommandSettings(BaseSettings):
         min_length=1, description="prompt files, .jsonl or .jsonl.gz; repeat the flag or part them by commas"
     )
     device: str = Field("auto", description="torch device; auto takes a GPU where there is one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto is bfloat16")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto is the checkpoint's own")
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 
@@ -64,9 +65,9 @@ class CommandSettings(BaseSettings):
         return torch.device(self.device)
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, "bfloat16" if self.dtype == "auto" else self.dtype)
-        return dtype
+    def torch_dtype(self) -> torch.dtype | None:
+        """None stands for the checkpoint's own."""
+        return DTYPES.get(self.dtype)
 
     @field_validator("device")
     @classmethod
@@ -122,7 +123,10 @@ class EvaluationSettings(CommandSettings):
         return list(dict.fromkeys(["plain", *value]))
 
 
-def read_settings[S: CommandSettings](kind: type[S], command: str, arguments: list[str]) -> S:
+S = TypeVar("S", bound=CommandSettings)
+
+
+def read_settings(kind: type[S], command: str, arguments: list[str]) -> S:
     """The settings of one command; raises `SettingsMistake` naming the first wrong flag."""
     try:
         return kind(_cli_parse_args=arguments, _cli_prog_name=f"knn-ssd-offline {command}")  # type: ignore[call-arg]

@@ -18,6 +18,12 @@ from server.engine import (
 from tests.tiny import CPU, save_random_model, tiny_config
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models are fastest on one thread, and threads that wait for each other suffer on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(tmp_path_factory.mktemp("tiny"), tiny_config())

@@ -4,7 +4,7 @@ Queries follow two rules: rates use `$__rate_interval`, and a ratio has no value
 denominator is zero, so that an idle server shows "no traffic" and not a wrong number.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Json = dict[str, Any]
@@ -17,7 +17,8 @@ GRID_WIDTH = 24
 
 def total(metric: str, by: str = "", labels: str = INSTANCE) -> str:
     """Events a second, summed over everything but the labels in `by`."""
-    return f"sum by ({by}) (rate({metric}{{{labels}}}[$__rate_interval]))"
+    grouping = f" by ({by}) " if by else ""
+    return f"sum{grouping}(rate({metric}{{{labels}}}[$__rate_interval]))"
 
 
 def ratio(part: str, whole: str, by: str = "", labels: str = INSTANCE) -> str:
@@ -78,6 +79,11 @@ class Panel:
         if self.kind == "timeseries":
             return {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}}
         return {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value", "graphMode": "area"}
+
+
+def stat(panel: Panel, title: str, query: str, steps: dict[float, str] | None = None) -> Panel:
+    """The same panel as one large number."""
+    return replace(panel, title=title, queries={"": query}, kind="stat", width=6, height=5, steps=steps or {})
 
 
 def variable(name: str, label: str, query: str) -> Json:

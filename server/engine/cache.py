@@ -6,6 +6,7 @@ every layer. So a rejection is a cursor that does not move, and stale entries ar
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,8 @@ class KVCache:
 
     def write(self, layer: int, keys: Tensor, values: Tensor, batch: "TokenBatch") -> None:
         """Stores keys and values [tokens, kv heads, head_dim] at the batch's slots and positions."""
-        if batch.num_rows == 1:
-            self.keys[layer, batch.slot, :, batch.start : batch.end] = keys.transpose(0, 1)
-            self.values[layer, batch.slot, :, batch.start : batch.end] = values.transpose(0, 1)
-        else:
-            self.keys[layer][batch.slots, :, batch.positions] = keys
-            self.values[layer][batch.slots, :, batch.positions] = values
+        self.keys[layer][batch.slots, :, batch.positions] = keys
+        self.values[layer][batch.slots, :, batch.positions] = values
 
     def attend(self, layer: int, queries: Tensor, batch: "TokenBatch") -> Tensor:
         """Attention of queries [tokens, heads, head_dim] over their own slots -> [tokens, heads * head_dim].
@@ -59,56 +56,96 @@ class KVCache:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Flat tokens of one or several slots, and where each of them stands.
+    """Flat tokens of one or several rows, and where each of them stands.
 
-    `mask` is additive, [rows, 1, groups * width, end]; None where every query sees all keys.
-    `gather` [rows, width] pads rows of unequal length; None where all are equal.
+    What only torch's attention needs is made when it is first asked for.
     """
 
-    ids: Tensor
-    positions: Tensor
-    slots: Tensor
-    row_slots: slice | Tensor
-    num_rows: int
-    width: int
-    slot: int
-    start: int
-    end: int
-    mask: Tensor | None
-    gather: Tensor | None
-    is_token: Tensor | None
-    last_rows: Tensor
+    rows: list[Row]
+    device: torch.device
+    dtype: torch.dtype
+    num_groups: int
 
     @classmethod
     def of(cls, rows: list[Row], cache: KVCache) -> "TokenBatch":
         """The batch of these rows; the caller keeps every row within the cache's length."""
-        device = cache.keys.device
-        lengths = [len(ids) for _, _, ids in rows]
-        width, num_rows = max(lengths), len(rows)
-        end = max(start + len(ids) for _, start, ids in rows)
-        positions = torch.tensor([start + i for _, start, ids in rows for i in range(len(ids))], device=device)
-        ends = torch.tensor(lengths, device=device).cumsum(0)
-        is_ragged = min(lengths) < width
-        gather = is_token = None
-        if is_ragged:
-            offsets = torch.arange(width, device=device)
-            is_token = offsets < torch.tensor(lengths, device=device)[:, None]
-            gather = torch.where(is_token, (ends - torch.tensor(lengths, device=device))[:, None] + offsets, 0)
-        return cls(
-            ids=torch.tensor([token for _, _, ids in rows for token in ids], device=device),
-            positions=positions,
-            slots=torch.tensor([slot for slot, _, ids in rows for _ in ids], device=device),
-            row_slots=slot_range([slot for slot, _, _ in rows], device),
-            num_rows=num_rows,
-            width=width,
-            slot=rows[0][0],
-            start=rows[0][1],
-            end=end,
-            mask=attention_mask(positions, gather, num_rows, width, end, cache),
-            gather=gather,
-            is_token=is_token,
-            last_rows=ends - 1,
-        )
+        return cls(rows, cache.keys.device, cache.keys.dtype, cache.num_groups)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [len(ids) for _, _, ids in self.rows]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def width(self) -> int:
+        return max(self.lengths)
+
+    @cached_property
+    def flat(self) -> tuple[list[int], list[int], list[int]]:
+        """(ids, positions, slots) of all tokens."""
+        ids = [token for _, _, row in self.rows for token in row]
+        positions = [start + i for _, start, row in self.rows for i in range(len(row))]
+        return ids, positions, [slot for slot, _, row in self.rows for _ in row]
+
+    @cached_property
+    def ids(self) -> Tensor:
+        return torch.tensor(self.flat[0], device=self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        return torch.tensor(self.flat[1], device=self.device)
+
+    @cached_property
+    def slots(self) -> Tensor:
+        return torch.tensor(self.flat[2], device=self.device)
+
+    @cached_property
+    def row_slots(self) -> slice | Tensor:
+        return slot_range([slot for slot, _, _ in self.rows], self.device)
+
+    @property
+    def last_rows(self) -> Tensor:
+        """The index of each row's last token."""
+        return torch.tensor(self.lengths, device=self.device).cumsum(0) - 1
+
+    @property
+    def end(self) -> int:
+        return max(start + len(ids) for _, start, ids in self.rows)
+
+    @cached_property
+    def is_token(self) -> Tensor | None:
+        """Which cells of [rows, width] hold a token; None where all do."""
+        if min(self.lengths) == self.width:
+            return None
+        return torch.arange(self.width, device=self.device) < torch.tensor(self.lengths, device=self.device)[:, None]
+
+    @cached_property
+    def gather(self) -> Tensor | None:
+        """The token of each cell of [rows, width], any token where there is none; None where rows are equal."""
+        if self.is_token is None:
+            return None
+        return (self.is_token.flatten().cumsum(0) - 1).clamp(min=0).view(self.is_token.shape)
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """0 where a key's position is at most the query's, -inf elsewhere: [rows, 1, groups * width, end].
+
+        None for a single token, which sees all keys.
+        """
+        if self.num_tokens == 1:
+            return None
+        positions = self.positions.view(self.num_rows, -1) if self.gather is None else self.positions[self.gather]
+        is_hidden = torch.arange(self.end, device=self.device) > positions[..., None]
+        mask = torch.zeros(is_hidden.shape, dtype=self.dtype, device=self.device)
+        mask.masked_fill_(is_hidden, float("-inf"))
+        return mask.repeat(1, self.num_groups, 1)[:, None]
 
 
 def slot_range(slots: list[int], device: torch.device) -> slice | Tensor:
@@ -116,16 +153,3 @@ def slot_range(slots: list[int], device: torch.device) -> slice | Tensor:
     if slots == list(range(slots[0], slots[0] + len(slots))):
         return slice(slots[0], slots[0] + len(slots))
     return torch.tensor(slots, device=device)
-
-
-def attention_mask(
-    positions: Tensor, gather: Tensor | None, num_rows: int, width: int, end: int, cache: KVCache
-) -> Tensor | None:
-    """0 where a key's position is at most the query's, -inf elsewhere."""
-    if num_rows == 1 and width == 1:
-        return None
-    query_positions = positions.view(num_rows, width) if gather is None else positions[gather]
-    is_hidden = torch.arange(end, device=positions.device) > query_positions[..., None]
-    mask = torch.zeros(is_hidden.shape, dtype=cache.keys.dtype, device=positions.device)
-    mask.masked_fill_(is_hidden, float("-inf"))
-    return mask.repeat(1, cache.num_groups, 1)[:, None]

@@ -1,39 +1,48 @@
-"""One matrix product: prepacked by oneDNN where that works, `F.linear` elsewhere.
+"""One matrix product, and the panel layout in which the CPU kernels read its weight.
 
-`F.linear` repacks the weight at every call on a CPU; packed once, a product of 16 rows costs
-about as much as one of a single row, which is what makes verification cheap.
+Panels hold 16 outputs for each input, [out / 16, in, 16]; in bf16 two inputs share 32-bit lanes,
+[out / 16, in / 2, 16, 2]. A packed weight is kept once: torch's products unpack it when they need it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LANES = 16
+
 
 class Linear:
     """x [tokens, in] -> [tokens, out] for a weight [out, in] and an optional bias [out]."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.bias = bias
+    def __init__(self, weight: Tensor, bias: Tensor | None, is_packed: bool) -> None:
         self.out_features = weight.shape[0]
-        self.packed = pack(weight)
-        self.weight = None if self.packed is not None else weight.contiguous()
+        self.bias = bias
+        self.is_packed = is_packed
+        self.stored = pack(weight) if is_packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            assert self.weight is not None
-            return F.linear(x, self.weight, self.bias)
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return result
+        return F.linear(x.to(self.stored.dtype), self.weight, self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        return unpack(self.stored, self.out_features) if self.is_packed else self.stored
+
+    @property
+    def padded_bias(self) -> Tensor | None:
+        """The bias in fp32, padded to whole panels."""
+        return None if self.bias is None else F.pad(self.bias.float(), (0, -self.out_features % LANES)).contiguous()
 
 
-def pack(weight: Tensor) -> Tensor | None:
-    """The weight in oneDNN's own layout, or None where these private operators are absent or differ."""
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    try:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        probe = torch.ones(2, weight.shape[1], dtype=weight.dtype)
-        result = torch.ops.mkldnn._linear_pointwise(probe, packed, None, "none", [], "")
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return None
-    return packed if torch.allclose(result, F.linear(probe, weight), rtol=2e-2, atol=2e-2) else None
+def pack(weight: Tensor) -> Tensor:
+    """Panels of a weight [out, in]; outputs are padded with zeros to whole panels."""
+    padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % LANES))
+    panels = padded.view(-1, LANES, weight.shape[1])
+    if weight.dtype == torch.bfloat16:
+        return panels.unflatten(-1, (-1, 2)).transpose(1, 2).contiguous()
+    return panels.transpose(1, 2).contiguous()
+
+
+def unpack(panels: Tensor, out_features: int) -> Tensor:
+    """The weight [out, in] of `pack`'s result."""
+    rows = panels.transpose(1, 2).flatten(2) if panels.ndim == 4 else panels.transpose(1, 2)
+    return rows.reshape(-1, rows.shape[-1])[:out_features]

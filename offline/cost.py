@@ -1,0 +1,117 @@
+"""What a pass costs on this machine: a draft pass by the sub-layers it keeps, a full pass by its rows.
+
+Fitted to measured medians. Times are in seconds and include the output head and the choice of a token.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from tqdm import tqdm
+
+from offline.stage import StageRecord, Strict, digest_of, log, reused_or_made
+from offline.workbench import Workbench
+from server.engine import FULL, KVCache, SkipMask, TokenBatch
+
+MAX_DRAFT = 12
+"""Longest draft that is considered; verification is measured up to one row more."""
+CONTEXT = 128
+ROUNDS = 15
+
+
+class CostModel(Strict):
+    """draft = base + attention * kept attention sub-layers + mlp * kept MLPs; `full[r - 1]` is a full pass of r rows."""
+
+    num_layers: int
+    base: float
+    attention: float
+    mlp: float
+    full: list[float]
+
+    def draft(self, mask: SkipMask) -> float:
+        """Seconds to draft one token with this mask."""
+        kept_attention = self.num_layers - len(mask.attention)
+        return self.base + self.attention * kept_attention + self.mlp * (self.num_layers - len(mask.mlp))
+
+    def verify(self, rows: int) -> float:
+        """Seconds of a full pass over this many tokens."""
+        return self.full[rows - 1]
+
+    @property
+    def plain(self) -> float:
+        return self.full[0]
+
+
+class MeasuredCost(StageRecord):
+    """The fitted model, and its largest relative error on a measured draft pass."""
+
+    model: CostModel
+    worst_error: float
+
+
+def measure_cost(bench: Workbench, work: Path) -> MeasuredCost:
+    digest = digest_of(bench.digest, torch.get_num_threads(), MAX_DRAFT, CONTEXT, ROUNDS)
+    return reused_or_made(work / "cost.json", MeasuredCost, digest, lambda: make_cost(bench, digest))
+
+
+def make_cost(bench: Workbench, digest: str) -> MeasuredCost:
+    """Times draft passes of several masks and full passes of several rows, in turn, so that noise spreads evenly."""
+    num_layers = bench.model.config.num_layers
+    masks = timing_masks(num_layers)
+    context = min(CONTEXT, bench.model.config.max_length - MAX_DRAFT - 1)
+    cache = bench.model.new_cache(1, context + MAX_DRAFT + 1)
+    passes = [(mask, 1) for mask in masks] + [(FULL, rows) for rows in range(1, MAX_DRAFT + 2)]
+    timers = [lambda mask=mask, rows=rows: one_pass(bench, cache, context, mask, rows) for mask, rows in passes]
+    times = interleaved_medians(timers, ROUNDS)
+    fitted = fit(num_layers, masks, times[: len(masks)], times[len(masks) :])
+    errors = [abs(fitted.draft(mask) / measured - 1) for mask, measured in zip(masks, times, strict=False)]
+    log.info("cost: full pass %.2f ms, the half without the last layers %.2f", 1e3 * fitted.plain, fitted.draft(masks[1]) / fitted.plain)
+    return MeasuredCost(digest=digest, model=fitted, worst_error=max(errors))
+
+
+def timing_masks(num_layers: int) -> list[SkipMask]:
+    """Masks whose kept numbers of attentions and MLPs vary independently; the second skips the last half."""
+    every, back = range(num_layers), range(num_layers // 2, num_layers)
+    tail = range(num_layers // 4, num_layers)
+    return [FULL] + [
+        SkipMask(frozenset(attention), frozenset(mlp))
+        for attention, mlp in [(back, back), (every, ()), ((), every), (back, ()), ((), back), (tail, tail), (every, every)]
+    ]
+
+
+@torch.inference_mode()
+def one_pass(bench: Workbench, cache: KVCache, context: int, mask: SkipMask, rows: int) -> None:
+    """A pass as the engine makes it: batch, forward, head, and the choice read back to the host."""
+    batch = TokenBatch.of([(0, context, [1] * rows)], cache)
+    logits = bench.model.logits(bench.model.forward(batch, cache, mask))
+    if mask is FULL:
+        logits.argmax(-1).tolist()
+    else:
+        torch.softmax(logits, -1).max(-1).values.tolist()
+
+
+def interleaved_medians(timers: Sequence[Callable[[], None]], rounds: int) -> list[float]:
+    """Median seconds of each, after one warm-up, all timed in turn in every round."""
+    samples: list[list[float]] = [[] for _ in timers]
+    for timer in timers:
+        timer()
+    for _ in tqdm(range(rounds), "cost of passes", delay=2, leave=False):
+        for timer, sample in zip(timers, samples, strict=True):
+            started = time.perf_counter()
+            timer()
+            sample.append(time.perf_counter() - started)
+    return [median(sample) for sample in samples]
+
+
+def fit(num_layers: int, masks: Sequence[SkipMask], drafts: Sequence[float], full: Sequence[float]) -> CostModel:
+    """Least squares with no negative part; full passes are smoothed to never fall with more rows."""
+    kept = np.array([[1, num_layers - len(m.attention), num_layers - len(m.mlp)] for m in masks], dtype=float)
+    (base, attention, mlp), _ = nnls(kept, np.array(drafts, dtype=float))
+    rising = np.maximum.accumulate(np.array(full, dtype=float))
+    return CostModel(
+        num_layers=num_layers, base=float(base), attention=float(attention), mlp=float(mlp), full=rising.tolist()
+    )

@@ -1,0 +1,95 @@
+"""What happens to every HTTP exchange beside its route: request id, access log, size limit, last resort."""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.errors import ApiError, BodyTooLargeError, api_error
+
+logger = logging.getLogger("server.access")
+
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+CLIENT_GONE = 499
+"""What proxies log for a client that left before it was answered."""
+
+
+class Exchange:
+    """Outermost middleware: names the request, logs one line for it, and turns what nobody caught into a 500.
+
+    The line has method, path, status and time; never a header, a query or a body.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        started = time.perf_counter()
+        status = CLIENT_GONE
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_named)
+        except Exception as error:
+            failure = api_error(error)
+            if status != CLIENT_GONE:
+                raise
+            await failure.response(scope, receive, send_named)
+        finally:
+            logger.info(
+                "method=%s path=%s status=%d seconds=%.3f request_id=%s",
+                scope["method"],
+                scope["path"].encode("ascii", "backslashreplace").decode(),
+                status,
+                time.perf_counter() - started,
+                request_id,
+            )
+
+
+class BodyLimit:
+    """Middleware that reads the body up to a limit, and answers 413 beyond it before anything is parsed."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            messages = await self.read(Headers(scope=scope), receive)
+        except ApiError as error:
+            await error.response(scope, receive, send)
+            return
+
+        async def replay() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        await self.app(scope, replay, send)
+
+    async def read(self, headers: Headers, receive: Receive) -> list[Message]:
+        """All messages of the body; raises `BodyTooLargeError` at the first byte too many."""
+        announced = headers.get("content-length", "")
+        num_bytes = int(announced) if announced.isdecimal() else 0
+        messages: list[Message] = []
+        while num_bytes <= self.max_bytes:
+            messages.append(await receive())
+            if not messages[-1].get("more_body", False):
+                return messages
+            num_bytes = sum(len(message.get("body", b"")) for message in messages)
+        raise BodyTooLargeError(f"The body is larger than {self.max_bytes:,} bytes.")

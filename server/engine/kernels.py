@@ -1,0 +1,155 @@
+"""Binds `native/decoder.cpp`: the forward of few rows on a CPU, built for several instruction sets.
+
+The library is chosen by what the processor offers. Where there is none (another processor, a GPU,
+a build without a compiler) the decoder's torch path does the same work.
+"""
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_uint8, c_void_p
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.engine.cache import KVCache, TokenBatch
+from server.engine.checkpoint import DecoderConfig
+from server.engine.linear import LANES
+from server.engine.types import SkipMask
+
+MAX_WIDTH = 32
+"""Rows of more tokens than this are prefill, which is bound by arithmetic: torch's products do it better."""
+
+LIBRARIES = {"AVX512": "x86_64_v4", "AVX2": "x86_64_v3"}
+"""Torch's name of the processor's capability -> our build for it."""
+
+
+class LayerPointers(Structure):
+    _fields_ = [
+        (name, c_void_p)
+        for name in (
+            "attention_norm qkv qkv_bias query_norm key_norm output output_bias "
+            "mlp_norm gate_up gate_up_bias down down_bias"
+        ).split()
+    ]
+
+
+class Shape(Structure):
+    _fields_ = [
+        *(
+            (name, c_int)
+            for name in "num_layers hidden intermediate heads kv_heads head_dim vocabulary is_bf16 num_threads".split()
+        ),
+        ("epsilon", c_float),
+    ]
+
+
+class Rows(Structure):
+    _fields_ = [
+        *((name, c_int) for name in "count num_slots max_length".split()),
+        *((name, c_void_p) for name in "ids positions slots keys values is_skipped hidden".split()),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The build for this processor, or None."""
+    name = LIBRARIES.get(torch.backends.cpu.get_cpu_capability())
+    found = sorted((Path(__file__).parent / "native").glob(f"{name}.*so"))
+    if not found:
+        return None
+    kernels = ctypes.CDLL(str(found[0]))
+    kernels.decoder_new.restype = c_void_p
+    kernels.decoder_new.argtypes = [POINTER(Shape), POINTER(LayerPointers), *[c_void_p] * 6]
+    kernels.decoder_forward.argtypes = [c_void_p, POINTER(Rows)]
+    kernels.decoder_forward.restype = None
+    kernels.decoder_logits.argtypes = [c_void_p, c_int, c_void_p, c_void_p]
+    kernels.decoder_logits.restype = None
+    kernels.decoder_free.argtypes = [c_void_p]
+    kernels.decoder_free.restype = None
+    return kernels
+
+
+def is_supported(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels can run this model: on a CPU, in fp32 or bf16, in whole vectors."""
+    is_whole = config.intermediate_size % LANES == 0 and config.head_dim % LANES == 0 and config.hidden_size % 2 == 0
+    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and is_whole and library() is not None
+
+
+class NativeDecoder:
+    """The C++ decoder over packed weights; keeps every tensor that it points to alive.
+
+    `layers` has one dict of named tensors for each layer, None where the model has no such part.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: list[dict[str, Tensor | None]],
+        edges: list[Tensor | None],
+        num_threads: int,
+    ) -> None:
+        """`edges`: final norm, packed head, head bias, embeddings, cos and sin, in the order of `decoder_new`."""
+        kernels = library()
+        assert kernels is not None
+        self.kernels = kernels
+        self.config = config
+        self.tensors = [edges, *(list(layer.values()) for layer in layers)]
+        pointers = (LayerPointers * len(layers))(*(LayerPointers(**{k: address(v) for k, v in x.items()}) for x in layers))
+        embeddings = edges[3]
+        assert embeddings is not None
+        shape = Shape(
+            config.num_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.vocabulary_size,
+            int(embeddings.dtype == torch.bfloat16),
+            num_threads,
+            config.norm_epsilon,
+        )
+        self.handle = kernels.decoder_new(byref(shape), pointers, *(address(tensor) for tensor in edges))
+        self.skip_bytes: dict[SkipMask, np.ndarray] = {}
+
+    def __del__(self) -> None:
+        self.kernels.decoder_free(self.handle)
+
+    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
+        """Hidden states [tokens, hidden_size] in fp32, as `Decoder.forward`."""
+        hidden = torch.empty(batch.num_tokens, self.config.hidden_size)
+        ids, positions, slots = (np.array(values, np.int32) for values in batch.flat)
+        rows = Rows(
+            batch.num_tokens,
+            cache.num_slots,
+            cache.max_length,
+            ids.ctypes.data_as(c_void_p),
+            positions.ctypes.data_as(c_void_p),
+            slots.ctypes.data_as(c_void_p),
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+            self.skipped(mask).ctypes.data_as(c_void_p),
+            hidden.data_ptr(),
+        )
+        self.kernels.decoder_forward(self.handle, byref(rows))
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [tokens, vocabulary_size] of hidden states in fp32."""
+        hidden = hidden.float().contiguous()
+        out = torch.empty(hidden.shape[0], self.config.vocabulary_size)
+        self.kernels.decoder_logits(self.handle, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
+        return out
+
+    def skipped(self, mask: SkipMask) -> np.ndarray:
+        if mask not in self.skip_bytes:
+            layers = range(self.config.num_layers)
+            flags = [[layer in mask.attention, layer in mask.mlp] for layer in layers]
+            self.skip_bytes[mask] = np.array(flags, np.uint8)
+        return self.skip_bytes[mask]
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,437 @@
+// One forward of a Llama-shaped decoder for few rows on a CPU: what a decode, draft or verification
+// step costs. Weights are read once for all rows and multiplied in fp32.
+//
+// Batch invariance: every sum below runs in one fixed order for each row, whatever other rows are
+// in the batch. So verifying eight tokens gives bit for bit the logits of decoding them one by one,
+// and speculation is lossless in bf16 too.
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+typedef float f16 __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t u16 __attribute__((vector_size(64), aligned(4)));
+typedef int32_t i16 __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t h16 __attribute__((vector_size(32), aligned(2)));
+constexpr int LANES = 16;
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline f16 splat(float x) { return f16{} + x; }
+
+inline float sum(f16 v) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += v[i];
+  return total;
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+inline void store(float *to, float x) { *to = x; }
+inline void store(bf16 *to, float x) {  // round to nearest even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  to->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline f16 load(const float *x) { return *(const f16 *)x; }
+inline f16 load(const bf16 *x) { return (f16)(__builtin_convertvector(*(const h16 *)x, u16) << 16); }
+
+// Two consecutive inputs of 16 outputs. bf16 panels interleave the pair in 32-bit lanes.
+inline void load_pair(const float *w, f16 &even, f16 &odd) {
+  even = load(w);
+  odd = load(w + LANES);
+}
+inline void load_pair(const bf16 *w, f16 &even, f16 &odd) {
+  u16 both = *(const u16 *)w;
+  even = (f16)(both << 16);
+  odd = (f16)(both & 0xffff0000u);
+}
+
+// exp with 2e-7 relative error: 2^n by the exponent bits, 2^f by a polynomial on [-0.5, 0.5].
+inline f16 exp16(f16 x) {
+  f16 low = splat(-87.0f), high = splat(88.0f);
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  f16 t = x * 1.44269504f;
+  f16 shifted = t + 12582912.0f;
+  f16 n = shifted - 12582912.0f;
+  f16 f = (x - n * 0.693145751953125f) - n * 1.42860677e-6f;
+  f16 p = splat(1.9875691500e-4f);
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  i16 exponent = (__builtin_convertvector(n, i16) + 127) << 23;
+  return p * (f16)exponent;
+}
+
+// Workers that sleep between steps and meet at barriers within one.
+class Team {
+ public:
+  explicit Team(int size) : size_(size) {
+    for (int i = 1; i < size; i++) threads_.emplace_back([this, i] { work(i); });
+  }
+  ~Team() {
+    job_ = nullptr;
+    start();
+    for (auto &thread : threads_) thread.join();
+  }
+  template <class F>
+  void run(F &&body) {
+    auto call = [](void *context, int rank) { (*static_cast<F *>(context))(rank); };
+    context_ = &body;
+    job_ = call;
+    start();
+    body(0);
+    barrier();
+  }
+  void barrier() {
+    if (size_ == 1) return;
+    int phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++)
+      if (spins > 4000) std::this_thread::yield();
+  }
+  int size() const { return size_; }
+
+ private:
+  void start() {
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+  }
+  void work(int rank) {
+    for (unsigned seen = 0;;) {
+      for (int spins = 0; spins < 20000 && generation_.load(std::memory_order_acquire) == seen; spins++)
+        ;
+      generation_.wait(seen, std::memory_order_acquire);
+      seen++;
+      if (!job_) return;
+      job_(context_, rank);
+      barrier();
+    }
+  }
+  int size_;
+  std::atomic<unsigned> generation_{0};
+  std::atomic<int> arrived_{0}, phase_{0};
+  void (*job_)(void *, int) = nullptr;
+  void *context_ = nullptr;
+  std::vector<std::thread> threads_;
+};
+
+struct Part {
+  int first, last;
+};
+inline Part part(int total, int rank, int size) { return {total * rank / size, total * (rank + 1) / size}; }
+
+}  // namespace
+
+// Weights are panels [out / 16][in / 2][16][2] (bf16) or [out / 16][in][16] (fp32); norms, biases and
+// RoPE tables are fp32; absent parts are null.
+struct Layer {
+  const float *attention_norm;
+  const void *qkv;
+  const float *qkv_bias, *query_norm, *key_norm;
+  const void *output;
+  const float *output_bias, *mlp_norm;
+  const void *gate_up;
+  const float *gate_up_bias;
+  const void *down;
+  const float *down_bias;
+};
+
+struct Shape {
+  int num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, is_bf16, num_threads;
+  float epsilon;
+};
+
+struct Rows {
+  int count, num_slots, max_length;
+  const int32_t *ids, *positions, *slots;
+  void *keys, *values;      // [layers][slots][kv heads][positions][head_dim]
+  const uint8_t *is_skipped;  // [layers][attention, mlp]
+  float *hidden;            // [count][hidden], the result
+};
+
+namespace {
+
+struct Model {
+  virtual ~Model() = default;
+  virtual void forward(const Rows &rows) = 0;
+  virtual void logits(int count, const float *hidden, float *out) = 0;
+};
+
+template <class T>
+class Decoder final : public Model {
+ public:
+  Decoder(const Shape &s, const Layer *layers, const float *norm, const void *head, const float *head_bias,
+          const void *embeddings, const float *cos, const float *sin)
+      : s_(s), layers_(layers, layers + s.num_layers), norm_(norm), head_((const T *)head), head_bias_(head_bias),
+        embeddings_((const T *)embeddings), cos_(cos), sin_(sin), team_(s.num_threads) {}
+
+  void forward(const Rows &rows) override {
+    resize(rows);
+    team_.run([&](int rank) {
+      embed(rows, rank);
+      for (int layer = 0; layer < s_.num_layers; layer++) {
+        if (!rows.is_skipped[2 * layer]) attention(rows, layer, rank);
+        if (!rows.is_skipped[2 * layer + 1]) mlp(rows, layers_[layer], rank);
+      }
+      normalise(rows.count, x_.data(), norm_, rows.hidden, rank);
+    });
+  }
+
+  void logits(int count, const float *hidden, float *out) override {
+    team_.run([&](int rank) {
+      multiply(rank, count, hidden, s_.hidden, head_, s_.hidden, panels(s_.vocabulary), [&](int row, int first, f16 acc) {
+        for (int i = 0; i < LANES && first + i < s_.vocabulary; i++)
+          out[size_t(row) * s_.vocabulary + first + i] = acc[i] + (head_bias_ ? head_bias_[first + i] : 0);
+      });
+    });
+  }
+
+ private:
+  static int panels(int outputs) { return (outputs + LANES - 1) / LANES; }
+  int qkv_width() const { return (s_.heads + 2 * s_.kv_heads) * s_.head_dim; }
+
+  void resize(const Rows &rows) {
+    x_.resize(size_t(rows.count) * s_.hidden);
+    normed_.resize(x_.size());
+    qkv_.resize(size_t(rows.count) * panels(qkv_width()) * LANES);
+    mixed_.resize(size_t(rows.count) * s_.heads * s_.head_dim);
+    inner_.resize(size_t(rows.count) * s_.intermediate);
+    scores_.resize(size_t(team_.size()) * (rows.max_length + LANES));
+  }
+
+  void embed(const Rows &rows, int rank) {
+    auto [first, last] = part(rows.count, rank, team_.size());
+    for (int r = first; r < last; r++)
+      for (int i = 0; i < s_.hidden; i++)
+        x_[size_t(r) * s_.hidden + i] = to_float(embeddings_[size_t(rows.ids[r]) * s_.hidden + i]);
+    team_.barrier();
+  }
+
+  static float inverse_rms(const float *x, int size, float epsilon) {
+    float squares = 0;
+    int i = 0;
+    f16 acc{};
+    for (; i + LANES <= size; i += LANES) acc += load(x + i) * load(x + i);
+    for (; i < size; i++) squares += x[i] * x[i];
+    return 1.0f / std::sqrt((sum(acc) + squares) / size + epsilon);
+  }
+
+  void normalise(int count, const float *x, const float *weight, float *out, int rank) {
+    auto [first, last] = part(count, rank, team_.size());
+    for (int r = first; r < last; r++) {
+      const float *row = x + size_t(r) * s_.hidden;
+      float scale = inverse_rms(row, s_.hidden, s_.epsilon);
+      for (int i = 0; i < s_.hidden; i++) out[size_t(r) * s_.hidden + i] = row[i] * scale * weight[i];
+    }
+    team_.barrier();
+  }
+
+  // Calls finish(row, first output, 16 sums) for every row and this rank's panels.
+  template <class F>
+  void multiply(int rank, int count, const float *x, int stride, const T *w, int inputs, int num_panels, F &&finish) {
+    auto [first, last] = part(num_panels, rank, team_.size());
+    int p = first;
+    auto sweep = [&](auto width) {
+      constexpr int P = decltype(width)::value;
+      for (; p + P <= last; p += P) {
+        int r = 0;
+        for (; r + 4 <= count; r += 4) block<4, P>(r, x, stride, w, inputs, p, finish);
+        for (; r + 2 <= count; r += 2) block<2, P>(r, x, stride, w, inputs, p, finish);
+        for (; r < count; r++) block<1, P>(r, x, stride, w, inputs, p, finish);
+      }
+    };
+    if (count == 1) sweep(std::integral_constant<int, 8>());
+    sweep(std::integral_constant<int, 4>());
+    sweep(std::integral_constant<int, 1>());
+  }
+
+  template <int R, int P, class F>
+  void block(int row, const float *x, int stride, const T *w, int inputs, int panel, F &finish) {
+    f16 acc[R][P] = {};
+    const float *rows = x + size_t(row) * stride;
+    const T *base = w + size_t(panel) * LANES * inputs;
+    for (int k = 0; k < inputs; k += 2)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) {
+        f16 even, odd;
+        load_pair(base + (size_t(p) * inputs + k) * LANES, even, odd);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          acc[r][p] += even * rows[size_t(r) * stride + k];
+          acc[r][p] += odd * rows[size_t(r) * stride + k + 1];
+        }
+      }
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < P; p++) finish(row + r, (panel + p) * LANES, acc[r][p]);
+  }
+
+  void attention(const Rows &rows, int index, int rank) {
+    const Layer &layer = layers_[index];
+    const int width = panels(qkv_width()) * LANES;
+    normalise(rows.count, x_.data(), layer.attention_norm, normed_.data(), rank);
+    multiply(rank, rows.count, normed_.data(), s_.hidden, (const T *)layer.qkv, s_.hidden, width / LANES,
+             [&](int row, int first, f16 acc) {
+               f16 *out = (f16 *)&qkv_[size_t(row) * width + first];
+               *out = layer.qkv_bias ? acc + load(layer.qkv_bias + first) : acc;
+             });
+    team_.barrier();
+    place(rows, index, width, rank);
+    team_.barrier();
+    auto [first, last] = part(rows.count * s_.kv_heads, rank, team_.size());
+    for (int i = first; i < last; i++) mix(rows, index, width, i / s_.kv_heads, i % s_.kv_heads, rank);
+    team_.barrier();
+    add(rows.count, mixed_.data(), s_.heads * s_.head_dim, (const T *)layer.output, layer.output_bias, rank);
+  }
+
+  T *cell(void *cache, const Rows &rows, int layer, int row, int head, int position) const {
+    size_t head_index = (size_t(layer) * rows.num_slots + rows.slots[row]) * s_.kv_heads + head;
+    return (T *)cache + (head_index * rows.max_length + position) * s_.head_dim;
+  }
+
+  // Head norms and RoPE in place; keys and values go to the cache.
+  void place(const Rows &rows, int index, int width, int rank) {
+    const Layer &layer = layers_[index];
+    auto [first, last] = part(rows.count, rank, team_.size());
+    for (int r = first; r < last; r++) {
+      float *heads = &qkv_[size_t(r) * width];
+      const int position = rows.positions[r];
+      for (int h = 0; h < s_.heads + s_.kv_heads; h++)
+        rotate(heads + h * s_.head_dim, h < s_.heads ? layer.query_norm : layer.key_norm, position);
+      for (int h = 0; h < s_.kv_heads; h++) {
+        const float *key = heads + (s_.heads + h) * s_.head_dim;
+        const float *value = key + s_.kv_heads * s_.head_dim;
+        T *key_cell = cell(rows.keys, rows, index, r, h, position);
+        T *value_cell = cell(rows.values, rows, index, r, h, position);
+        for (int i = 0; i < s_.head_dim; i++) store(key_cell + i, key[i]), store(value_cell + i, value[i]);
+      }
+    }
+  }
+
+  void rotate(float *head, const float *norm, int position) const {
+    const int half = s_.head_dim / 2;
+    if (norm) {
+      float scale = inverse_rms(head, s_.head_dim, s_.epsilon);
+      for (int i = 0; i < s_.head_dim; i++) head[i] *= scale * norm[i];
+    }
+    const float *cos = cos_ + size_t(position) * s_.head_dim, *sin = sin_ + size_t(position) * s_.head_dim;
+    for (int i = 0; i < half; i++) {
+      float low = head[i], high = head[i + half];
+      head[i] = low * cos[i] + high * sin[i];  // `sin` carries the sign of the swapped half
+      head[i + half] = high * cos[i + half] + low * sin[i + half];
+    }
+  }
+
+  // Attention of one row's query heads over one key head.
+  void mix(const Rows &rows, int index, int width, int row, int kv_head, int rank) {
+    const int groups = s_.heads / s_.kv_heads, length = rows.positions[row] + 1, dim = s_.head_dim;
+    const T *keys = cell(rows.keys, rows, index, row, kv_head, 0);
+    const T *values = cell(rows.values, rows, index, row, kv_head, 0);
+    float *scores = &scores_[size_t(rank) * (rows.max_length + LANES)];
+    const float scale = 1.0f / std::sqrt(float(dim));
+    for (int g = 0; g < groups; g++) {
+      const int head = kv_head * groups + g;
+      const float *query = &qkv_[size_t(row) * width + head * dim];
+      float highest = -INFINITY;
+      for (int t = 0; t < length; t++) {
+        f16 acc{};
+        for (int i = 0; i < dim; i += LANES) acc += load(query + i) * load(keys + size_t(t) * dim + i);
+        scores[t] = sum(acc) * scale;
+        highest = std::max(highest, scores[t]);
+      }
+      for (int t = length; t < length + LANES; t++) scores[t] = -INFINITY;
+      f16 total{};
+      for (int t = 0; t < length; t += LANES) {
+        f16 p = exp16(load(scores + t) - highest);
+        for (int i = 0; i < LANES; i++)
+          if (t + i >= length) p[i] = 0;
+        *(f16 *)(scores + t) = p;
+        total += p;
+      }
+      const float share = 1.0f / sum(total);
+      float *out = &mixed_[(size_t(row) * s_.heads + head) * dim];
+      for (int i = 0; i < dim; i += LANES) {
+        f16 acc{};
+        for (int t = 0; t < length; t++) acc += load(values + size_t(t) * dim + i) * scores[t];
+        *(f16 *)(out + i) = acc * share;
+      }
+    }
+  }
+
+  void mlp(const Rows &rows, const Layer &layer, int rank) {
+    const int num_panels = s_.intermediate / LANES;
+    const T *gate_up = (const T *)layer.gate_up;
+    const T *up = gate_up + size_t(s_.intermediate) * s_.hidden;
+    normalise(rows.count, x_.data(), layer.mlp_norm, normed_.data(), rank);
+    multiply(rank, rows.count, normed_.data(), s_.hidden, gate_up, s_.hidden, num_panels, [&](int row, int first, f16 acc) {
+      f16 gate = layer.gate_up_bias ? acc + load(layer.gate_up_bias + first) : acc;
+      *(f16 *)&inner_[size_t(row) * s_.intermediate + first] = gate / (exp16(-gate) + 1.0f);
+    });
+    multiply(rank, rows.count, normed_.data(), s_.hidden, up, s_.hidden, num_panels, [&](int row, int first, f16 acc) {
+      f16 value = layer.gate_up_bias ? acc + load(layer.gate_up_bias + s_.intermediate + first) : acc;
+      *(f16 *)&inner_[size_t(row) * s_.intermediate + first] *= value;
+    });
+    team_.barrier();
+    add(rows.count, inner_.data(), s_.intermediate, (const T *)layer.down, layer.down_bias, rank);
+  }
+
+  // x += weight * input, the residual connection.
+  void add(int count, const float *input, int inputs, const T *weight, const float *bias, int rank) {
+    multiply(rank, count, input, inputs, weight, inputs, panels(s_.hidden), [&](int row, int first, f16 acc) {
+      float *x = &x_[size_t(row) * s_.hidden];
+      for (int i = 0; i < LANES && first + i < s_.hidden; i++) x[first + i] += acc[i] + (bias ? bias[first + i] : 0);
+    });
+    team_.barrier();
+  }
+
+  Shape s_;
+  std::vector<Layer> layers_;
+  const float *norm_;
+  const T *head_;
+  const float *head_bias_;
+  const T *embeddings_;
+  const float *cos_, *sin_;
+  std::vector<float> x_, normed_, qkv_, mixed_, inner_, scores_;
+  Team team_;
+};
+
+}  // namespace
+
+extern "C" {
+
+void *decoder_new(const Shape *shape, const Layer *layers, const float *norm, const void *head, const float *head_bias,
+                  const void *embeddings, const float *cos, const float *sin) {
+  if (shape->is_bf16) return new Decoder<bf16>(*shape, layers, norm, head, head_bias, embeddings, cos, sin);
+  return new Decoder<float>(*shape, layers, norm, head, head_bias, embeddings, cos, sin);
+}
+
+void decoder_forward(void *decoder, const Rows *rows) { static_cast<Model *>(decoder)->forward(*rows); }
+
+void decoder_logits(void *decoder, int count, const float *hidden, float *out) {
+  static_cast<Model *>(decoder)->logits(count, hidden, out);
+}
+
+void decoder_free(void *decoder) { delete static_cast<Model *>(decoder); }
+}

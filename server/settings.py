@@ -1,0 +1,154 @@
+"""Settings of the server, read once at the edge: flags, then `KNNSSD_*` variables, then defaults.
+
+Inward travel the frozen dataclasses that the properties build.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from server.app import AppConfig
+from server.deployment import Source
+from server.engine import EngineConfig, Method
+from server.worker import QueueLimits
+
+DEMO = Path(__file__).parent / "demo"
+DEMO_NAME = "knn-ssd-demo"
+
+
+class Settings(BaseSettings):
+    """OpenAI-compatible server. Every flag is also a variable: --max-batch is KNNSSD_MAX_BATCH; the flag wins."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="KNNSSD_",
+        env_ignore_empty=True,
+        extra="forbid",
+        cli_prog_name="knn-ssd-server",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    model: str | None = None
+    """Model folder or hub name; without it, the embedded demonstration model."""
+    served_model_name: str | None = None
+    """Name that requests use; without it, the last part of the model's name."""
+    artifact: Path | None = None
+    """Routing artifact folder of this model, made by `knn-ssd-offline calibrate`."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings along."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes CUDA where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; auto keeps the checkpoint's own."""
+    method: Literal["plain", "skip", "lookup", "cascade"] | None = None
+    """How tokens are drafted; without it, cascade with an artifact and lookup without one."""
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Sequences decoded at once; each holds a slot of the cache."""
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """Longest prompt and answer together, in tokens; without it, the model's own limit."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one."""
+    max_queue: Annotated[int, Field(ge=0)] = 128
+    """Requests that may wait beyond those decoded; more are refused with 429."""
+    max_queue_tokens: Annotated[int, Field(ge=1)] = 262_144
+    """Prompt tokens of all unfinished requests together; more are refused with 429."""
+    max_choices: Annotated[int, Field(ge=1, le=128)] = 8
+    """Largest number of answers that one request may ask for."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    """Largest request body; a larger one is refused with 413."""
+    request_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds after which a request is ended with an error."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds that running requests get to finish after SIGTERM."""
+    api_keys: SecretStr = SecretStr("")
+    """Comma-separated keys; with one or more, requests need `Authorization: Bearer KEY`."""
+    api_key_file: Path | None = None
+    """File with one key a line; the keys are added to those of --api-keys."""
+    cors_origins: str = ""
+    """Comma-separated origins that browsers may call from; * allows all."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines that are printed."""
+
+    @model_validator(mode="after")
+    def check_together(self) -> Self:
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: this machine has no CUDA device; use --device cpu")
+        if self.method in ("skip", "cascade") and self.artifact_folder is None:
+            raise ValueError(f"--method {self.method} needs --artifact; run `knn-ssd-offline calibrate` for this model")
+        return self
+
+    @property
+    def artifact_folder(self) -> Path | None:
+        """The artifact to load; the embedded one belongs to the embedded model only."""
+        return self.artifact or (DEMO / "artifact" if self.model is None else None)
+
+    @property
+    def source(self) -> Source:
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return Source(
+            model=self.model or str(DEMO / "model"),
+            name=self.served_model_name or (Path(self.model).name if self.model else DEMO_NAME),
+            artifact=self.artifact_folder,
+            dtype=None if self.dtype == "auto" else getattr(torch, self.dtype),
+            device=torch.device(device),
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        method = self.method or ("cascade" if self.artifact_folder else "lookup")
+        return EngineConfig(max_batch=self.max_batch, max_length=self.max_length, method=Method(method))
+
+    @property
+    def queue_limits(self) -> QueueLimits:
+        return QueueLimits(self.max_batch + self.max_queue, self.max_queue_tokens)
+
+    @property
+    def app_config(self) -> AppConfig:
+        return AppConfig(
+            api_keys=(*split(self.api_keys.get_secret_value()), *read_keys(self.api_key_file)),
+            cors_origins=split(self.cors_origins),
+            max_body_bytes=self.max_body_bytes,
+            max_choices=self.max_choices,
+            request_timeout=self.request_timeout,
+        )
+
+
+def split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """Keys of a file, one a line; a file without any would open the server by accident and is refused."""
+    if path is None:
+        return ()
+    try:
+        keys = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--api-key-file {path}: cannot be read: {error}") from error
+    if not keys:
+        raise SettingsError(f"--api-key-file {path}: holds no key")
+    return keys
+
+
+def read_settings(arguments: list[str]) -> Settings:
+    """Settings from flags and environment; raises `SettingsError` with one clear line."""
+    try:
+        return Settings(_cli_parse_args=arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            name = str(first["loc"][0])
+            message = f"--{name.replace('_', '-')} (KNNSSD_{name.upper()}): {message}"
+        raise SettingsError(message) from error
