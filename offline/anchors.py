@@ -37,9 +37,7 @@ class Anchors(StageRecord):
 
 
 def place_anchors(collection: Collection, settings: CalibrationSettings, work: Path) -> Anchors:
-    digest = digest_of(
-        collection.digest, settings.anchors_per_domain, settings.threshold_quantile, settings.seed
-    )
+    digest = digest_of(collection.digest, settings.anchors_per_domain, settings.threshold_quantile, settings.seed)
 
     def make() -> Anchors:
         vectors = read_vectors(collection, work)

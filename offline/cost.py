@@ -5,6 +5,7 @@ Fitted to measured medians. Times are in seconds and include the output head and
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from offline.stage import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.workbench import Workbench
-from server.engine import FULL, KVCache, SkipMask, TokenBatch
+from server.engine import KVCache, SkipMask, TokenBatch
 
 MAX_DRAFT = 12
 """Longest draft that is considered; verification is measured up to one row more."""
@@ -24,7 +25,7 @@ ROUNDS = 15
 
 
 class CostModel(Strict):
-    """draft = base + attention * kept attention sub-layers + mlp * kept MLPs; `full[r - 1]` is a full pass of r rows."""
+    """A draft pass costs base + attention * kept attentions + mlp * kept MLPs, a full pass of r rows `full[r - 1]`."""
 
     num_layers: int
     base: float
@@ -64,34 +65,40 @@ def make_cost(bench: Workbench, digest: str) -> MeasuredCost:
     masks = timing_masks(num_layers)
     context = min(CONTEXT, bench.model.config.max_length - MAX_DRAFT - 1)
     cache = bench.model.new_cache(1, context + MAX_DRAFT + 1)
-    passes = [(mask, 1) for mask in masks] + [(FULL, rows) for rows in range(1, MAX_DRAFT + 2)]
-    timers = [lambda mask=mask, rows=rows: one_pass(bench, cache, context, mask, rows) for mask, rows in passes]
-    times = interleaved_medians(timers, ROUNDS)
+    drafts = [partial(draft_pass, bench, cache, context, mask) for mask in masks]
+    checks = [partial(full_pass, bench, cache, context, rows) for rows in range(1, MAX_DRAFT + 2)]
+    times = interleaved_medians([*drafts, *checks], ROUNDS)
     fitted = fit(num_layers, masks, times[: len(masks)], times[len(masks) :])
     errors = [abs(fitted.draft(mask) / measured - 1) for mask, measured in zip(masks, times, strict=False)]
-    log.info("cost: full pass %.2f ms, the half without the last layers %.2f", 1e3 * fitted.plain, fitted.draft(masks[1]) / fitted.plain)
+    half = fitted.draft(masks[1]) / fitted.plain
+    log.info(
+        "cost: a full pass takes %.2f ms, one of the first half of the layers %.2f of it", 1e3 * fitted.plain, half
+    )
     return MeasuredCost(digest=digest, model=fitted, worst_error=max(errors))
 
 
 def timing_masks(num_layers: int) -> list[SkipMask]:
-    """Masks whose kept numbers of attentions and MLPs vary independently; the second skips the last half."""
-    every, back = range(num_layers), range(num_layers // 2, num_layers)
-    tail = range(num_layers // 4, num_layers)
-    return [FULL] + [
-        SkipMask(frozenset(attention), frozenset(mlp))
-        for attention, mlp in [(back, back), (every, ()), ((), every), (back, ()), ((), back), (tail, tail), (every, every)]
-    ]
+    """Masks whose numbers of kept attentions and MLPs vary independently; the second skips the last half."""
+    none: frozenset[int] = frozenset()
+    every, back, tail = (frozenset(range(first, num_layers)) for first in (0, num_layers // 2, num_layers // 4))
+    both = [SkipMask(layers, layers) for layers in (none, back, tail, every)]
+    one = [SkipMask(every, none), SkipMask(none, every), SkipMask(back, none), SkipMask(none, back)]
+    return both + one
 
 
 @torch.inference_mode()
-def one_pass(bench: Workbench, cache: KVCache, context: int, mask: SkipMask, rows: int) -> None:
-    """A pass as the engine makes it: batch, forward, head, and the choice read back to the host."""
+def draft_pass(bench: Workbench, cache: KVCache, context: int, mask: SkipMask) -> None:
+    """A pass as the engine drafts one token: batch, forward, head, token and confidence read back to the host."""
+    batch = TokenBatch.of([(0, context, [1])], cache)
+    top, token = torch.softmax(bench.model.logits(bench.model.forward(batch, cache, mask)), -1).max(-1)
+    top.tolist(), token.tolist()
+
+
+@torch.inference_mode()
+def full_pass(bench: Workbench, cache: KVCache, context: int, rows: int) -> None:
+    """A pass as the engine verifies `rows` tokens."""
     batch = TokenBatch.of([(0, context, [1] * rows)], cache)
-    logits = bench.model.logits(bench.model.forward(batch, cache, mask))
-    if mask is FULL:
-        logits.argmax(-1).tolist()
-    else:
-        torch.softmax(logits, -1).max(-1).values.tolist()
+    bench.model.logits(bench.model.forward(batch, cache)).argmax(-1).tolist()
 
 
 def interleaved_medians(timers: Sequence[Callable[[], None]], rounds: int) -> list[float]:

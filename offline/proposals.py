@@ -5,9 +5,15 @@ Everything here is generic over a function from masks to scores, and determinist
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 from bayes_opt import BayesianOptimization
 from bayes_opt.acquisition import UpperConfidenceBound
+from bayes_opt.target_space import TargetSpace
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
 from server.engine import FULL, SkipMask
@@ -17,6 +23,7 @@ ScoreMask = Callable[[SkipMask], float]
 EXPECTED_FLIPS = 3
 """Sub-layers that a random Bayesian sample changes on average: further away, hardly any mask is good."""
 NUM_REGISTERED = 60
+NUM_SAMPLES = 2000
 KAPPA = 1.0
 
 
@@ -28,7 +35,8 @@ def prefix_masks(num_layers: int) -> list[SkipMask]:
 def rule_masks(num_layers: int) -> list[SkipMask]:
     """The starting points: no skipping, early exits, and every other layer."""
     odd, inner = frozenset(range(1, num_layers, 2)), frozenset(range(1, num_layers - 1))
-    others = [SkipMask(odd, odd), SkipMask(odd & inner, odd & inner), SkipMask(odd, frozenset()), SkipMask(inner, frozenset())]
+    none: frozenset[int] = frozenset()
+    others = [SkipMask(odd, odd), SkipMask(odd & inner, odd & inner), SkipMask(odd, none), SkipMask(inner, none)]
     return list(dict.fromkeys([FULL, *prefix_masks(num_layers), *others]))
 
 
@@ -97,10 +105,29 @@ class FlipSpace:
         return flipped(FULL, set(skipped), self.num_layers)
 
 
+class SampledBound(UpperConfidenceBound):
+    """Upper confidence bound, maximised over random points of the box.
+
+    The default goes on with gradients, which takes seconds a proposal in this many dimensions and
+    cannot see a function that is constant between thresholds.
+    """
+
+    def suggest(
+        self,
+        gp: GaussianProcessRegressor,
+        target_space: TargetSpace,
+        n_random: int = NUM_SAMPLES,
+        n_smart: int = 0,
+        fit_gp: bool = True,
+        random_state: int | RandomState | None = None,
+    ) -> NDArray[np.floating[Any]]:
+        return super().suggest(gp, target_space, NUM_SAMPLES, 0, fit_gp, random_state)
+
+
 def optimise(known: dict[SkipMask, float], score: ScoreMask, num_layers: int, allowance: int, seed: int) -> None:
     """Bayesian optimisation around the best of `known`, warm-started with the best masks and scores there.
 
-    The kernel is fixed: refitting it at every step costs more than scoring a mask, and changed no result.
+    The kernel is fixed: refitting its length at every step costs more than scoring a mask.
     """
     if allowance == 0:
         return
@@ -109,7 +136,7 @@ def optimise(known: dict[SkipMask, float], score: ScoreMask, num_layers: int, al
     optimiser = BayesianOptimization(
         f=None,
         pbounds=space.bounds,
-        acquisition_function=UpperConfidenceBound(kappa=KAPPA),
+        acquisition_function=SampledBound(kappa=KAPPA),
         random_state=seed,
         verbose=0,
         allow_duplicate_points=True,

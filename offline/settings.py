@@ -94,7 +94,7 @@ class CalibrationSettings(CommandSettings):
         0.01, ge=0, le=0.5, description="share of in-domain prompts that may fall under the similarity threshold"
     )
     budget: int = Field(300, ge=0, description="masks scored per domain after the simple rules")
-    measure_prompts: int = Field(4, ge=0, description="held-out prompts per domain decoded for real at the end; 0: none")
+    measure_prompts: int = Field(4, ge=0, description="held-out prompts per domain decoded for real; 0: none")
 
 
 class EvaluationSettings(CommandSettings):
@@ -129,7 +129,7 @@ S = TypeVar("S", bound=CommandSettings)
 def read_settings(kind: type[S], command: str, arguments: list[str]) -> S:
     """The settings of one command; raises `SettingsMistake` naming the first wrong flag."""
     try:
-        return kind(_cli_parse_args=arguments, _cli_prog_name=f"knn-ssd-offline {command}")  # type: ignore[call-arg]
+        return kind(_cli_parse_args=arguments, _cli_prog_name=f"knn-ssd-offline {command}")
     except SettingsError as error:
         raise SettingsMistake(str(error).removeprefix("error parsing CLI: ")) from error
     except ValidationError as error:

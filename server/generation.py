@@ -4,7 +4,6 @@ A request that asks for several choices has one generation for each.
 """
 
 from collections import Counter
-from collections.abc import Sequence as Texts
 from dataclasses import dataclass, replace
 
 from server.engine import (
@@ -24,7 +23,7 @@ class Prompt:
     """What is to be generated for one choice."""
 
     request: GenerationRequest
-    stop: Texts[str] = ()
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

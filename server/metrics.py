@@ -66,7 +66,10 @@ class Metrics:
         self.drafted = self.counter("spec_decode_num_draft_tokens", "Drafted tokens", "domain")
         self.accepted = self.counter("spec_decode_num_accepted_tokens", "Accepted drafted tokens", "domain")
         self.accepted_at = self.counter(
-            "spec_decode_num_accepted_tokens_per_pos", "Accepted drafted tokens by place in the draft", "domain", "position"
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Accepted drafted tokens by place in the draft",
+            "domain",
+            "position",
         )
         self.prompt_tokens = self.counter("prompt_tokens", "Prompt tokens processed")
         self.generation_tokens = self.counter("generation_tokens", "Tokens generated")
@@ -80,7 +83,9 @@ class Metrics:
             part: self.counter(f"{part}_seconds", f"Time in the engine's {part} phase")
             for part in ("prefill", "route", "draft", "verify", "decode")
         }
-        self.similarity = self.histogram("route_similarity", "Centred cosine to the nearest anchor", SIMILARITIES, "domain")
+        self.similarity = self.histogram(
+            "route_similarity", "Centred cosine to the nearest anchor", SIMILARITIES, "domain"
+        )
         self.routes = self.counter("routes", "Routed prompts", "domain")
         self.fallbacks = self.counter("fallbacks", "Prompts without a domain's own mask", "reason")
         self.running = self.gauge("num_requests_running", "Sequences being decoded or prefilled")
@@ -155,6 +160,10 @@ class Metrics:
         self.finished.labels(outcome.finish_reason.value).inc()
         self.queue_time.observe(outcome.queue_seconds)
         self.latency.observe(latency)
+
+    def observe_rejection(self, reason: str) -> None:
+        """`reason` is queue_full, loading, draining or dead."""
+        self.rejections.labels(reason).inc()
 
     def observe_cancelled(self) -> None:
         self.finished.labels(FinishReason.CANCELLED.value).inc()

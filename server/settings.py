@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from server.app import AppConfig
 from server.deployment import Source
 from server.engine import EngineConfig, Method
-from server.worker import QueueLimits
+from server.tickets import QueueLimits
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_NAME = "knn-ssd-demo"

@@ -1,9 +1,8 @@
 """One thread owns the engine; the event loop hands it prompts and gets pieces of text back.
 
-Event loop:  `reserve` a ticket -> `Ticket.submit` prompts -> read `Ticket.pieces` -> `Ticket.close`.
+Event loop:  `reserve` a ticket -> `submit` prompts -> read `Ticket.pieces` -> `release` the ticket.
 Thread:      commands from the inbox, one engine step, delivery to the tickets; asleep while idle.
-What is counted against the limits is a ticket's life, so that it is released once, on the loop.
-The thread's death reaches every open ticket, and later ones are refused.
+The thread's death reaches every open ticket, and later requests are refused.
 """
 
 import asyncio
@@ -12,22 +11,16 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 from server.deployment import Deployment
-from server.engine import Emission, FinishReason
+from server.engine import Emission
 from server.generation import Generation, Piece, Prompt
 from server.metrics import Metrics
+from server.tickets import QueueLimits, Ticket, Tickets
 
 logger = logging.getLogger(__name__)
-
-Event = Piece | Exception
-
-
-class QueueFullError(Exception):
-    """The request does not fit beside the unfinished ones."""
 
 
 class UnavailableError(Exception):
@@ -38,68 +31,16 @@ class UnavailableError(Exception):
         self.reason = reason
 
 
-class DeadlineError(Exception):
-    """The request's time is over."""
-
-
-@dataclass(frozen=True)
-class QueueLimits:
-    """What all unfinished requests together may hold: sequences, and tokens of their prompts."""
-
-    max_sequences: int
-    max_tokens: int
-
-
-class Ticket:
-    """A request's place among the unfinished ones, and where its pieces arrive. Lives on the event loop."""
-
-    def __init__(self, worker: "Worker", num_sequences: int, num_tokens: int, timeout: float) -> None:
-        self.worker = worker
-        self.num_sequences = num_sequences
-        self.num_tokens = num_tokens
-        self.num_open = 0
-        self.arrived_at = time.perf_counter()
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self.timer = asyncio.get_running_loop().call_later(timeout, self.receive, DeadlineError())
-
-    def submit(self, prompts: list[Prompt]) -> None:
-        """Hands over one prompt for each choice; now their tokens are counted exactly."""
-        self.worker.check_available()
-        self.worker.check_fits(self, len(prompts), sum(len(prompt.request.prompt_ids) for prompt in prompts))
-        self.num_open = len(prompts)
-        self.worker.inbox.put(partial(self.worker.add, self, prompts))
-
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """Pieces of all choices as they come, until each has its outcome; raises what ended the request early."""
-        while self.num_open:
-            event = await self.events.get()
-            if isinstance(event, Exception):
-                raise event
-            self.num_open -= event.outcome is not None
-            yield event
-
-    def receive(self, event: Event) -> None:
-        self.events.put_nowait(event)
-
-    def close(self) -> None:
-        """Gives the place back and cancels what still runs; closing twice does nothing."""
-        if self in self.worker.tickets:
-            self.worker.tickets.remove(self)
-            self.timer.cancel()
-            self.worker.inbox.put(partial(self.worker.cancel, self))
-
-
 class Worker:
     """Loads the deployment in its thread, then serves it there."""
 
     def __init__(self, load: Callable[[], Deployment], limits: QueueLimits, metrics: Metrics) -> None:
         self.load = load
-        self.limits = limits
         self.metrics = metrics
+        self.tickets = Tickets(limits, partial(metrics.observe_rejection, "queue_full"))
         self.deployment: Deployment | None = None
         self.failure: BaseException | None = None
         self.is_draining = False
-        self.tickets: set[Ticket] = set()
         self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.generations: dict[int, tuple[Ticket, Generation]] = {}
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
@@ -112,7 +53,7 @@ class Worker:
         self.thread.start()
 
     async def stop(self) -> None:
-        """Ends the thread after its current step; open tickets get an error."""
+        """Ends the thread after its current step; open requests get an error."""
         self.abort()
         self.inbox.put(None)
         await asyncio.to_thread(self.thread.join, 10)
@@ -123,7 +64,7 @@ class Worker:
 
     @property
     def unavailable(self) -> str | None:
-        """Why no request is taken, None where they are."""
+        """Why no request is taken; None where they are."""
         if not self.is_alive:
             return "dead"
         if self.is_draining:
@@ -131,47 +72,38 @@ class Worker:
         return "loading" if self.deployment is None else None
 
     def check_available(self) -> Deployment:
-        """The deployment, where requests are taken; raises `UnavailableError` otherwise."""
+        """The deployment; raises `UnavailableError` where no request is taken."""
         reason = self.unavailable
-        if reason is not None or self.deployment is None:
-            self.metrics.rejections.labels(reason).inc()
-            raise UnavailableError(str(reason))
+        if reason is not None:
+            self.metrics.observe_rejection(reason)
+            raise UnavailableError(reason)
+        assert self.deployment is not None
         return self.deployment
 
     def reserve(self, num_sequences: int, num_tokens: int, timeout: float) -> Ticket:
-        """A place for a request of roughly `num_tokens` prompt tokens, taken before the work of tokenising them."""
+        """A place for about `num_tokens` prompt tokens, taken before the work of tokenising them."""
         self.check_available()
-        ticket = Ticket(self, 0, 0, timeout)
-        try:
-            self.check_fits(ticket, num_sequences, num_tokens)
-        except QueueFullError:
-            ticket.timer.cancel()
-            raise
-        self.tickets.add(ticket)
-        return ticket
+        return self.tickets.take(num_sequences, num_tokens, timeout)
 
-    def check_fits(self, ticket: Ticket, num_sequences: int, num_tokens: int) -> None:
-        """Sets a ticket's size; raises `QueueFullError` where it does not fit. Alone, every request fits."""
-        others = self.tickets - {ticket}
-        sequences = num_sequences + sum(other.num_sequences for other in others)
-        tokens = num_tokens + sum(other.num_tokens for other in others)
-        if others and (sequences > self.limits.max_sequences or tokens > self.limits.max_tokens):
-            self.metrics.rejections.labels("queue_full").inc()
-            raise QueueFullError
-        ticket.num_sequences, ticket.num_tokens = num_sequences, num_tokens
+    def submit(self, ticket: Ticket, prompts: list[Prompt]) -> None:
+        """Hands over one prompt for each sequence of the ticket."""
+        self.check_available()
+        self.tickets.resize(ticket, sum(len(prompt.request.prompt_ids) for prompt in prompts))
+        self.inbox.put(partial(self.add, ticket, prompts))
+
+    def release(self, ticket: Ticket) -> None:
+        """Gives the place back and cancels what still runs; releasing twice does nothing."""
+        self.tickets.close(ticket)
+        self.inbox.put(partial(self.cancel, ticket))
 
     def drain(self) -> None:
         """From now on only finishes what was accepted."""
         self.is_draining = True
 
     def abort(self) -> None:
-        """Ends every open ticket with an error."""
-        self.is_draining = True
-        self.fail(UnavailableError("draining"))
-
-    def fail(self, error: Exception) -> None:
-        for ticket in self.tickets:
-            ticket.receive(error)
+        """Ends every open request with an error."""
+        self.drain()
+        self.tickets.fail(UnavailableError("draining"))
 
     # In the thread.
 
@@ -185,7 +117,7 @@ class Worker:
             self.failure = error
             if self.deployment is not None:
                 logger.critical("the engine stopped; no further request is served", exc_info=error)
-            self.post(partial(self.fail, UnavailableError("dead")))
+            self.post(partial(self.tickets.fail, UnavailableError("dead")))
 
     def turn(self, deployment: Deployment) -> bool:
         """Takes all commands, waiting for one while there is nothing to do; then runs one engine step."""
@@ -213,15 +145,15 @@ class Worker:
             self.post(partial(ticket.receive, error))
 
     def cancel(self, ticket: Ticket) -> None:
-        for number, (owner, generation) in list(self.generations.items()):
+        for owner, generation in list(self.generations.values()):
             if owner is ticket:
-                self.end(number, generation)
+                self.end(generation)
                 self.metrics.observe_cancelled()
 
-    def end(self, number: int, generation: Generation) -> None:
+    def end(self, generation: Generation) -> None:
         assert self.deployment is not None
         self.deployment.engine.cancel(generation.sequence)
-        del self.generations[number]
+        del self.generations[generation.sequence.id]
 
     def advance(self, emission: Emission, now: float) -> tuple[Ticket, Piece]:
         ticket, generation = self.generations[emission.sequence.id]
@@ -231,7 +163,7 @@ class Worker:
             self.metrics.observe_further_tokens(len(emission.token_ids), now - generation.last_token_at)
         piece = generation.advance(emission, now)
         if piece.outcome:
-            self.end(emission.sequence.id, generation)
+            self.end(generation)
             self.metrics.observe_outcome(piece.outcome, now - ticket.arrived_at)
         return ticket, piece
 
@@ -241,7 +173,7 @@ class Worker:
             self.loop.call_soon_threadsafe(callback)
 
 
-def deliver(pieces: Iterable[tuple[Ticket, Piece]]) -> None:
+def deliver(pieces: list[tuple[Ticket, Piece]]) -> None:
     for ticket, piece in pieces:
         if piece.text or piece.outcome:
             ticket.receive(piece)

@@ -1,12 +1,15 @@
 """What docker/ describes fits together: images, Compose, Prometheus rules, Grafana dashboards."""
 
+import importlib.util
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -175,3 +178,24 @@ def test_prometheus_accepts_the_dashboards_queries(tmp_path: Path) -> None:
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [group]}))
     result = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture
+def loadgen() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("loadgen", DOCKER / "loadgen" / "load.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_load_generator_has_prompts_of_all_domains(loadgen: ModuleType) -> None:
+    domains = {prompt.domain for prompt in loadgen.read_prompts(loadgen.PROMPTS)}
+    assert domains == {"summarization", "reasoning", "translation", "storytelling", "text-to-sql", "other"}
+
+
+def test_load_generator_says_that_no_server_answers(loadgen: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+    loadgen.main(["--url", url, "--users", "2", "--requests", "1", "--pause", "0"])
+    assert capsys.readouterr().out.splitlines() == [f"no answer from {url}: Connection error."] * 2

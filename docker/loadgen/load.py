@@ -4,6 +4,7 @@ Each simulated user streams one answer after another, pauses, and prints a line 
 """
 
 import argparse
+import contextlib
 import json
 import random
 import threading
@@ -70,13 +71,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between a user's requests")
     options = parser.parse_args(arguments)
-    client = OpenAI(base_url=options.url, api_key=options.api_key)
-    users = [threading.Thread(target=keep_asking, args=(client, options, seed)) for seed in range(options.users)]
+    # Without retries, so that each failure is a line.
+    client = OpenAI(base_url=options.url, api_key=options.api_key, max_retries=0)
+    users = [
+        threading.Thread(target=keep_asking, args=(client, options, seed), daemon=True) for seed in range(options.users)
+    ]
     for user in users:
-        user.daemon = True
         user.start()
-    for user in users:
-        user.join()
+    with contextlib.suppress(KeyboardInterrupt):
+        for user in users:
+            user.join()
 
 
 if __name__ == "__main__":

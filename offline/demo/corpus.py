@@ -73,9 +73,7 @@ def read_examples(folder: Path, name: str, split: str) -> Iterator[dict[str, str
             yield json.loads(line)
 
 
-def encode_source(
-    tokenizer: PreTrainedTokenizerFast, folder: Path, source: Source, split: str, seed: int
-) -> Documents:
+def encode_source(tokenizer: PreTrainedTokenizerFast, folder: Path, source: Source, split: str, seed: int) -> Documents:
     """Renders each example through the chat template, as the server will, and tokenises it."""
     rng = np.random.default_rng(seed)
     ids: list[int] = []

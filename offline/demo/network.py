@@ -72,7 +72,8 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        down: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return down
 
 
 class Layer(nn.Module):
@@ -91,17 +92,20 @@ class Layer(nn.Module):
     def attend(self, x: Tensor, cos: Tensor, sin: Tensor, rows: int) -> Tensor:
         q, k, v = (t.unflatten(0, (rows, -1)).transpose(1, 2) for t in self.queries(x, cos, sin))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return x + self.self_attn.o_proj(mixed.transpose(1, 2).flatten(0, 1).flatten(1))
+        output: Tensor = self.self_attn.o_proj(mixed.transpose(1, 2).flatten(0, 1).flatten(1))
+        return x + output
 
     def transform(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.post_attention_layernorm(x))
+        output: Tensor = self.mlp(self.post_attention_layernorm(x))
+        return x + output
 
 
 class Decoder(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.blocks = [Layer(config) for _ in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(self.blocks)
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -118,7 +122,7 @@ class Network(nn.Module):
         self.register_buffer("cos", angles.cos()[:, None], persistent=False)
         self.register_buffer("sin", angles.sin()[:, None], persistent=False)
         self.apply(self.initialise)
-        for layer in self.model.layers:
+        for layer in self.model.blocks:
             for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.num_layers))
 
@@ -132,7 +136,7 @@ class Network(nn.Module):
         rows, width = ids.shape
         cos, sin = self.cos[:width].repeat(rows, 1, 1), self.sin[:width].repeat(rows, 1, 1)
         x, exit_x = self.model.embed_tokens(ids.flatten()), None
-        for index, layer in enumerate(self.model.layers):
+        for index, layer in enumerate(self.model.blocks):
             if index == exit_layer:
                 exit_x = x
             drop = self.recipe.drop_probability(index, self.num_layers) if self.training else 0.0

@@ -3,6 +3,7 @@
 Usage follows OpenAI's names, `metrics` follows vLLM's per-request metrics with the domain added.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
@@ -156,9 +157,11 @@ class Answer(BaseModel):
     """What all answers and chunks share; `metrics` is null for more than one choice."""
 
     id: str
+    object: str
     created: int
     model: str
     system_fingerprint: str
+    choices: Sequence[BaseModel]
     usage: Usage | None = None
     metrics: RequestMetrics | None = None
 

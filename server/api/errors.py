@@ -24,7 +24,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from server.engine import ChatError, PromptTooLongError
-from server.worker import DeadlineError, QueueFullError, UnavailableError
+from server.tickets import DeadlineError, QueueFullError
+from server.worker import UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,8 @@ def from_validation(error: RequestValidationError) -> ApiError:
             return BadRequestError(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
         case "unsupported":
             return BadRequestError(f"'{param}': {first['msg']}", param, "unsupported_parameter")
+        case "string_unicode" if not param:
+            return BadRequestError("A parameter's name is not valid Unicode.")
     if not param:
         return BadRequestError("The body must be a JSON object, sent with content type application/json.")
     return BadRequestError(f"Invalid value for '{param}': {first['msg']}.", param, "invalid_value")
@@ -173,12 +176,14 @@ def path_of(location: Sequence[Any], field: str) -> str | None:
 
 def from_http(error: HTTPException, request: Request) -> ApiError:
     """What the framework refuses by itself: unknown routes, wrong methods, bodies that cannot be parsed."""
-    if error.status_code == HTTPStatus.NOT_FOUND:
-        return NotFoundError(f"Unknown request URL: {request.method} {request.url.path}.", code="unknown_url")
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        refused = NotFoundError(f"{request.method} is not allowed for {request.url.path}.", code="method_not_allowed")
-    else:
-        refused = BadRequestError(str(error.detail))
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            refused = BadRequestError(f"Unknown request URL: {request.method} {request.url.path}.", code="unknown_url")
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            message = f"{request.method} is not allowed for {request.url.path}."
+            refused = BadRequestError(message, code="method_not_allowed")
+        case _:
+            refused = BadRequestError(str(error.detail))
     refused.status, refused.headers = error.status_code, error.headers or {}
     return refused
 

@@ -3,32 +3,33 @@
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
-from server.api.errors import BadRequestError, ErrorBody, NotFoundError
+from server.api.errors import ErrorBody, NotFoundError
+from server.api.requests import check_ids, check_model, prompts
 from server.api.schema import ChatBody, CompletionBody, GenerationBody
 from server.api.stream import ChatTranscript, Reply, TextTranscript, Transcript
 from server.deployment import Deployment
-from server.engine import GenerationRequest, Method, Route, SamplingParams, StopConditions
-from server.generation import Prompt
 from server.worker import Worker
 
-GREEDY_BELOW = 1e-4
-"""Temperatures under this would overflow fp32 logits; the distribution is greedy long before."""
-DEFAULT_COMPLETION_TOKENS = 16
-"""OpenAI's default for text completions; chat answers are bounded by the context only."""
-TOKENS_PER_CHARACTER = 0.25
-"""A rough size for a place in the queue, until the prompt is tokenised and counted."""
+COMPLETION_TOKENS = 16
+"""OpenAI's default length of a text completion; chat answers are bounded by the context only."""
+CHARACTERS_PER_TOKEN = 4
+"""A rough measure for a place in the queue, until the prompt is tokenised and counted."""
+
+Documented = dict[int | str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What one request may ask for."""
+    """What one request may ask for, and for how many seconds it may take."""
 
     max_choices: int
     timeout: float
@@ -42,7 +43,98 @@ class Api:
         self.limits = limits
 
     async def chat(self, body: ChatBody) -> Response:
-        deployment = self.admit(body)
         messages = [message.for_template for message in body.messages]
-        max_tokens = body.max_completion_tokens or body.max_tokens or deployment.max_length
-        ...
+        num_characters = sum(len(message["content"]) for message in messages)
+        max_tokens = body.max_completion_tokens or body.max_tokens
+
+        def encode(deployment: Deployment) -> list[list[int]]:
+            return [deployment.codec.encode_chat(messages)]
+
+        return await self.generate(body, encode, 1, num_characters, max_tokens, ChatTranscript)
+
+    async def complete(self, body: CompletionBody) -> Response:
+        texts = body.prompts
+        num_characters = sum(len(text) for text in texts)
+
+        def encode(deployment: Deployment) -> list[list[int]]:
+            return [deployment.codec.encode_text(text) if isinstance(text, str) else text for text in texts]
+
+        max_tokens = body.max_tokens or COMPLETION_TOKENS
+        return await self.generate(body, encode, len(texts), num_characters, max_tokens, TextTranscript)
+
+    async def generate(
+        self,
+        body: GenerationBody,
+        encode: Callable[[Deployment], list[list[int]]],
+        num_prompts: int,
+        num_characters: int,
+        max_tokens: int | None,
+        form: type[Transcript],
+    ) -> Response:
+        """Takes a place before tokenising, so that a burst of requests costs nothing where it is refused."""
+        deployment = self.worker.check_available()
+        check_model(body, deployment, self.limits.max_choices)
+        num_choices = num_prompts * (body.n or 1)
+        ticket = self.worker.reserve(num_choices, num_characters // CHARACTERS_PER_TOKEN, self.limits.timeout)
+        try:
+            encoded = await asyncio.to_thread(encode, deployment)
+            check_ids(encoded, form.prompt_field, deployment.vocabulary_size)
+            self.worker.submit(ticket, prompts(body, encoded, max_tokens, deployment))
+        except BaseException:
+            self.worker.release(ticket)
+            raise
+        head = {
+            "id": f"{form.id_prefix}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": deployment.name,
+            "system_fingerprint": f"fp_{deployment.checkpoint.fingerprint[:10]}",
+        }
+        transcript = form(head, sum(len(ids) for ids in encoded), num_choices)
+        return Reply(self.worker, ticket, transcript, bool(body.stream), body.includes_usage)
+
+    async def models(self) -> ModelList:
+        return ModelList(data=[self.card(self.worker.check_available())])
+
+    async def model(self, name: str) -> ModelCard:
+        deployment = self.worker.check_available()
+        if name != deployment.name:
+            raise NotFoundError(f"The model '{name}' does not exist.", "model", "model_not_found")
+        return self.card(deployment)
+
+    def card(self, deployment: Deployment) -> ModelCard:
+        return ModelCard(
+            id=deployment.name,
+            created=deployment.created,
+            max_model_len=deployment.max_length,
+            domains=deployment.domains,
+        )
+
+    async def health(self) -> Response:
+        """Alive: 200 as long as the engine's thread lives, while it loads and drains as well."""
+        is_alive = self.worker.is_alive
+        return JSONResponse({"status": "alive" if is_alive else "dead"}, 200 if is_alive else 503)
+
+    async def ready(self) -> Response:
+        """Ready: 200 while requests are taken."""
+        reason = self.worker.unavailable
+        return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
+
+    async def metrics(self) -> Response:
+        return Response(self.worker.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @property
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        errors: Documented = {status: {"model": ErrorBody} for status in (400, 401, 404, 413, 429, 500, 503, 504)}
+        for path, endpoint, answer in (
+            ("/v1/chat/completions", self.chat, ChatCompletion),
+            ("/v1/completions", self.complete, TextCompletion),
+        ):
+            documented: Documented = {200: {"model": answer}, **errors}
+            router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=documented)
+        router.add_api_route("/v1/models", self.models, responses=errors)
+        router.add_api_route("/v1/models/{name:path}", self.model, responses=errors)
+        router.add_api_route("/health", self.health, response_model=None)
+        router.add_api_route("/ready", self.ready, response_model=None)
+        router.add_api_route("/metrics", self.metrics, response_model=None)
+        return router

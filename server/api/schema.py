@@ -5,7 +5,7 @@ Fields that change nothing at a certain value (`logprobs: false`, `tools: []`) a
 
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 NoEffect = dict[str, tuple[Any, ...]]
@@ -75,16 +75,28 @@ def text_or_list(value: Any) -> str:
     return "<list>" if isinstance(value, list) else "<text>"
 
 
+def check_encodable(text: str) -> str:
+    """JSON can carry lone surrogates, which no tokenizer accepts."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("surrogate", "Text should not contain lone surrogates") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(check_encodable)]
+
+
 class TextPart(Body):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Body):
     not_honoured = NOT_HONOURED_IN_MESSAGES
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], Discriminator(text_or_list)
+        Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], Discriminator(text_or_list)
     ]
 
     @property
@@ -112,7 +124,7 @@ class Speculation(Body):
     domain: str | None = None
 
 
-StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+StopString = Annotated[Text, Field(min_length=1, max_length=1024)]
 Identifier = Annotated[str, Field(max_length=512)] | None
 
 
@@ -187,8 +199,8 @@ class CompletionBody(GenerationBody):
 
     not_honoured = NOT_HONOURED_IN_COMPLETIONS
     prompt: Annotated[
-        Annotated[str, Tag("<text>")]
-        | Annotated[list[str], Field(min_length=1, max_length=128), Tag("<list>")]
+        Annotated[Text, Tag("<text>")]
+        | Annotated[list[Text], Field(min_length=1, max_length=128), Tag("<list>")]
         | Annotated[TokenIds, Tag("<ids>")]
         | Annotated[list[TokenIds], Field(max_length=128), Tag("<ids of several>")],
         Discriminator(text_or_ids),

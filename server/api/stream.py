@@ -6,7 +6,7 @@ Both kinds read the same iterator. `Reply` sends either for as long as the clien
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -26,7 +26,8 @@ from server.api.answers import (
 )
 from server.api.errors import api_error
 from server.generation import Outcome, Piece
-from server.worker import Ticket
+from server.tickets import Ticket
+from server.worker import Worker
 
 DONE = "data: [DONE]\n\n"
 
@@ -34,10 +35,14 @@ DONE = "data: [DONE]\n\n"
 class Transcript(ABC):
     """One answer in the making: its text so far, and how each of its choices ended."""
 
+    id_prefix: ClassVar[str]
+    prompt_field: ClassVar[str]
+
     def __init__(self, head: dict[str, Any], prompt_tokens: int, num_choices: int) -> None:
         self.head = head
         self.prompt_tokens = prompt_tokens
         self.texts = [""] * num_choices
+        self.begun: set[int] = set()
         self.outcomes: dict[int, Outcome] = {}
 
     @abstractmethod
@@ -89,10 +94,14 @@ class Transcript(ABC):
 class ChatTranscript(Transcript):
     """POST /v1/chat/completions"""
 
+    id_prefix = "chatcmpl"
+    prompt_field = "messages"
+
     def chunks(self, piece: Piece) -> list[Answer]:
         index = piece.index
         choices = []
-        if self.texts[index] == piece.text and index not in self.begun:
+        if index not in self.begun:
+            self.begun.add(index)
             choices.append(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
         if piece.text:
             choices.append(ChunkChoice(index=index, delta=Delta(content=piece.text)))
@@ -117,9 +126,14 @@ class ChatTranscript(Transcript):
 class TextTranscript(Transcript):
     """POST /v1/completions"""
 
+    id_prefix = "cmpl"
+    prompt_field = "prompt"
+
     def chunks(self, piece: Piece) -> list[Answer]:
         reason = self.finish_reason(piece.index)
-        return [TextCompletion(**self.head, choices=[TextChoice(index=piece.index, text=piece.text, finish_reason=reason)])]
+        return [
+            TextCompletion(**self.head, choices=[TextChoice(index=piece.index, text=piece.text, finish_reason=reason)])
+        ]
 
     def empty_chunk(self) -> Answer:
         return TextCompletion(**self.head, choices=[])
@@ -135,20 +149,24 @@ def frame(answer: Answer, hidden: set[str]) -> str:
     return f"data: {answer.model_dump_json(exclude=hidden)}\n\n"
 
 
-async def until_error(frames: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The frames; an error after the first, when the status is sent already, becomes an event and ends the stream."""
+async def after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    """All frames; an error after the first, when the status was sent, becomes an event that ends the stream."""
+    yield first
     try:
-        async for text in frames:
+        async for text in rest:
             yield text
     except Exception as error:
         yield f"data: {api_error(error).body.model_dump_json()}\n\n"
 
 
 class Reply(Response):
-    """Answers from a ticket for as long as the client is there, and closes the ticket whatever happens."""
+    """Answers from a ticket for as long as the client is there, and releases it whatever happens."""
 
-    def __init__(self, ticket: Ticket, transcript: Transcript, is_streamed: bool, includes_usage: bool) -> None:
+    def __init__(
+        self, worker: Worker, ticket: Ticket, transcript: Transcript, is_streamed: bool, includes_usage: bool
+    ) -> None:
         super().__init__()
+        self.worker = worker
         self.ticket = ticket
         self.transcript = transcript
         self.is_streamed = is_streamed
@@ -162,7 +180,7 @@ class Reply(Response):
             if sending.done():
                 sending.result()
         finally:
-            self.ticket.close()
+            self.worker.release(self.ticket)
             sending.cancel()
             leaving.cancel()
             await asyncio.gather(sending, leaving, return_exceptions=True)
@@ -179,12 +197,6 @@ class Reply(Response):
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         response = StreamingResponse(after(first, frames), headers=headers, media_type="text/event-stream")
         await response.stream_response(send)
-
-
-async def after(first: str, frames: AsyncIterator[str]) -> AsyncIterator[str]:
-    yield first
-    async for text in until_error(frames):
-        yield text
 
 
 async def disconnection(receive: Receive) -> None:

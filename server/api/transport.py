@@ -13,6 +13,8 @@ from server.api.errors import ApiError, BodyTooLargeError, api_error
 logger = logging.getLogger("server.access")
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Paths that machines ask every few seconds; they are logged at debug level."""
 CLIENT_GONE = 499
 """What proxies log for a client that left before it was answered."""
 
@@ -50,7 +52,8 @@ class Exchange:
                 raise
             await failure.response(scope, receive, send_named)
         finally:
-            logger.info(
+            logger.log(
+                logging.DEBUG if scope["path"] in PROBES else logging.INFO,
                 "method=%s path=%s status=%d seconds=%.3f request_id=%s",
                 scope["method"],
                 scope["path"].encode("ascii", "backslashreplace").decode(),

@@ -123,7 +123,9 @@ class RoutingArtifact:
             )
         expected = (len(manifest.anchor_domains), manifest.hidden_size)
         if tuple(self.anchors.shape) != expected or tuple(self.centre.shape) != expected[1:]:
-            raise ArtifactError(f"{folder}: anchors have shape {tuple(self.anchors.shape)}, the manifest says {expected}")
+            raise ArtifactError(
+                f"{folder}: anchors have shape {tuple(self.anchors.shape)}, the manifest says {expected}"
+            )
         layers = [i for d in [*manifest.domains, manifest.mixed] for i in [*d.mask.attention, *d.mask.mlp]]
         if any(not 0 <= i < manifest.num_layers for i in layers):
             raise ArtifactError(f"{folder}: a mask names a layer outside 0..{manifest.num_layers - 1}")

@@ -71,8 +71,8 @@ def load_checkpoint(
     """
     config = read_config(name_or_path, trust_remote_code)
     folder = local_folder(name_or_path)
-    dtype = dtype or config.dtype or torch.float32
-    weights = read_weights(folder, dtype, device, tied=config.tie_word_embeddings)
+    used_dtype: torch.dtype = dtype or config.dtype or torch.float32
+    weights = read_weights(folder, used_dtype, device, tied=config.tie_word_embeddings)
     decoder_config = read_shape(config)
     check_weights(decoder_config, weights, folder)
     eos_ids, defaults = read_generation(folder, config)
@@ -85,7 +85,7 @@ def load_checkpoint(
         eos_ids=eos_ids,
         defaults=defaults,
         fingerprint=fingerprint(vars(decoder_config), weights),
-        dtype=dtype,
+        dtype=used_dtype,
         device=device,
     )
 
@@ -98,7 +98,9 @@ def read_config(name_or_path: str, trust_remote_code: bool) -> PreTrainedConfig:
         raise CheckpointError(f"cannot read the model {name_or_path!r}: {reason}") from error
     architecture = (config.architectures or ["no architecture"])[0]
     if architecture not in SUPPORTED:
-        raise CheckpointError(f"{name_or_path!r} is {architecture}, which is not supported; supported: {', '.join(SUPPORTED)}")
+        raise CheckpointError(
+            f"{name_or_path!r} is {architecture}, which is not supported; supported: {', '.join(SUPPORTED)}"
+        )
     if config.hidden_act != "silu":
         raise CheckpointError(f"{name_or_path!r} has the activation {config.hidden_act!r}; only 'silu' is supported")
     return config
@@ -108,7 +110,9 @@ def local_folder(name_or_path: str) -> Path:
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     try:
-        return Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        return Path(
+            snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+        )
     except Exception as error:
         raise CheckpointError(f"cannot download {name_or_path!r}: {str(error).splitlines()[0]}") from error
 
@@ -148,7 +152,9 @@ def rope_tables(config: PreTrainedConfig, length: int) -> Tensor:
 def read_weights(folder: Path, dtype: torch.dtype, device: torch.device, tied: bool) -> dict[str, Tensor]:
     """All tensors of the folder's safetensors files; a tied head appears as `lm_head.weight` too."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    )
     weights: dict[str, Tensor] = {}
     for name in names:
         if not (folder / name).exists():
@@ -164,8 +170,8 @@ def read_weights(folder: Path, dtype: torch.dtype, device: torch.device, tied: b
 
 
 def check_weights(config: DecoderConfig, weights: dict[str, Tensor], folder: Path) -> None:
-    parts = ("input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    parts += ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    parts = ["input_layernorm", "post_attention_layernorm", *(f"self_attn.{name}_proj" for name in "qkvo")]
+    parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     needed = [f"model.layers.{i}.{part}.weight" for i in range(config.num_layers) for part in parts]
     needed += ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
     missing = [name for name in needed if name not in weights]

@@ -188,7 +188,9 @@ class Engine:
         started = time.perf_counter()
         rows = [(s.slot, s.cursor, [s.ids[-1], *drafts.get(s.id, [])]) for s in decoding]
         logits = self.model.logits(self.model.forward(TokenBatch.of(rows, self.cache), self.cache))
-        tokens = iter(choose(logits, [s.draw(i) for s, row in zip(decoding, rows, strict=True) for i in range(len(row[2]))]))
+        tokens = iter(
+            choose(logits, [s.draw(i) for s, row in zip(decoding, rows, strict=True) for i in range(len(row[2]))])
+        )
         stats.verify_seconds = time.perf_counter() - started
         return {s.id: list(itertools.islice(tokens, len(row[2]))) for s, row in zip(decoding, rows, strict=True)}
 

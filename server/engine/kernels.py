@@ -5,7 +5,7 @@ a build without a compiler) the decoder's torch path does the same work.
 """
 
 import ctypes
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_uint8, c_void_p
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -21,45 +21,64 @@ from server.engine.types import SkipMask
 MAX_WIDTH = 32
 """Rows of more tokens than this are prefill, which is bound by arithmetic: torch's products do it better."""
 
-LIBRARIES = {"AVX512": "x86_64_v4", "AVX2": "x86_64_v3"}
-"""Torch's name of the processor's capability -> our build for it."""
+AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
+BUILDS = (
+    ("x86_64_v4_bf16", AVX512 | {"avx512_bf16"}),
+    ("x86_64_v4", AVX512),
+    ("x86_64_v3", frozenset({"avx2", "fma", "bmi2"})),
+)
+"""Our builds, best first, and the processor flags that each needs."""
+
+
+def fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
 
 
 class LayerPointers(Structure):
-    _fields_ = [
-        (name, c_void_p)
-        for name in (
-            "attention_norm qkv qkv_bias query_norm key_norm output output_bias "
-            "mlp_norm gate_up gate_up_bias down down_bias"
-        ).split()
-    ]
+    _fields_ = fields(
+        c_void_p,
+        "attention_norm qkv qkv_bias query_norm key_norm output output_bias mlp_norm gate_up gate_up_bias down down_bias",
+    )
 
 
 class Shape(Structure):
     _fields_ = [
-        *(
-            (name, c_int)
-            for name in "num_layers hidden intermediate heads kv_heads head_dim vocabulary is_bf16 num_threads".split()
-        ),
+        *fields(c_int, "num_layers hidden intermediate heads kv_heads head_dim vocabulary is_bf16 num_threads"),
         ("epsilon", c_float),
     ]
 
 
 class Rows(Structure):
     _fields_ = [
-        *((name, c_int) for name in "count num_slots max_length".split()),
-        *((name, c_void_p) for name in "ids positions slots keys values is_skipped hidden".split()),
+        *fields(c_int, "count num_slots max_length"),
+        *fields(c_void_p, "ids positions slots keys values is_skipped hidden"),
     ]
+
+
+def processor_flags() -> frozenset[str]:
+    """What Linux says of the first processor; nothing where it cannot be asked."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+@cache
+def build() -> Path | None:
+    """The best build that is here and that this processor runs, or None."""
+    flags = processor_flags()
+    folder = Path(__file__).parent / "native"
+    fitting = (path for name, needed in BUILDS if needed <= flags for path in sorted(folder.glob(f"{name}.*so")))
+    return next(fitting, None)
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The build for this processor, or None."""
-    name = LIBRARIES.get(torch.backends.cpu.get_cpu_capability())
-    found = sorted((Path(__file__).parent / "native").glob(f"{name}.*so"))
-    if not found:
+    path = build()
+    if path is None:
         return None
-    kernels = ctypes.CDLL(str(found[0]))
+    kernels = ctypes.CDLL(str(path))
     kernels.decoder_new.restype = c_void_p
     kernels.decoder_new.argtypes = [POINTER(Shape), POINTER(LayerPointers), *[c_void_p] * 6]
     kernels.decoder_forward.argtypes = [c_void_p, POINTER(Rows)]
@@ -96,7 +115,9 @@ class NativeDecoder:
         self.kernels = kernels
         self.config = config
         self.tensors = [edges, *(list(layer.values()) for layer in layers)]
-        pointers = (LayerPointers * len(layers))(*(LayerPointers(**{k: address(v) for k, v in x.items()}) for x in layers))
+        pointers = (LayerPointers * len(layers))(
+            *(LayerPointers(**{k: address(v) for k, v in x.items()}) for x in layers)
+        )
         embeddings = edges[3]
         assert embeddings is not None
         shape = Shape(

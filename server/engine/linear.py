@@ -21,7 +21,8 @@ class Linear:
         self.stored = pack(weight) if is_packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.stored.dtype), self.weight, self.bias)
+        product: Tensor = F.linear(x.to(self.stored.dtype), self.weight, self.bias)
+        return product
 
     @property
     def weight(self) -> Tensor:
@@ -30,12 +31,15 @@ class Linear:
     @property
     def padded_bias(self) -> Tensor | None:
         """The bias in fp32, padded to whole panels."""
-        return None if self.bias is None else F.pad(self.bias.float(), (0, -self.out_features % LANES)).contiguous()
+        if self.bias is None:
+            return None
+        padded: Tensor = F.pad(self.bias.float(), (0, -self.out_features % LANES))
+        return padded.contiguous()
 
 
 def pack(weight: Tensor) -> Tensor:
     """Panels of a weight [out, in]; outputs are padded with zeros to whole panels."""
-    padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % LANES))
+    padded: Tensor = F.pad(weight, (0, 0, 0, -weight.shape[0] % LANES))
     panels = padded.view(-1, LANES, weight.shape[1])
     if weight.dtype == torch.bfloat16:
         return panels.unflatten(-1, (-1, 2)).transpose(1, 2).contiguous()

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,11 +83,14 @@ def reference(folder: Path, prompt: list[int]) -> list[int]:
     """What transformers generates greedily, the end-of-sequence token included."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([prompt])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
-    return out[0, len(prompt) :].tolist()
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0
+    )
+    new_ids: list[int] = out[0, len(prompt) :].tolist()
+    return new_ids
 
 
-def request(prompt: list[int], mask: SkipMask, method: Method = Method.SKIP, **sampling: float) -> GenerationRequest:
+def request(prompt: list[int], mask: SkipMask, method: Method = Method.SKIP, **sampling: Any) -> GenerationRequest:
     return GenerationRequest(
         prompt,
         SamplingParams(**sampling),
@@ -126,7 +130,12 @@ def test_eight_requests_of_different_masks_and_lengths_in_one_batch(model: Decod
 @pytest.mark.parametrize("method", [Method.SKIP, Method.LOOKUP, Method.CASCADE])
 @pytest.mark.parametrize(
     "sampling",
-    [{"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.8}, {"temperature": 1.0, "top_k": 20}, {"temperature": 1.0, "min_p": 0.1}],
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.3, "top_p": 0.8},
+        {"temperature": 1.0, "top_k": 20},
+        {"temperature": 1.0, "min_p": 0.1},
+    ],
 )
 def test_a_seed_gives_one_text_whatever_is_drafted(model: Decoder, method: Method, sampling: dict[str, float]) -> None:
     rng = random.Random(7)
@@ -135,7 +144,9 @@ def test_a_seed_gives_one_text_whatever_is_drafted(model: Decoder, method: Metho
     prompt_list = prompts(8, seed=4)
     masks = [random_mask(4, rng) for _ in prompt_list]
     alone = [plain.generate([request(p, SkipMask(), Method.PLAIN, seed=11, **sampling)])[0] for p in prompt_list]
-    together = batched.generate([request(p, m, method, seed=11, **sampling) for p, m in zip(prompt_list, masks, strict=True)])
+    together = batched.generate(
+        [request(p, m, method, seed=11, **sampling) for p, m in zip(prompt_list, masks, strict=True)]
+    )
     assert [s.output_ids for s in together] == [s.output_ids for s in alone]
     assert sum(s.stats.num_drafted for s in together) > 0
 

@@ -1,5 +1,5 @@
 // One forward of a Llama-shaped decoder for few rows on a CPU: what a decode, draft or verification
-// step costs. Weights are read once for all rows and multiplied in fp32.
+// step costs. Weights are read once for all rows; sums are in fp32.
 //
 // Batch invariance: every sum below runs in one fixed order for each row, whatever other rows are
 // in the batch. So verifying eight tokens gives bit for bit the logits of decoding them one by one,
@@ -11,6 +11,9 @@
 #include <cstring>
 #include <thread>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -26,10 +29,12 @@ struct bf16 {
 
 inline f16 splat(float x) { return f16{} + x; }
 
-inline float sum(f16 v) {
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += v[i];
-  return total;
+inline float sum(f16 v) {  // a tree: the order is fixed and the latency short
+  typedef float f8 __attribute__((vector_size(32)));
+  typedef float f4 __attribute__((vector_size(16)));
+  f8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  f4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 inline float to_float(float x) { return x; }
@@ -50,15 +55,51 @@ inline void store(bf16 *to, float x) {  // round to nearest even
 inline f16 load(const float *x) { return *(const f16 *)x; }
 inline f16 load(const bf16 *x) { return (f16)(__builtin_convertvector(*(const h16 *)x, u16) << 16); }
 
-// Two consecutive inputs of 16 outputs. bf16 panels interleave the pair in 32-bit lanes.
-inline void load_pair(const float *w, f16 &even, f16 &odd) {
-  even = load(w);
-  odd = load(w + LANES);
-}
-inline void load_pair(const bf16 *w, f16 &even, f16 &odd) {
-  u16 both = *(const u16 *)w;
-  even = (f16)(both << 16);
-  odd = (f16)(both & 0xffff0000u);
+// Two consecutive inputs of 16 outputs, and the product with one row's two activations. bf16 panels
+// interleave the pair in 32-bit lanes, which is what the bf16 dot-product instruction takes; its
+// activations are bf16 too.
+template <class T>
+struct Pair;
+
+template <>
+struct Pair<float> {
+  using Activation = float;
+  f16 even, odd;
+  explicit Pair(const float *w) : even(load(w)), odd(load(w + LANES)) {}
+  f16 add(f16 acc, const float *x) const { return acc + even * x[0] + odd * x[1]; }
+};
+
+#ifdef __AVX512BF16__
+template <>
+struct Pair<bf16> {
+  using Activation = bf16;
+  __m512bh both;
+  explicit Pair(const bf16 *w) : both((__m512bh)_mm512_loadu_si512(w)) {}
+  f16 add(f16 acc, const bf16 *x) const {
+    int32_t pair;
+    std::memcpy(&pair, x, 4);
+    return (f16)_mm512_dpbf16_ps((__m512)acc, both, (__m512bh)_mm512_set1_epi32(pair));
+  }
+};
+#else
+template <>
+struct Pair<bf16> {
+  using Activation = float;
+  f16 even, odd;
+  explicit Pair(const bf16 *w) {
+    u16 both = *(const u16 *)w;
+    even = (f16)(both << 16);
+    odd = (f16)(both & 0xffff0000u);
+  }
+  f16 add(f16 acc, const float *x) const { return acc + even * x[0] + odd * x[1]; }
+};
+#endif
+
+inline void store16(float *to, f16 v) { *(f16 *)to = v; }
+inline void store16(bf16 *to, f16 v) {  // round to nearest even
+  u16 bits = (u16)v;
+  bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  *(h16 *)to = __builtin_convertvector(bits, h16);
 }
 
 // exp with 2e-7 relative error: 2^n by the exponent bits, 2^f by a polynomial on [-0.5, 0.5].
@@ -201,8 +242,12 @@ class Decoder final : public Model {
   }
 
   void logits(int count, const float *hidden, float *out) override {
+    normed_.resize(size_t(count) * s_.hidden);
     team_.run([&](int rank) {
-      multiply(rank, count, hidden, s_.hidden, head_, s_.hidden, panels(s_.vocabulary), [&](int row, int first, f16 acc) {
+      auto [first, last] = part(count * s_.hidden, rank, team_.size());
+      for (int i = first; i < last; i++) store(&normed_[i], hidden[i]);
+      team_.barrier();
+      multiply(rank, count, normed_.data(), head_, s_.hidden, panels(s_.vocabulary), [&](int row, int first, f16 acc) {
         for (int i = 0; i < LANES && first + i < s_.vocabulary; i++)
           out[size_t(row) * s_.vocabulary + first + i] = acc[i] + (head_bias_ ? head_bias_[first + i] : 0);
       });
@@ -210,6 +255,8 @@ class Decoder final : public Model {
   }
 
  private:
+  using Activation = typename Pair<T>::Activation;
+
   static int panels(int outputs) { return (outputs + LANES - 1) / LANES; }
   int qkv_width() const { return (s_.heads + 2 * s_.kv_heads) * s_.head_dim; }
 
@@ -218,7 +265,8 @@ class Decoder final : public Model {
     normed_.resize(x_.size());
     qkv_.resize(size_t(rows.count) * panels(qkv_width()) * LANES);
     mixed_.resize(size_t(rows.count) * s_.heads * s_.head_dim);
-    inner_.resize(size_t(rows.count) * s_.intermediate);
+    gate_.resize(size_t(rows.count) * s_.intermediate);
+    inner_.resize(gate_.size());
     scores_.resize(size_t(team_.size()) * (rows.max_length + LANES));
   }
 
@@ -239,50 +287,55 @@ class Decoder final : public Model {
     return 1.0f / std::sqrt((sum(acc) + squares) / size + epsilon);
   }
 
-  void normalise(int count, const float *x, const float *weight, float *out, int rank) {
+  template <class Out>
+  void normalise(int count, const float *x, const float *weight, Out *out, int rank) {
     auto [first, last] = part(count, rank, team_.size());
     for (int r = first; r < last; r++) {
       const float *row = x + size_t(r) * s_.hidden;
       float scale = inverse_rms(row, s_.hidden, s_.epsilon);
-      for (int i = 0; i < s_.hidden; i++) out[size_t(r) * s_.hidden + i] = row[i] * scale * weight[i];
+      for (int i = 0; i < s_.hidden; i++) store(&out[size_t(r) * s_.hidden + i], row[i] * scale * weight[i]);
     }
     team_.barrier();
   }
 
-  // Calls finish(row, first output, 16 sums) for every row and this rank's panels.
+  // Calls finish(row, first output, 16 sums) for every row and this rank's panels. A group of panels
+  // stays in the nearest cache while all rows use it.
   template <class F>
-  void multiply(int rank, int count, const float *x, int stride, const T *w, int inputs, int num_panels, F &&finish) {
-    auto [first, last] = part(num_panels, rank, team_.size());
-    int p = first;
-    auto sweep = [&](auto width) {
-      constexpr int P = decltype(width)::value;
-      for (; p + P <= last; p += P) {
-        int r = 0;
-        for (; r + 4 <= count; r += 4) block<4, P>(r, x, stride, w, inputs, p, finish);
-        for (; r + 2 <= count; r += 2) block<2, P>(r, x, stride, w, inputs, p, finish);
-        for (; r < count; r++) block<1, P>(r, x, stride, w, inputs, p, finish);
+  void multiply(int rank, int count, const Activation *x, const T *w, int inputs, int num_panels, F &&finish) {
+    auto [p, last] = part(num_panels, rank, team_.size());
+    if (count == 1)
+      for (; p + 8 <= last; p += 8) block<1, 8>(0, x, w, inputs, p, finish);
+    for (; p + 4 <= last; p += 4) rows_of<4>(count, x, w, inputs, p, finish);
+    for (; p < last; p++) rows_of<1>(count, x, w, inputs, p, finish);
+  }
+
+  template <int P, class F>
+  void rows_of(int count, const Activation *x, const T *w, int inputs, int panel, F &finish) {
+    const int chunks = (count + 5) / 6;
+    for (int c = 0; c < chunks; c++) {
+      auto [row, end] = part(count, c, chunks);
+      switch (end - row) {
+        case 1: block<1, P>(row, x, w, inputs, panel, finish); break;
+        case 2: block<2, P>(row, x, w, inputs, panel, finish); break;
+        case 3: block<3, P>(row, x, w, inputs, panel, finish); break;
+        case 4: block<4, P>(row, x, w, inputs, panel, finish); break;
+        case 5: block<5, P>(row, x, w, inputs, panel, finish); break;
+        case 6: block<6, P>(row, x, w, inputs, panel, finish); break;
       }
-    };
-    if (count == 1) sweep(std::integral_constant<int, 8>());
-    sweep(std::integral_constant<int, 4>());
-    sweep(std::integral_constant<int, 1>());
+    }
   }
 
   template <int R, int P, class F>
-  void block(int row, const float *x, int stride, const T *w, int inputs, int panel, F &finish) {
+  void block(int row, const Activation *x, const T *w, int inputs, int panel, F &finish) {
     f16 acc[R][P] = {};
-    const float *rows = x + size_t(row) * stride;
+    const Activation *rows = x + size_t(row) * inputs;
     const T *base = w + size_t(panel) * LANES * inputs;
     for (int k = 0; k < inputs; k += 2)
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
-        f16 even, odd;
-        load_pair(base + (size_t(p) * inputs + k) * LANES, even, odd);
+        Pair<T> pair(base + (size_t(p) * inputs + k) * LANES);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          acc[r][p] += even * rows[size_t(r) * stride + k];
-          acc[r][p] += odd * rows[size_t(r) * stride + k + 1];
-        }
+        for (int r = 0; r < R; r++) acc[r][p] = pair.add(acc[r][p], rows + size_t(r) * inputs + k);
       }
     for (int r = 0; r < R; r++)
       for (int p = 0; p < P; p++) finish(row + r, (panel + p) * LANES, acc[r][p]);
@@ -292,7 +345,7 @@ class Decoder final : public Model {
     const Layer &layer = layers_[index];
     const int width = panels(qkv_width()) * LANES;
     normalise(rows.count, x_.data(), layer.attention_norm, normed_.data(), rank);
-    multiply(rank, rows.count, normed_.data(), s_.hidden, (const T *)layer.qkv, s_.hidden, width / LANES,
+    multiply(rank, rows.count, normed_.data(), (const T *)layer.qkv, s_.hidden, width / LANES,
              [&](int row, int first, f16 acc) {
                f16 *out = (f16 *)&qkv_[size_t(row) * width + first];
                *out = layer.qkv_bias ? acc + load(layer.qkv_bias + first) : acc;
@@ -371,11 +424,11 @@ class Decoder final : public Model {
         total += p;
       }
       const float share = 1.0f / sum(total);
-      float *out = &mixed_[(size_t(row) * s_.heads + head) * dim];
+      Activation *out = &mixed_[(size_t(row) * s_.heads + head) * dim];
       for (int i = 0; i < dim; i += LANES) {
         f16 acc{};
         for (int t = 0; t < length; t++) acc += load(values + size_t(t) * dim + i) * scores[t];
-        *(f16 *)(out + i) = acc * share;
+        store16(out + i, acc * share);
       }
     }
   }
@@ -385,21 +438,22 @@ class Decoder final : public Model {
     const T *gate_up = (const T *)layer.gate_up;
     const T *up = gate_up + size_t(s_.intermediate) * s_.hidden;
     normalise(rows.count, x_.data(), layer.mlp_norm, normed_.data(), rank);
-    multiply(rank, rows.count, normed_.data(), s_.hidden, gate_up, s_.hidden, num_panels, [&](int row, int first, f16 acc) {
+    multiply(rank, rows.count, normed_.data(), gate_up, s_.hidden, num_panels, [&](int row, int first, f16 acc) {
       f16 gate = layer.gate_up_bias ? acc + load(layer.gate_up_bias + first) : acc;
-      *(f16 *)&inner_[size_t(row) * s_.intermediate + first] = gate / (exp16(-gate) + 1.0f);
+      store16(&gate_[size_t(row) * s_.intermediate + first], gate / (exp16(-gate) + 1.0f));
     });
-    multiply(rank, rows.count, normed_.data(), s_.hidden, up, s_.hidden, num_panels, [&](int row, int first, f16 acc) {
+    multiply(rank, rows.count, normed_.data(), up, s_.hidden, num_panels, [&](int row, int first, f16 acc) {
       f16 value = layer.gate_up_bias ? acc + load(layer.gate_up_bias + s_.intermediate + first) : acc;
-      *(f16 *)&inner_[size_t(row) * s_.intermediate + first] *= value;
+      const size_t i = size_t(row) * s_.intermediate + first;
+      store16(&inner_[i], load(&gate_[i]) * value);
     });
     team_.barrier();
     add(rows.count, inner_.data(), s_.intermediate, (const T *)layer.down, layer.down_bias, rank);
   }
 
   // x += weight * input, the residual connection.
-  void add(int count, const float *input, int inputs, const T *weight, const float *bias, int rank) {
-    multiply(rank, count, input, inputs, weight, inputs, panels(s_.hidden), [&](int row, int first, f16 acc) {
+  void add(int count, const Activation *input, int inputs, const T *weight, const float *bias, int rank) {
+    multiply(rank, count, input, weight, inputs, panels(s_.hidden), [&](int row, int first, f16 acc) {
       float *x = &x_[size_t(row) * s_.hidden];
       for (int i = 0; i < LANES && first + i < s_.hidden; i++) x[first + i] += acc[i] + (bias ? bias[first + i] : 0);
     });
@@ -413,7 +467,8 @@ class Decoder final : public Model {
   const float *head_bias_;
   const T *embeddings_;
   const float *cos_, *sin_;
-  std::vector<float> x_, normed_, qkv_, mixed_, inner_, scores_;
+  std::vector<float> x_, qkv_, gate_, scores_;
+  std::vector<Activation> normed_, mixed_, inner_;
   Team team_;
 };
 

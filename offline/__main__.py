@@ -1,0 +1,69 @@
+"""Command line of the offline tools: `knn-ssd-offline COMMAND [options]`, or `python -m offline`."""
+
+import logging
+import sys
+
+from offline.calibrate import Stage, calibrate
+from offline.evaluate import evaluate
+from offline.plot import draw_speedups
+from offline.prompts import PromptError
+from offline.settings import CalibrationSettings, EvaluationSettings, SettingsMistake, read_settings
+from offline.summary import table
+from server.engine import ArtifactError, CheckpointError
+
+USAGE = """usage: knn-ssd-offline COMMAND [options]
+
+Commands:
+  calibrate   all stages below, in order: prompts in, routing artifact out
+  collect     1: token ids, prompt vectors, domains
+  anchors     2: the points that the router compares prompts with
+  search      3: the sub-layers that each domain's drafts skip
+  pack        4: the routing artifact
+  evaluate    speed, acceptance and exactness of methods side by side
+
+`knn-ssd-offline COMMAND --help` lists the options; each is a KNNSSD_* environment variable too.
+Finished stages are reused, so a command that was interrupted goes on where it was."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; 0 where it worked, 2 with one line on stderr where the input was wrong."""
+    command, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("offline").setLevel(logging.INFO)
+    try:
+        run(command, options)
+    except (SettingsMistake, PromptError, CheckpointError, ArtifactError) as error:
+        print(f"knn-ssd-offline: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("knn-ssd-offline: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(command: str, options: list[str]) -> None:
+    if command == "evaluate":
+        run_evaluation(read_settings(EvaluationSettings, command, options))
+    elif command == "calibrate" or command in list(Stage):
+        last = Stage.PACK if command == "calibrate" else Stage(command)
+        print(calibrate(read_settings(CalibrationSettings, command, options), last))
+    else:
+        raise SettingsMistake(f"unknown command {command!r}; known are calibrate, {', '.join(Stage)}, evaluate")
+
+
+def run_evaluation(settings: EvaluationSettings) -> None:
+    evaluation = evaluate(settings)
+    if settings.plot is not None:
+        draw_speedups(evaluation.results, settings.plot)
+    if not settings.json_only:
+        print(table(evaluation.results))
+        if evaluation.routing_accuracy is not None:
+            print(f"\nrouted to their own domain: {evaluation.routing_accuracy:.1%}\n")
+    print(evaluation.model_dump_json())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

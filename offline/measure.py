@@ -1,0 +1,94 @@
+"""Times methods side by side: every prompt is answered by each method in turn, in a rotating order.
+
+So a slow moment of the machine meets all methods alike, and ratios within one turn are fair.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from server.engine import Engine, GenerationRequest, Method, Route, SamplingParams, SequenceStats, StopConditions
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt to answer; `seed` is its own, and tells the prompts of a run apart."""
+
+    ids: list[int]
+    domain: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method wrote; statistics and route where it is one of the engine's."""
+
+    ids: list[int]
+    stats: SequenceStats | None = None
+    route: Route | None = None
+
+
+Runner = Callable[[Sequence[Job]], list[Answer]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt, answered once; the seconds of a batch are shared out by tokens."""
+
+    method: str
+    repeat: int
+    job: Job
+    answer: Answer
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second; in a batch, of the whole batch."""
+        return len(self.answer.ids) / self.seconds
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """An engine with the limits that all of its methods share."""
+
+    engine: Engine
+    eos_ids: frozenset[int]
+    max_tokens: int
+    temperature: float = 0.0
+
+    def runner(self, method: Method, route_of: Callable[[Job], Route | None]) -> Runner:
+        """Answers by this method; `route_of` forces a route, None leaves it to the engine's router."""
+        stop = StopConditions(self.max_tokens, self.eos_ids)
+
+        def run(jobs: Sequence[Job]) -> list[Answer]:
+            requests = [
+                GenerationRequest(job.ids, SamplingParams(self.temperature, seed=job.seed), stop, method, route_of(job))
+                for job in jobs
+            ]
+            return [Answer(s.output_ids, s.stats, s.route) for s in self.engine.generate(requests)]
+
+        return run
+
+
+def measure(runners: Mapping[str, Runner], batches: Sequence[Sequence[Job]], repeats: int) -> list[Sample]:
+    """Samples of all runners on all batches; each runner is warmed up on the first batch before."""
+    for runner in runners.values():
+        runner(batches[0])
+    names = list(runners)
+    samples = []
+    turns = [(repeat, number) for repeat in range(repeats) for number in range(len(batches))]
+    for repeat, number in tqdm(turns, "prompts", delay=2, leave=False):
+        first = (repeat + number) % len(names)
+        for name in names[first:] + names[:first]:
+            jobs = batches[number]
+            started = time.perf_counter()
+            answers = runners[name](jobs)
+            seconds = time.perf_counter() - started
+            total = sum(len(answer.ids) for answer in answers)
+            for job, answer in zip(jobs, answers, strict=True):
+                samples.append(Sample(name, repeat, job, answer, seconds * len(answer.ids) / total))
+    return samples

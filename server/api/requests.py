@@ -1,0 +1,89 @@
+"""A validated body -> what the engine is asked for: sampling, stops, method and route of each choice."""
+
+from dataclasses import replace
+
+from server.api.errors import BadRequestError, NotFoundError
+from server.api.schema import GenerationBody, Speculation
+from server.deployment import Deployment
+from server.engine import GenerationRequest, Method, Route, SamplingParams, StopConditions
+from server.generation import Prompt
+
+GREEDY_BELOW = 1e-4
+"""Smaller temperatures would overflow fp32 logits; the distribution is greedy long before."""
+
+
+def check_model(body: GenerationBody, deployment: Deployment, max_choices: int) -> None:
+    """Refuses what depends on the server rather than on the body alone."""
+    if body.model != deployment.name:
+        message = f"The model '{body.model}' does not exist; this server has '{deployment.name}'."
+        raise NotFoundError(message, "model", "model_not_found")
+    if (body.n or 1) > max_choices:
+        raise BadRequestError(f"Invalid value for 'n': this server makes at most {max_choices} choices.", "n")
+
+
+def prompts(
+    body: GenerationBody, encoded: list[list[int]], max_tokens: int | None, deployment: Deployment
+) -> list[Prompt]:
+    """One prompt for each choice; the choices of one prompt follow each other, with consecutive seeds."""
+    speculation = body.speculation or Speculation()
+    template = GenerationRequest(
+        prompt_ids=[],
+        sampling=sampling(body, deployment.checkpoint.defaults),
+        stop=StopConditions(max_tokens or deployment.max_length, deployment.checkpoint.eos_ids),
+        method=method(speculation, deployment),
+        route=route(speculation, deployment),
+        max_draft=speculation.max_draft,
+    )
+    return [
+        Prompt(replace(template, prompt_ids=ids, sampling=nth_choice(template.sampling, choice)), tuple(body.stops))
+        for ids in encoded
+        for choice in range(body.n or 1)
+    ]
+
+
+def sampling(body: GenerationBody, defaults: dict[str, float | int]) -> SamplingParams:
+    """The body's values, else the checkpoint's own, else OpenAI's."""
+    temperature = defaults.get("temperature", 1.0) if body.temperature is None else body.temperature
+    top_k = int(defaults.get("top_k", 0)) if body.top_k is None else body.top_k
+    return SamplingParams(
+        temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+        top_p=defaults.get("top_p", 1.0) if body.top_p is None else body.top_p,
+        top_k=max(top_k, 0),
+        min_p=body.min_p or 0.0,
+        seed=body.seed,
+    )
+
+
+def nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
+
+
+def method(speculation: Speculation, deployment: Deployment) -> Method | None:
+    if speculation.method is None:
+        return None
+    chosen = Method(speculation.method)
+    if not deployment.can_draft(chosen):
+        message = f"Method '{chosen}' needs a routing artifact, and this server has none."
+        raise BadRequestError(message, "speculation.method", "invalid_value")
+    return chosen
+
+
+def route(speculation: Speculation, deployment: Deployment) -> Route | None:
+    if speculation.domain is None:
+        return None
+    chosen = deployment.route(speculation.domain)
+    if chosen is None:
+        known = ", ".join(deployment.domains) or "none, for want of a routing artifact"
+        message = f"Unknown domain '{speculation.domain}'; this server has: {known}."
+        raise BadRequestError(message, "speculation.domain", "invalid_value")
+    return chosen
+
+
+def check_ids(encoded: list[list[int]], param: str, vocabulary_size: int) -> None:
+    """Refuses prompts that the model cannot read."""
+    for ids in encoded:
+        if not ids:
+            raise BadRequestError("The prompt has no tokens.", param, "invalid_value")
+        if max(ids) >= vocabulary_size:
+            message = f"Token {max(ids)} is outside the model's vocabulary of {vocabulary_size}."
+            raise BadRequestError(message, param, "invalid_value")

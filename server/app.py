@@ -1,0 +1,53 @@
+"""The web application: a worker, endpoints, errors and middleware put together. No module state."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from server.api.auth import KeyGuard
+from server.api.errors import install_handlers
+from server.api.routes import Api, RequestLimits
+from server.api.transport import BodyLimit, Exchange
+from server.worker import Worker
+
+
+@dataclass(frozen=True)
+class AppConfig:
+    """What the HTTP side allows; times in seconds."""
+
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 4 * 1024 * 1024
+    max_choices: int = 8
+    request_timeout: float = 600.0
+
+
+def create_app(worker: Worker, config: AppConfig) -> FastAPI:
+    """An application that starts the worker and stops it; requests are served as soon as the model is loaded."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        await worker.stop()
+
+    app = FastAPI(title="KNN-SSD Server", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.include_router(Api(worker, RequestLimits(config.max_choices, config.request_timeout)).router)
+    install_handlers(app)
+    # The last one added is the outermost: what is refused is named and logged too, and browsers may read it.
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    if config.api_keys:
+        app.add_middleware(KeyGuard, keys=config.api_keys)
+    app.add_middleware(Exchange)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
+    return app

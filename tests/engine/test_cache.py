@@ -1,0 +1,158 @@
+"""The slot cache: batched rows equal separate ones, and nothing at or above a cursor is ever read."""
+
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.engine import (
+    FULL,
+    Decoder,
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    KVCache,
+    Method,
+    Route,
+    SamplingParams,
+    SkipMask,
+    StopConditions,
+    TokenBatch,
+    load_checkpoint,
+)
+from tests.tiny import CPU, save_random_model, tiny_config
+
+HEAD_DIMS = {"torch": 8, "kernels": 16}
+"""The CPU kernels take heads of whole vectors; where they are not built, torch runs both."""
+
+
+class PoisonedDecoder(Decoder):
+    """Overwrites, before every pass, all positions from each row's first on, in every layer."""
+
+    poison = math.nan
+
+    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = FULL) -> Tensor:
+        for slot, start, _ in batch.rows:
+            cache.keys[:, slot, :, start:] = self.poison
+            cache.values[:, slot, :, start:] = self.poison
+        return super().forward(batch, cache, mask)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    def save(head_dim: int) -> Path:
+        return save_random_model(tmp_path_factory.mktemp("heads"), tiny_config(head_dim=head_dim), seed=4)
+
+    return {name: save(head_dim) for name, head_dim in HEAD_DIMS.items()}
+
+
+@pytest.fixture(params=HEAD_DIMS)
+def decoder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Decoder:
+    return Decoder(load_checkpoint(str(folders[request.param]), torch.float32, CPU))
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def random_ids(count: int, seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(262) for _ in range(count)]
+
+
+def hidden_alone(decoder: Decoder, ids: list[int]) -> Tensor:
+    cache = decoder.new_cache(1, 64)
+    return decoder.forward(TokenBatch.of([(0, 0, ids)], cache), cache)
+
+
+def test_ragged_rows_in_scattered_slots_equal_separate_rows(decoder: Decoder) -> None:
+    texts = [random_ids(length, length) for length in (5, 1, 9, 40)]
+    cache = decoder.new_cache(7, 64)
+    rows = [(slot, 0, ids) for slot, ids in zip([5, 0, 3, 6], texts, strict=True)]
+    batch = TokenBatch.of(rows, cache)
+    parts = decoder.forward(batch, cache).split([len(ids) for ids in texts])
+    for part, ids in zip(parts, texts, strict=True):
+        torch.testing.assert_close(part, hidden_alone(decoder, ids), atol=1e-4, rtol=1e-4)
+    assert batch.last_rows.tolist() == [4, 5, 14, 54]
+    assert not cache.keys[:, [1, 2, 4]].any()
+
+
+def test_rows_at_different_positions_continue_their_own_slots(decoder: Decoder) -> None:
+    texts = [random_ids(length, length) for length in (20, 12, 7)]
+    cache = decoder.new_cache(3, 64)
+    for slot, ids in enumerate(texts):
+        decoder.forward(TokenBatch.of([(slot, 0, ids[:-4])], cache), cache)
+    for order in ([0, 1, 2], [2, 0]):
+        rows = [(slot, len(texts[slot]) - 4, texts[slot][-4:]) for slot in order]
+        hidden = decoder.forward(TokenBatch.of(rows, cache), cache).split(4)
+        for slot, part in zip(order, hidden, strict=True):
+            torch.testing.assert_close(part, hidden_alone(decoder, texts[slot])[-4:], atol=1e-4, rtol=1e-4)
+
+
+def test_the_kernels_give_the_same_bits_for_any_batch(folders: dict[str, Path]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        decoder = Decoder(load_checkpoint(str(folders["kernels"]), dtype, CPU))
+        if decoder.native is None:
+            pytest.skip("the CPU kernels are not built here")
+        ids = random_ids(31, 1)
+        cache = decoder.new_cache(8, 64)
+        whole = decoder.forward(TokenBatch.of([(0, 0, ids)], cache), cache)
+        single = [decoder.forward(TokenBatch.of([(1, i, [token])], cache), cache) for i, token in enumerate(ids)]
+        assert torch.equal(torch.cat(single), whole)
+        rows = [(slot, 0, ids[: 4 * slot]) for slot in range(7, 1, -1)]
+        parts = decoder.forward(TokenBatch.of(rows, cache), cache).split([len(row) for _, _, row in rows])
+        assert all(torch.equal(part, whole[: len(part)]) for part in parts)
+        logits = decoder.logits(whole)
+        assert all(torch.equal(decoder.logits(whole[i : i + 1])[0], logits[i]) for i in range(len(ids)))
+
+
+def test_the_kernels_equal_torch(folders: dict[str, Path]) -> None:
+    decoder = Decoder(load_checkpoint(str(folders["kernels"]), torch.float32, CPU))
+    ids = random_ids(20, 2)
+    native = hidden_alone(decoder, ids)
+    logits = decoder.logits(native)
+    decoder.native = None
+    torch.testing.assert_close(native, hidden_alone(decoder, ids), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, decoder.logits(native), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "max_batch", "poison"),
+    [("kernels", 1, math.nan), ("kernels", 4, math.nan), ("torch", 1, math.nan), ("torch", 4, 1e4)],
+)
+def test_nothing_at_or_above_a_cursor_is_read(
+    folders: dict[str, Path], name: str, max_batch: int, poison: float
+) -> None:
+    """Torch's attention multiplies masked keys by zero, so there the poison of a batch is large, not NaN."""
+    checkpoint = load_checkpoint(str(folders[name]), torch.float32, CPU)
+    poisoned = PoisonedDecoder(checkpoint)
+    poisoned.poison = poison
+    mask = SkipMask(frozenset({1, 3}), frozenset({0}))
+    requests = [
+        GenerationRequest(
+            [*random_ids(length, length), 7, 8, 9, 7, 8],
+            SamplingParams(),
+            StopConditions(24),
+            method=method,
+            route=Route("test", mask),
+            max_draft=4,
+        )
+        for length, method in [
+            (3, Method.SKIP),
+            (17, Method.CASCADE),
+            (33, Method.PLAIN),
+            (8, Method.LOOKUP),
+            (5, Method.SKIP),
+        ]
+    ]
+    config = EngineConfig(max_batch=max_batch, confidence=0.0)
+    expected = [s.output_ids for s in Engine(Decoder(checkpoint), config).generate(requests)]
+    sequences = Engine(poisoned, config).generate(requests)
+    assert [s.output_ids for s in sequences] == expected
+    assert sum(s.stats.num_drafted - s.stats.num_accepted for s in sequences) > 0
