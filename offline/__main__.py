@@ -3,6 +3,8 @@
 import logging
 import sys
 
+from transformers.utils import logging as transformers_logging
+
 from offline.calibrate import Stage, calibrate
 from offline.evaluate import evaluate
 from offline.plot import draw_speedups
@@ -33,9 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("offline").setLevel(logging.INFO)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         run(command, options)
-    except (SettingsMistake, PromptError, CheckpointError, ArtifactError) as error:
+    except (SettingsMistake, PromptError, CheckpointError, ArtifactError, OSError) as error:
         print(f"knn-ssd-offline: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -44,7 +44,9 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     """Runs the command; raises one of the errors that `main` turns into a line."""
     needing = [name for name in settings.methods if name in ROUTED]
     if needing and settings.artifact is None:
-        raise SettingsMistake(f"--artifact: {', '.join(needing)} need one, `knn-ssd-offline calibrate` makes it")
+        raise SettingsMistake(
+            f"--artifact: {needing[0]} needs a routing artifact; `knn-ssd-offline calibrate` makes one"
+        )
     prompts = read_prompts(settings.prompts)
     artifact = RoutingArtifact.load(settings.artifact) if settings.artifact else None
     bench = Workbench.open(settings)

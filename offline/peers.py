@@ -11,7 +11,7 @@ from offline.settings import EvaluationSettings
 from offline.workbench import Workbench
 
 LOOKUP_TOKENS = 10
-ASSISTED = {
+ASSISTED: dict[str, Callable[[int], dict[str, int]]] = {
     "transformers": lambda num_layers: {},
     "transformers-lookup": lambda num_layers: {"prompt_lookup_num_tokens": LOOKUP_TOKENS},
     "transformers-early-exit": lambda num_layers: {"assistant_early_exit": max(num_layers // 4, 1)},
@@ -31,7 +31,7 @@ def peer_runners(names: Sequence[str], bench: Workbench, settings: EvaluationSet
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         settings.model, dtype=bench.checkpoint.dtype, trust_remote_code=settings.trust_remote_code
     )
-    model = model.to(bench.checkpoint.device).eval()
+    model.to(bench.checkpoint.device).eval()
     return {name: peer_runner(name, model, bench, settings) for name in chosen}
 
 

@@ -10,7 +10,7 @@ from offline.summary import ResultRow
 
 
 def draw_speedups(rows: Sequence[ResultRow], path: Path) -> None:
-    """Writes a .png (or what the suffix says) of every method but `plain`, which is the line at 1."""
+    """Writes a .png of every method but `plain`, which is the line at 1."""
     methods = [name for name in dict.fromkeys(row.method for row in rows) if name != PLAIN]
     domains = list(dict.fromkeys(row.domain for row in rows))
     figure = Figure(figsize=(2 + 1.6 * len(domains), 4), layout="constrained")

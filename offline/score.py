@@ -87,16 +87,25 @@ class MaskScorer:
     def __init__(self, model: Decoder, texts: Sequence[Text]) -> None:
         self.model = model
         self.texts = [text for text in texts if len(text.output_ids) > 1]
-        spans = [span for text in self.texts for span in spans_of(text)]
-        self.rows: list[Row] = [(slot, start, ids[start:]) for slot, (start, ids) in enumerate(spans)]
         self.targets = [token for text in self.texts for token in text.output_ids[1:]]
-        if not spans:
-            return
-        self.cache = model.new_cache(len(spans), max(len(ids) for _, ids in spans))
-        with torch.inference_mode():
-            for slot, (start, ids) in enumerate(spans):
-                model.forward(TokenBatch.of([(slot, 0, ids[:start])], self.cache), self.cache)
-            self.batch = TokenBatch.of(self.rows, self.cache)
+        if self.texts:
+            self.fill_cache()
+
+    @torch.inference_mode()
+    def fill_cache(self) -> None:
+        """One full pass per text, whose keys and values every span's slot takes as far as the span's beginning."""
+        groups = [spans_of(text) for text in self.texts]
+        self.cache = self.model.new_cache(sum(map(len, groups)), max(len(spans[-1][1]) for spans in groups))
+        rows: list[Row] = []
+        for spans in groups:
+            first = len(rows)
+            start, ids = spans[-1]
+            self.model.forward(TokenBatch.of([(first, 0, ids[:start])], self.cache), self.cache)
+            for slot, (start, _) in enumerate(spans[1:], first + 1):
+                for stored in (self.cache.keys, self.cache.values):
+                    stored[:, slot, :, :start] = stored[:, first, :, :start]
+            rows += [(slot, start, ids[start:]) for slot, (start, ids) in enumerate(spans, first)]
+        self.batch = TokenBatch.of(rows, self.cache)
 
     @torch.inference_mode()
     def traces(self, mask: SkipMask) -> list[Trace]:

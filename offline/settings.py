@@ -114,6 +114,13 @@ class EvaluationSettings(CommandSettings):
     fixed_domain: str | None = Field(None, description="domain whose mask `fixed` uses; default: the artifact's first")
     plot: Path | None = Field(None, description="write a bar chart of the speed-ups to this .png")
 
+    @field_validator("plot")
+    @classmethod
+    def check_plot(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix != ".png":
+            raise ValueError("must end in .png")
+        return value
+
     @field_validator("methods")
     @classmethod
     def check_methods(cls, value: list[str]) -> list[str]:

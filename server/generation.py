@@ -3,8 +3,7 @@
 A request that asks for several choices has one generation for each.
 """
 
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from server.engine import (
     Emission,
@@ -73,7 +72,7 @@ class Generation:
         self.last_token_at = now
         reason = FinishReason.STOP if self.text.is_stopped else emission.finish_reason
         if reason is None:
-            self.seen = replace(self.sequence.stats)
+            self.seen = self.sequence.stats.copy()
             return Piece(self.index, text)
         surplus = len(self.sequence.output_ids) - self.text.num_tokens if self.text.is_stopped else 0
         return Piece(self.index, text + self.text.flush(), self.outcome(reason, len(emission.token_ids), surplus))
@@ -90,24 +89,18 @@ class Generation:
             route=sequence.route,
             method=sequence.method,
             max_draft=sequence.max_draft,
-            stats=cut(stats, self.seen, num_emitted - surplus) if surplus else replace(stats),
+            stats=cut(self.seen, num_emitted - surplus) if surplus else stats.copy(),
             queue_seconds=admitted_at - sequence.added_at,
             prefill_seconds=first_token_at - admitted_at,
             decode_seconds=self.last_token_at - first_token_at,
         )
 
 
-def cut(stats: SequenceStats, before: SequenceStats, num_kept: int) -> SequenceStats:
-    """`stats` as if the last verification had drafted only the `num_kept` tokens before a stop string ended it.
+def cut(before: SequenceStats, num_kept: int) -> SequenceStats:
+    """Statistics whose last verification drafted only the `num_kept` tokens before a stop string ended it.
 
     All of them were accepted: the corrected or bonus token is the last one, and that was cut away.
     """
-    per_step = Counter(stats.accepted_per_step)
-    per_step.subtract([stats.num_accepted - before.num_accepted])
-    per_step.update([num_kept])
-    return replace(
-        stats,
-        num_drafted=before.num_drafted + num_kept,
-        num_accepted=before.num_accepted + num_kept,
-        accepted_per_step=+per_step,
-    )
+    stats = before.copy()
+    stats.record(num_kept, num_kept)
+    return stats

@@ -119,8 +119,8 @@ class Network(nn.Module):
         self.num_layers = config.num_hidden_layers
         frequencies = 1e4 ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
         angles = torch.arange(config.max_position_embeddings)[:, None] * frequencies.repeat(2)
-        self.register_buffer("cos", angles.cos()[:, None], persistent=False)
-        self.register_buffer("sin", angles.sin()[:, None], persistent=False)
+        self.cos = nn.Buffer(angles.cos()[:, None], persistent=False)
+        self.sin = nn.Buffer(angles.sin()[:, None], persistent=False)
         self.apply(self.initialise)
         for layer in self.model.blocks:
             for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
@@ -134,7 +134,7 @@ class Network(nn.Module):
     def hidden_states(self, ids: Tensor, exit_layer: int | None) -> tuple[Tensor, Tensor | None]:
         """Hidden states [tokens, width] after the last layer and after `exit_layer` layers."""
         rows, width = ids.shape
-        cos, sin = self.cos[:width].repeat(rows, 1, 1), self.sin[:width].repeat(rows, 1, 1)
+        cos, sin = (table[:width].repeat(rows, 1, 1) for table in (self.cos, self.sin))
         x, exit_x = self.model.embed_tokens(ids.flatten()), None
         for index, layer in enumerate(self.model.blocks):
             if index == exit_layer:

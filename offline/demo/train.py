@@ -112,7 +112,7 @@ def save_checkpoint(path: Path, state: dict[str, object]) -> None:
     os.replace(temporary, path)
 
 
-def train(data: Path, folder: Path, schedule: Schedule, device: str, save_every: int = 200) -> None:
+def train(data: Path, folder: Path, schedule: Schedule, device: str, save_every: int = 100) -> None:
     """Trains up to `schedule.steps`; reads and writes `folder/checkpoint.pt`, appends to `folder/log.jsonl`."""
     torch.manual_seed(schedule.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")

@@ -70,7 +70,6 @@ class SpeculativeDecoding(BaseModel):
     def of(cls, outcome: Outcome) -> Self:
         stats = outcome.stats
         histogram = [stats.accepted_per_step[i] for i in range(outcome.max_draft + 1)]
-        histogram[0] -= stats.num_steps - stats.num_drafts
         return cls(
             domain=outcome.route.domain,
             similarity=outcome.route.similarity,

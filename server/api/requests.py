@@ -18,7 +18,8 @@ def check_model(body: GenerationBody, deployment: Deployment, max_choices: int) 
         message = f"The model '{body.model}' does not exist; this server has '{deployment.name}'."
         raise NotFoundError(message, "model", "model_not_found")
     if (body.n or 1) > max_choices:
-        raise BadRequestError(f"Invalid value for 'n': this server makes at most {max_choices} choices.", "n")
+        message = f"Invalid value for 'n': this server makes at most {max_choices} choices."
+        raise BadRequestError(message, "n", "invalid_value")
 
 
 def prompts(

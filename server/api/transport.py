@@ -86,13 +86,13 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
     async def read(self, headers: Headers, receive: Receive) -> list[Message]:
-        """All messages of the body; raises `BodyTooLargeError` at the first byte too many."""
+        """All messages of the body; raises `BodyTooLargeError` as soon as it is known to be too large."""
         announced = headers.get("content-length", "")
         num_bytes = int(announced) if announced.isdecimal() else 0
         messages: list[Message] = []
-        while num_bytes <= self.max_bytes:
+        while num_bytes <= self.max_bytes and (not messages or messages[-1].get("more_body", False)):
             messages.append(await receive())
-            if not messages[-1].get("more_body", False):
-                return messages
-            num_bytes = sum(len(message.get("body", b"")) for message in messages)
-        raise BodyTooLargeError(f"The body is larger than {self.max_bytes:,} bytes.")
+            num_bytes = max(num_bytes, sum(len(message.get("body", b"")) for message in messages))
+        if num_bytes > self.max_bytes:
+            raise BodyTooLargeError(f"The body is larger than {self.max_bytes:,} bytes.")
+        return messages

@@ -8,7 +8,7 @@ from server.engine.artifact import (
     RoutingArtifact,
 )
 from server.engine.cache import KVCache, Row, TokenBatch
-from server.engine.checkpoint import Checkpoint, CheckpointError, DecoderConfig, load_checkpoint
+from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.engine.engine import Emission, Engine, EngineConfig, PromptTooLongError
 from server.engine.model import Decoder
 from server.engine.router import Router, prompt_vector, similarities
@@ -16,6 +16,7 @@ from server.engine.sequence import GenerationRequest, Sequence
 from server.engine.tokens import ChatError, TextCodec, TextStream
 from server.engine.types import (
     FULL,
+    MAX_DRAFT,
     OTHER_DOMAIN,
     UNROUTED,
     FinishReason,
@@ -28,9 +29,11 @@ from server.engine.types import (
     StepStats,
     StopConditions,
 )
+from server.engine.weights import CheckpointError, DecoderConfig
 
 __all__ = [
     "FULL",
+    "MAX_DRAFT",
     "OTHER_DOMAIN",
     "UNROUTED",
     "ArtifactError",

@@ -6,14 +6,14 @@ model and chat template; loading it for another is refused.
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from server.engine.types import SkipMask
+from server.engine.types import MAX_DRAFT, OTHER_DOMAIN, SkipMask
 
 FORMAT_VERSION = 1
 
@@ -50,8 +50,8 @@ class DomainRecord(Strict):
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     mask: MaskRecord
-    num_prompts: int
-    acceptance: float
+    num_prompts: Annotated[int, Field(ge=0)]
+    acceptance: Annotated[float, Field(ge=0, le=1)]
     predicted_speedup: float
     measured_speedup: float | None = None
 
@@ -59,7 +59,7 @@ class DomainRecord(Strict):
 class Manifest(Strict):
     """`manifest.json`: everything but the anchor vectors."""
 
-    format: str = "knnssd-artifact"
+    format: Literal["knnssd-artifact"] = "knnssd-artifact"
     format_version: int = FORMAT_VERSION
     model_fingerprint: str
     model_name: str
@@ -67,17 +67,38 @@ class Manifest(Strict):
     hidden_size: int
     dtype: str
     chat_template_hash: str
-    domains: list[DomainRecord]
+    domains: Annotated[list[DomainRecord], Field(min_length=1)]
     mixed: DomainRecord
-    anchor_domains: list[int]
+    anchor_domains: Annotated[list[int], Field(min_length=1)]
     """Index into `domains` of each anchor row."""
     similarity_threshold: float
     """Centred cosine under which a prompt is out of domain and drafts with the mixed mask."""
-    max_draft: int
-    confidence: float
+    max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)]
+    confidence: Annotated[float, Field(ge=0, le=1)]
     seed: int
     created: str
     versions: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_version(cls, data: object) -> object:
+        """First of all: another version's fields would be misread as errors."""
+        version = data.get("format_version", FORMAT_VERSION) if isinstance(data, dict) else FORMAT_VERSION
+        if version != FORMAT_VERSION:
+            raise ValueError(f"artifact format {version}, this server reads {FORMAT_VERSION}")
+        return data
+
+    @model_validator(mode="after")
+    def check_domains(self) -> Self:
+        names = [domain.name for domain in self.domains]
+        if len(set(names)) < len(names) or OTHER_DOMAIN in names:
+            raise ValueError(f"domain names differ from each other and from {OTHER_DOMAIN!r}")
+        if any(not 0 <= i < len(names) for i in self.anchor_domains):
+            raise ValueError("an anchor names a domain that is not in the manifest")
+        layers = [i for d in [*self.domains, self.mixed] for i in [*d.mask.attention, *d.mask.mlp]]
+        if any(not 0 <= i < self.num_layers for i in layers):
+            raise ValueError(f"a mask names a layer outside 0..{self.num_layers - 1}")
+        return self
 
 
 class RoutingArtifact:
@@ -101,36 +122,23 @@ class RoutingArtifact:
         path = folder / "manifest.json"
         if not path.exists():
             raise ArtifactError(f"no routing artifact in {folder}: run `knn-ssd-offline calibrate --out {folder}`")
+        again = "run `knn-ssd-offline calibrate` again"
         try:
             manifest = Manifest.model_validate_json(path.read_bytes())
-            tensors = load_file(folder / "anchors.safetensors")
-            artifact = cls(manifest, tensors["anchors"], tensors["centre"])
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise ArtifactError(f"{path} is not a routing artifact: {where}: {first['msg']}") from error
+            raise ArtifactError(f"{path} is not a routing artifact: {where}: {first['msg']}; {again}") from error
+        path = folder / "anchors.safetensors"
+        try:
+            tensors = load_file(path)
         except Exception as error:
-            raise ArtifactError(f"{folder / 'anchors.safetensors'} cannot be read: {error}") from error
-        artifact.check_shapes(folder)
-        return artifact
-
-    def check_shapes(self, folder: Path) -> None:
-        manifest = self.manifest
-        if manifest.format_version != FORMAT_VERSION:
-            raise ArtifactError(
-                f"{folder} has artifact format {manifest.format_version}, this server reads {FORMAT_VERSION}: "
-                "run `knn-ssd-offline calibrate` again"
-            )
-        expected = (len(manifest.anchor_domains), manifest.hidden_size)
-        if tuple(self.anchors.shape) != expected or tuple(self.centre.shape) != expected[1:]:
-            raise ArtifactError(
-                f"{folder}: anchors have shape {tuple(self.anchors.shape)}, the manifest says {expected}"
-            )
-        layers = [i for d in [*manifest.domains, manifest.mixed] for i in [*d.mask.attention, *d.mask.mlp]]
-        if any(not 0 <= i < manifest.num_layers for i in layers):
-            raise ArtifactError(f"{folder}: a mask names a layer outside 0..{manifest.num_layers - 1}")
-        if any(not 0 <= i < len(manifest.domains) for i in manifest.anchor_domains):
-            raise ArtifactError(f"{folder}: an anchor names a domain that is not in the manifest")
+            raise ArtifactError(f"{path} cannot be read: {error}; {again}") from error
+        shapes = {"anchors": (len(manifest.anchor_domains), manifest.hidden_size), "centre": (manifest.hidden_size,)}
+        for name, shape in shapes.items():
+            if name not in tensors or tensors[name].shape != shape or not tensors[name].isfinite().all():
+                raise ArtifactError(f"{path} holds no finite tensor {name!r} of shape {shape}; {again}")
+        return cls(manifest, tensors["anchors"], tensors["centre"])
 
     def check_model(self, fingerprint: str, template_hash: str, folder: Path) -> None:
         """Refuses an artifact made for another model or chat template."""
@@ -145,12 +153,16 @@ class RoutingArtifact:
             )
 
 
-def fingerprint(architecture: dict[str, object], weights: dict[str, Tensor]) -> str:
-    """A digest of the architecture and of an even sample of at most 4,096 values of every weight."""
-    digest = hashlib.sha256(repr(sorted(architecture.items())).encode())
-    for name in sorted(weights):
-        flat = weights[name].flatten()
-        sample = flat[:: max(flat.numel() // 4096, 1)].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(weights[name].shape)}".encode())
-        digest.update(sample.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+def digest_tensor(tensor: Tensor) -> bytes:
+    """A digest of shape and of an even sample of at most 4,096 values, before any change of dtype."""
+    flat = tensor.flatten()
+    sample = flat[:: max(flat.numel() // 4096, 1)].to("cpu", torch.float32)
+    return hashlib.sha256(repr(tuple(tensor.shape)).encode() + sample.contiguous().numpy().tobytes()).digest()
+
+
+def fingerprint(architecture: dict[str, object], digests: dict[str, bytes]) -> str:
+    """One name for a model: its architecture and the digests of its weights."""
+    whole = hashlib.sha256(repr(sorted(architecture.items())).encode())
+    for name in sorted(digests):
+        whole.update(name.encode() + digests[name])
+    return whole.hexdigest()[:32]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from server.engine.checkpoint import DecoderConfig
+from server.engine.weights import DecoderConfig
 
 Row = tuple[int, int, list[int]]
 """(slot, position of the first token, token ids)"""
@@ -30,6 +30,11 @@ class KVCache:
         self.max_length = max_length
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def clear(self, slot: int) -> None:
+        """Forgets a slot's last user: hidden keys weigh nothing only as long as they are finite numbers."""
+        self.keys[:, slot] = 0
+        self.values[:, slot] = 0
 
     def write(self, layer: int, keys: Tensor, values: Tensor, batch: "TokenBatch") -> None:
         """Stores keys and values [tokens, kv heads, head_dim] at the batch's slots and positions."""

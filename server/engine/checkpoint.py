@@ -1,49 +1,26 @@
-"""Reads a Hugging Face checkpoint into plain weights; every call into transformers' internals is here.
+"""Reads a Hugging Face checkpoint; every call into transformers' internals is here.
 
-Config, tokenizer, generation defaults and RoPE come from transformers, weights from safetensors
-files. Remote code is never run unless asked for.
+Config, tokenizer, generation defaults and RoPE come from transformers, weights from `weights`.
+Remote code is never run unless asked for.
 """
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from server.engine.artifact import fingerprint
+from server.engine.weights import CheckpointError, DecoderConfig, check_weights, read_weights
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """RoPE types whose frequencies do not depend on the length; others equal plain RoPE up to their original length."""
-
-
-class CheckpointError(Exception):
-    """The folder or name cannot be served; the message is one sentence."""
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The numbers of a Llama-shaped decoder; `max_length` is the longest context it may attend to."""
-
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocabulary_size: int
-    max_length: int
-    norm_epsilon: float
-
-    @property
-    def num_groups(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.num_heads // self.num_kv_heads
 
 
 @dataclass(frozen=True)
@@ -69,33 +46,63 @@ def load_checkpoint(
 
     Raises `CheckpointError` where it is missing, incomplete or of an unsupported architecture.
     """
-    config = read_config(name_or_path, trust_remote_code)
     folder = local_folder(name_or_path)
+    with reading(f"the model {name_or_path!r}"):
+        config = read_config(name_or_path, trust_remote_code)
+        decoder_config = read_shape(config)
+        eos_ids, defaults = read_generation(folder, config)
+        rope = rope_tables(config, decoder_config.max_length)
+    with reading(f"the tokenizer of {name_or_path!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     used_dtype: torch.dtype = dtype or config.dtype or torch.float32
-    weights = read_weights(folder, used_dtype, device, tied=config.tie_word_embeddings)
-    decoder_config = read_shape(config)
+    weights, digests = read_weights(folder, used_dtype, device)
+    if config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     check_weights(decoder_config, weights, folder)
-    eos_ids, defaults = read_generation(folder, config)
     return Checkpoint(
         name=name_or_path,
         config=decoder_config,
         weights=weights,
-        rope=rope_tables(config, decoder_config.max_length).to(device),
-        tokenizer=read_tokenizer(name_or_path, trust_remote_code),
+        rope=rope.to(device),
+        tokenizer=tokenizer,
         eos_ids=eos_ids,
         defaults=defaults,
-        fingerprint=fingerprint(vars(decoder_config), weights),
+        fingerprint=fingerprint(vars(decoder_config), digests),
         dtype=used_dtype,
         device=device,
     )
 
 
-def read_config(name_or_path: str, trust_remote_code: bool) -> PreTrainedConfig:
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """transformers raises what it likes on files it cannot use; a user gets one sentence."""
     try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise CheckpointError(f"cannot read {what}: {reason}") from error
+
+
+def local_folder(name_or_path: str) -> Path:
+    """The folder itself, or the hub's repository in the local hub cache, downloaded where it is not there yet."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    if name_or_path.startswith(("/", ".", "~")):
+        raise CheckpointError(f"there is no model folder {name_or_path!r}")
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+        return Path(snapshot_download(name_or_path, allow_patterns=patterns))
+    except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"cannot read the model {name_or_path!r}: {reason}") from error
+        raise CheckpointError(
+            f"{name_or_path!r} is neither a folder here nor a model that can be downloaded: {reason}"
+        ) from error
+
+
+def read_config(name_or_path: str, trust_remote_code: bool) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     architecture = (config.architectures or ["no architecture"])[0]
     if architecture not in SUPPORTED:
         raise CheckpointError(
@@ -103,18 +110,9 @@ def read_config(name_or_path: str, trust_remote_code: bool) -> PreTrainedConfig:
         )
     if config.hidden_act != "silu":
         raise CheckpointError(f"{name_or_path!r} has the activation {config.hidden_act!r}; only 'silu' is supported")
+    if getattr(config, "quantization_config", None):
+        raise CheckpointError(f"{name_or_path!r} is quantised, which is not supported; use its unquantised weights")
     return config
-
-
-def local_folder(name_or_path: str) -> Path:
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    try:
-        return Path(
-            snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
-        )
-    except Exception as error:
-        raise CheckpointError(f"cannot download {name_or_path!r}: {str(error).splitlines()[0]}") from error
 
 
 def read_shape(config: PreTrainedConfig) -> DecoderConfig:
@@ -147,46 +145,6 @@ def rope_tables(config: PreTrainedConfig, length: int) -> Tensor:
     cos, sin = rotary(torch.zeros(1), torch.arange(length)[None])
     half = sin.shape[-1] // 2
     return torch.stack((cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)))
-
-
-def read_weights(folder: Path, dtype: torch.dtype, device: torch.device, tied: bool) -> dict[str, Tensor]:
-    """All tensors of the folder's safetensors files; a tied head appears as `lm_head.weight` too."""
-    index = folder / "model.safetensors.index.json"
-    names = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    )
-    weights: dict[str, Tensor] = {}
-    for name in names:
-        if not (folder / name).exists():
-            raise CheckpointError(f"{folder} has no {name}: only safetensors checkpoints are supported")
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                weights |= {key: file.get_tensor(key).to(device, dtype) for key in file.keys()}  # noqa: SIM118
-        except Exception as error:
-            raise CheckpointError(f"{folder / name} cannot be read: {error}") from error
-    if tied and "model.embed_tokens.weight" in weights:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    return weights
-
-
-def check_weights(config: DecoderConfig, weights: dict[str, Tensor], folder: Path) -> None:
-    parts = ["input_layernorm", "post_attention_layernorm", *(f"self_attn.{name}_proj" for name in "qkvo")]
-    parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-    needed = [f"model.layers.{i}.{part}.weight" for i in range(config.num_layers) for part in parts]
-    needed += ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
-    missing = [name for name in needed if name not in weights]
-    if missing:
-        raise CheckpointError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")
-
-
-def read_tokenizer(name_or_path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"cannot read the tokenizer of {name_or_path!r}: {reason}") from error
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    return tokenizer
 
 
 def read_generation(folder: Path, config: PreTrainedConfig) -> tuple[frozenset[int], dict[str, float | int]]:

@@ -18,7 +18,7 @@ from server.engine.model import Decoder
 from server.engine.router import Router, prompt_vector
 from server.engine.sampling import choose
 from server.engine.sequence import GenerationRequest, Sequence
-from server.engine.types import UNROUTED, FinishReason, Method, RowStats, StepStats
+from server.engine.types import MAX_DRAFT, UNROUTED, FinishReason, Method, RowStats, StepStats
 from server.engine.verification import count_accepted, verify
 
 
@@ -37,6 +37,12 @@ class EngineConfig:
     max_draft: int | None = None
     confidence: float | None = None
     baseline_share: float = 1 / 64
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1 or self.prefill_chunk < 1 or not 0 <= self.baseline_share <= 1:
+            raise ValueError("max_batch and prefill_chunk are at least 1, baseline_share is between 0 and 1")
+        if self.max_draft is not None and not 0 <= self.max_draft <= MAX_DRAFT:
+            raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,12 @@ class Engine:
         return len(self.waiting)
 
     def add(self, request: GenerationRequest) -> Sequence:
-        """Queues a request; raises `PromptTooLongError` where prompt and one token exceed the context."""
+        """Queues a request.
+
+        Raises `PromptTooLongError` where prompt and one token exceed the context, `ValueError` for
+        what cannot be run.
+        """
+        self.check(request)
         if len(request.prompt_ids) >= self.max_length:
             raise PromptTooLongError(len(request.prompt_ids), self.max_length)
         max_draft = self.max_draft if request.max_draft is None else request.max_draft
@@ -102,6 +113,16 @@ class Engine:
         sequence = Sequence.of(next(self.numbers), request, method, max_draft, self.max_length)
         self.waiting.append(sequence)
         return sequence
+
+    def check(self, request: GenerationRequest) -> None:
+        if not request.prompt_ids:
+            raise ValueError("the prompt has no tokens")
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.model.config.vocabulary_size:
+            raise ValueError(f"prompt token ids are between 0 and {self.model.config.vocabulary_size - 1}")
+        if request.stop.max_tokens < 1:
+            raise ValueError("max_tokens is at least 1")
+        if request.max_draft is not None and not 0 <= request.max_draft <= MAX_DRAFT:
+            raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence now; its slot is free for the next step."""
@@ -135,6 +156,7 @@ class Engine:
         while self.waiting and self.free_slots:
             sequence = self.waiting.popleft()
             sequence.slot = heapq.heappop(self.free_slots)
+            self.cache.clear(sequence.slot)
             sequence.admitted_at = time.perf_counter()
             self.running.append(sequence)
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from server.engine.cache import KVCache, TokenBatch
-from server.engine.checkpoint import DecoderConfig
 from server.engine.linear import LANES
-from server.engine.types import SkipMask
+from server.engine.types import MAX_DRAFT, SkipMask
+from server.engine.weights import DecoderConfig
 
-MAX_WIDTH = 32
+MAX_WIDTH = MAX_DRAFT + 1
 """Rows of more tokens than this are prefill, which is bound by arithmetic: torch's products do it better."""
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
@@ -37,7 +37,8 @@ def fields(kind: type, names: str) -> list[tuple[str, type]]:
 class LayerPointers(Structure):
     _fields_ = fields(
         c_void_p,
-        "attention_norm qkv qkv_bias query_norm key_norm output output_bias mlp_norm gate_up gate_up_bias down down_bias",
+        "attention_norm qkv qkv_bias query_norm key_norm output output_bias "
+        "mlp_norm gate_up gate_up_bias down down_bias",
     )
 
 
@@ -112,6 +113,7 @@ class NativeDecoder:
         """`edges`: final norm, packed head, head bias, embeddings, cos and sin, in the order of `decoder_new`."""
         kernels = library()
         assert kernels is not None
+        self.handle: int | None = None
         self.kernels = kernels
         self.config = config
         self.tensors = [edges, *(list(layer.values()) for layer in layers)]
@@ -136,7 +138,8 @@ class NativeDecoder:
         self.skip_bytes: dict[SkipMask, np.ndarray] = {}
 
     def __del__(self) -> None:
-        self.kernels.decoder_free(self.handle)
+        if self.handle is not None:
+            self.kernels.decoder_free(self.handle)
 
     def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
         """Hidden states [tokens, hidden_size] in fp32, as `Decoder.forward`."""

@@ -42,7 +42,7 @@ def pack(weight: Tensor) -> Tensor:
     padded: Tensor = F.pad(weight, (0, 0, 0, -weight.shape[0] % LANES))
     panels = padded.view(-1, LANES, weight.shape[1])
     if weight.dtype == torch.bfloat16:
-        return panels.unflatten(-1, (-1, 2)).transpose(1, 2).contiguous()
+        panels = panels.view(*panels.shape[:2], -1, 2)
     return panels.transpose(1, 2).contiguous()
 
 

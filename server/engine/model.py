@@ -12,9 +12,10 @@ from torch import Tensor
 
 from server.engine import kernels
 from server.engine.cache import KVCache, TokenBatch
-from server.engine.checkpoint import Checkpoint, DecoderConfig
+from server.engine.checkpoint import Checkpoint
 from server.engine.linear import Linear
 from server.engine.types import FULL, SkipMask
+from server.engine.weights import DecoderConfig
 
 
 @dataclass(frozen=True)

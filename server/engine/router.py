@@ -30,6 +30,8 @@ class Router:
         self.anchor_domains = manifest.anchor_domains
         self.index = hnswlib.Index(space="cosine", dim=manifest.hidden_size)
         self.index.init_index(max_elements=len(self.anchor_domains), random_seed=0)
+        # As wide as the index: the search is exact, and still takes microseconds.
+        self.index.set_ef(len(self.anchor_domains))
         self.index.add_items((artifact.anchors.float() - self.centre).numpy(), np.arange(len(self.anchor_domains)))
 
     def route(self, vector: Tensor) -> Route:

@@ -27,7 +27,8 @@ class Draw:
 
 def probabilities(logits: Tensor, sampling: SamplingParams) -> Tensor:
     """The distribution [rows, vocabulary] after temperature, top-k, top-p and min-p, in that order."""
-    p = torch.softmax(logits / sampling.temperature, -1)
+    # The maximum goes first: divided by a tiny temperature, logits overflow.
+    p = torch.softmax((logits - logits.max(-1, keepdim=True).values) / sampling.temperature, -1)
     if 0 < sampling.top_k < p.shape[-1]:
         p = p.masked_fill(p < p.topk(sampling.top_k, -1).values[:, -1:], 0)
         p = p / p.sum(-1, keepdim=True)
@@ -65,7 +66,8 @@ def choose_with_confidence(logits: Tensor, draws: list[Draw]) -> tuple[list[int]
         rows = logits[first : first + len(members)]
         first += len(members)
         if sampling.is_greedy:
-            top, token = torch.softmax(rows, -1).max(-1)
+            # Not the argmax of the softmax, whose rounding makes ties.
+            top, token = torch.softmax(rows, -1).amax(-1), rows.argmax(-1)
         else:
             top, token = race(probabilities(rows, sampling), members)
         tokens += token.tolist()

@@ -7,11 +7,13 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\ufffd"
 """What an incomplete UTF-8 sequence decodes to."""
+
+MAX_PENDING = 8
+"""More ids than a character's bytes can need: what still is no character then never becomes one."""
 
 
 class ChatError(ValueError):
@@ -35,7 +37,8 @@ class TextCodec:
             raise ChatError("this model has no chat template; use /v1/completions")
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
+        except Exception as error:
+            # A template is a program of the checkpoint's authors: it may fail in any way.
             raise ChatError(f"the model's chat template refuses these messages: {error}") from error
         return self.encode(str(text), add_special_tokens=False)
 
@@ -64,8 +67,8 @@ class TextStream:
     def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
         self.codec = codec
         self.stop = [text for text in stop if text]
-        self.window: list[int] = []
-        self.window_text = ""
+        self.context: list[int] = []
+        self.pending: list[int] = []
         self.held = ""
         self.is_stopped = False
         self.num_tokens = 0
@@ -77,28 +80,27 @@ class TextStream:
             if self.is_stopped:
                 break
             self.num_tokens += 1
-            text += self.release(self.decode_next(token_id))
+            self.pending.append(token_id)
+            text += self.release(self.decode_pending(is_end=False))
         return text
 
     def flush(self) -> str:
         """What was held back, at the end of the sequence."""
-        if self.is_stopped:
-            return ""
-        rest = self.held + self.codec.decode(self.window)[len(self.window_text) :]
-        self.held = ""
-        return rest
+        text = self.release(self.decode_pending(is_end=True))
+        rest, self.held = self.held, ""
+        return text + rest
 
-    def decode_next(self, token_id: int) -> str:
-        """New text of one id, decoded beside its predecessors, since spaces depend on them."""
-        self.window.append(token_id)
-        text = self.codec.decode(self.window)
-        if text.endswith(REPLACEMENT):
+    def decode_pending(self, is_end: bool) -> str:
+        """Text of the pending ids once they are whole, decoded beside the piece before, since spaces depend on it."""
+        if not self.pending or self.is_stopped:
             return ""
-        new = text[len(self.window_text) :]
-        # A short window keeps each decode cheap; one id of context is enough for spaces.
-        self.window = self.window[-1:]
-        self.window_text = self.codec.decode(self.window)
-        return new
+        before = self.codec.decode(self.context)
+        text = self.codec.decode([*self.context, *self.pending])
+        is_incomplete = len(text) <= len(before) or text.endswith(REPLACEMENT)
+        if is_incomplete and not is_end and len(self.pending) < MAX_PENDING:
+            return ""
+        self.context, self.pending = self.pending, []
+        return text[len(before) :]
 
     def release(self, new: str) -> str:
         self.held += new

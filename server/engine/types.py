@@ -9,7 +9,7 @@ Every step emits its accepted tokens and then exactly one corrected or bonus tok
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -30,6 +30,10 @@ class SkipMask:
 
 
 FULL = SkipMask()
+
+
+MAX_DRAFT = 31
+"""Longest draft: a verification of one token more still is a pass of few rows."""
 
 
 class Method(StrEnum):
@@ -96,6 +100,7 @@ class SequenceStats:
     num_accepted: int = 0
     num_steps: int = 0
     accepted_per_step: Counter[int] = field(default_factory=Counter)
+    """How many verifications of a draft accepted so many tokens."""
 
     @property
     def acceptance(self) -> float | None:
@@ -106,10 +111,13 @@ class SequenceStats:
         """Tokens emitted per verification that had a draft, the corrected or bonus token included."""
         return 1 + self.num_accepted / self.num_drafts if self.num_drafts else None
 
+    def copy(self) -> "SequenceStats":
+        return replace(self, accepted_per_step=Counter(self.accepted_per_step))
+
     def record(self, num_drafted: int, num_accepted: int) -> None:
         self.num_steps += 1
-        self.accepted_per_step[num_accepted] += 1
         if num_drafted:
+            self.accepted_per_step[num_accepted] += 1
             self.num_drafts += 1
             self.num_drafted += num_drafted
             self.num_accepted += num_accepted

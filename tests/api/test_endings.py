@@ -95,12 +95,11 @@ def test_death_in_the_middle_of_a_stream_is_an_event(live: tuple[str, Worker, Ga
 
 def test_shutdown_ends_open_requests_with_an_error(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:
     worker, engine = make_worker(checkpoint, tiny_artifact)
-    with ThreadPoolExecutor(1) as pool:
-        with serve(worker) as url:
-            engine.gate.clear()
-            request = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=BODY, timeout=30)
-            wait_until(lambda: engine.num_steps > 0)
-            worker.loop.call_soon_threadsafe(worker.abort)
-            assert request.result().json()["error"]["message"] == "The server is shutting down."
-            engine.gate.set()
+    with ThreadPoolExecutor(1) as pool, serve(worker) as url:
+        engine.gate.clear()
+        request = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=BODY, timeout=30)
+        wait_until(lambda: engine.num_steps > 0)
+        worker.loop.call_soon_threadsafe(worker.abort)
+        assert request.result().json()["error"]["message"] == "The server is shutting down."
+        engine.gate.set()
     assert not worker.thread.is_alive()

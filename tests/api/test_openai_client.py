@@ -43,9 +43,7 @@ def test_stream_and_whole_answer_have_the_same_text(client: openai.OpenAI, optio
 
 def test_usage_comes_on_a_last_chunk_of_its_own(client: openai.OpenAI) -> None:
     chunks = list(
-        client.chat.completions.create(
-            messages=MESSAGES, stream=True, stream_options={"include_usage": True}, **GREEDY
-        )
+        client.chat.completions.create(messages=MESSAGES, stream=True, stream_options={"include_usage": True}, **GREEDY)
     )
     usage = chunks[-1].usage
     assert chunks[-1].choices == []
@@ -67,9 +65,14 @@ def test_answer_has_openais_fields_and_this_servers_metrics(base_url: str) -> No
     metrics = answer["metrics"]
     speculation = metrics["speculative_decoding"]
     assert speculation["num_accepted_draft_tokens"] == details["accepted_prediction_tokens"]
-    assert speculation["num_draft_tokens"] - speculation["num_accepted_draft_tokens"] == details["rejected_prediction_tokens"]
+    assert (
+        speculation["num_draft_tokens"] - speculation["num_accepted_draft_tokens"]
+        == details["rejected_prediction_tokens"]
+    )
     assert sum(speculation["acceptance_histogram"]) == speculation["num_spec_steps"]
-    assert sum(i * n for i, n in enumerate(speculation["acceptance_histogram"])) == details["accepted_prediction_tokens"]
+    assert (
+        sum(i * n for i, n in enumerate(speculation["acceptance_histogram"])) == details["accepted_prediction_tokens"]
+    )
     assert -1 <= speculation["similarity"] <= 1
     assert metrics["tokens_per_second"] == pytest.approx(1000 / metrics["mean_itl_ms"])
 
@@ -124,7 +127,9 @@ def test_a_conversation_goes_on_with_the_sdks_own_message(client: openai.OpenAI)
 
 def test_text_completions_take_text_and_ids(client: openai.OpenAI) -> None:
     def complete(prompt: Any, **options: Any) -> Completion:
-        return client.completions.create(prompt=prompt, **GREEDY, **options)
+        answer = client.completions.create(prompt=prompt, **GREEDY, **options)
+        assert isinstance(answer, Completion)
+        return answer
 
     ids = [72, 105, 99]
     single, several = complete(ids), complete([ids, [80, 81]], n=2)

@@ -1,8 +1,8 @@
 """Everything that is refused: status, OpenAI's error body, the field at fault."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -48,7 +48,11 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),
         ({"messages": [USER, {"role": "user", "content": None}]}, "messages[1].content", "invalid_value"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "invalid_value"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+            "invalid_value",
+        ),
         ({"messages": [USER | {"tool_calls": [{}]}]}, "messages[0].tool_calls", "unsupported_parameter"),
         ({"messages": [USER | {"content": "\ud800"}]}, "messages[0].content", "invalid_value"),
         ({"temperature": 2.5}, "temperature", "invalid_value"),
@@ -64,9 +68,7 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
     ],
 )
 def test_chat_refuses(base_url: str, changes: dict[str, Any], param: str | None, code: str) -> None:
-    # Written by hand, for httpx sends neither lone surrogates nor NaN.
-    import json
-
+    # Written by json, for httpx sends neither lone surrogates nor NaN.
     content = json.dumps(CHAT | changes)
     headers = {"content-type": "application/json"}
     response = httpx.post(f"{base_url}/v1/chat/completions", content=content, headers=headers)
@@ -141,9 +143,6 @@ def test_request_id_is_echoed_where_it_is_sane(base_url: str) -> None:
         assert (response.headers["x-request-id"] == given) == is_kept
 
 
-Serve = Callable[..., Any]
-
-
 @pytest.fixture
 def guarded_url(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> Iterator[str]:
     worker, _ = make_worker(checkpoint, tiny_artifact)
@@ -155,7 +154,12 @@ def guarded_url(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> Itera
 def test_keys_limits_and_origins(guarded_url: str) -> None:
     assert httpx.get(f"{guarded_url}/health").status_code == 200
     assert httpx.get(f"{guarded_url}/ready").status_code == 200
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic first"}, {"authorization": "Bearer "}):
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Basic first"},
+        {"authorization": "Bearer"},
+    ):
         for path in ("/v1/models", "/metrics", "/v1/nothing", "/openapi.json"):
             check_error(httpx.get(guarded_url + path, headers=headers), 401, None, "invalid_api_key")
     key = {"authorization": "Bearer first"}
@@ -177,7 +181,7 @@ def test_keys_limits_and_origins(guarded_url: str) -> None:
 
 def test_queue_full_draining_and_deadline(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:
     worker, engine = make_worker(checkpoint, tiny_artifact, limits=QueueLimits(2, 1000))
-    with serve(worker, AppConfig(request_timeout=3)) as url, ThreadPoolExecutor(2) as pool:
+    with serve(worker, AppConfig(request_timeout=2)) as url, ThreadPoolExecutor(2) as pool:
         engine.gate.clear()
         body = CHAT | {"max_tokens": 4}
         held = [pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=30) for _ in range(2)]
@@ -214,12 +218,3 @@ def test_no_prompt_text_is_logged(base_url: str, caplog: pytest.LogCaptureFixtur
         wait_until(lambda: sum("path=/v1/chat/completions" in line for line in caplog.messages) == 2)
     assert any("status=200" in line and "request_id=known" in line for line in caplog.messages)
     assert "private" not in caplog.text
-
-
-def test_key_file_is_read(tmp_path: Path) -> None:
-    from server.settings import read_settings
-
-    path = tmp_path / "keys"
-    path.write_text("one\n\n two \n")
-    settings = read_settings(["--api-key-file", str(path), "--api-keys", "zero,"])
-    assert settings.app_config.api_keys == ("zero", "one", "two")

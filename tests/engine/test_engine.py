@@ -253,7 +253,7 @@ def test_step_statistics_add_up_to_those_of_the_sequences(model: Decoder) -> Non
     assert {row.domain for row in rows} == {"test"}
     for sequence in sequences:
         counted = sequence.stats
-        assert counted.accepted_per_step.total() == counted.num_steps
+        assert counted.accepted_per_step.total() == counted.num_drafts
         assert sum(n * times for n, times in counted.accepted_per_step.items()) == counted.num_accepted
         assert len(sequence.output_ids) - 1 == counted.num_steps + counted.num_accepted
     assert len(emissions) == len(rows) + len(sequences)
@@ -322,7 +322,9 @@ def test_five_hundred_requests_leave_nothing_behind(model: Decoder) -> None:
     rng = random.Random(0)
     engine = new_engine(model, max_batch=8)
     for i in range(500):
-        sequence = engine.add(request(prompt(rng.randrange(2, 8), i), rng.randrange(1, 4), method=rng.choice(list(Method))))
+        sequence = engine.add(
+            request(prompt(rng.randrange(2, 8), i), rng.randrange(1, 4), method=rng.choice(list(Method)))
+        )
         if rng.random() < 0.3:
             engine.step()
         if rng.random() < 0.4:

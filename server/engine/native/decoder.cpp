@@ -37,6 +37,30 @@ inline float sum(f16 v) {  // a tree: the order is fixed and the latency short
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+// The sums of 16 vectors as one vector: halves of pairs are added until one lane of each is left.
+template <int HALF>
+inline f16 add_halves(f16 a, f16 b) {
+  if constexpr (HALF == 8)
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  else if constexpr (HALF == 4)
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  else if constexpr (HALF == 2)
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+           __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+  else
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+inline f16 sums(f16 (&v)[LANES]) {
+  for (int i = 0; i < 8; i++) v[i] = add_halves<8>(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 4; i++) v[i] = add_halves<4>(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 2; i++) v[i] = add_halves<2>(v[2 * i], v[2 * i + 1]);
+  return add_halves<1>(v[0], v[1]);
+}
+
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) {
   uint32_t bits = uint32_t(x.bits) << 16;
@@ -267,7 +291,7 @@ class Decoder final : public Model {
     mixed_.resize(size_t(rows.count) * s_.heads * s_.head_dim);
     gate_.resize(size_t(rows.count) * s_.intermediate);
     inner_.resize(gate_.size());
-    scores_.resize(size_t(team_.size()) * (rows.max_length + LANES));
+    scores_.resize(size_t(team_.size()) * 4 * (rows.max_length + LANES));
   }
 
   void embed(const Rows &rows, int rank) {
@@ -353,8 +377,7 @@ class Decoder final : public Model {
     team_.barrier();
     place(rows, index, width, rank);
     team_.barrier();
-    auto [first, last] = part(rows.count * s_.kv_heads, rank, team_.size());
-    for (int i = first; i < last; i++) mix(rows, index, width, i / s_.kv_heads, i % s_.kv_heads, rank);
+    mix_all(rows, index, width, rank);
     team_.barrier();
     add(rows.count, mixed_.data(), s_.heads * s_.head_dim, (const T *)layer.output, layer.output_bias, rank);
   }
@@ -397,40 +420,92 @@ class Decoder final : public Model {
     }
   }
 
-  // Attention of one row's query heads over one key head.
-  void mix(const Rows &rows, int index, int width, int row, int kv_head, int rank) {
-    const int groups = s_.heads / s_.kv_heads, length = rows.positions[row] + 1, dim = s_.head_dim;
-    const T *keys = cell(rows.keys, rows, index, row, kv_head, 0);
-    const T *values = cell(rows.values, rows, index, row, kv_head, 0);
-    float *scores = &scores_[size_t(rank) * (rows.max_length + LANES)];
-    const float scale = 1.0f / std::sqrt(float(dim));
-    for (int g = 0; g < groups; g++) {
-      const int head = kv_head * groups + g;
-      const float *query = &qkv_[size_t(row) * width + head * dim];
-      float highest = -INFINITY;
-      for (int t = 0; t < length; t++) {
-        f16 acc{};
-        for (int i = 0; i < dim; i += LANES) acc += load(query + i) * load(keys + size_t(t) * dim + i);
-        scores[t] = sum(acc) * scale;
-        highest = std::max(highest, scores[t]);
-      }
-      for (int t = length; t < length + LANES; t++) scores[t] = -INFINITY;
-      f16 total{};
-      for (int t = 0; t < length; t += LANES) {
-        f16 p = exp16(load(scores + t) - highest);
-        for (int i = 0; i < LANES; i++)
-          if (t + i >= length) p[i] = 0;
-        *(f16 *)(scores + t) = p;
-        total += p;
-      }
-      const float share = 1.0f / sum(total);
-      Activation *out = &mixed_[(size_t(row) * s_.heads + head) * dim];
-      for (int i = 0; i < dim; i += LANES) {
-        f16 acc{};
-        for (int t = 0; t < length; t++) acc += load(values + size_t(t) * dim + i) * scores[t];
-        store16(out + i, acc * share);
-      }
+  // Attention in tiles of queries that read the same keys: the rows of one slot times the heads of
+  // one key head. Tiles are dealt to the ranks in turn.
+  void mix_all(const Rows &rows, int index, int width, int rank) {
+    int item = 0;
+    for (int first = 0, last; first < rows.count; first = last) {
+      for (last = first + 1; last < rows.count && rows.slots[last] == rows.slots[first];) last++;
+      const int queries = (last - first) * groups();
+      for (int kv_head = 0; kv_head < s_.kv_heads; kv_head++)
+        for (int q = 0; q < queries; q += 4)
+          if (item++ % team_.size() == rank) {
+            switch (std::min(queries - q, 4)) {
+              case 1: mix<1>(rows, index, width, first, q, kv_head, rank); break;
+              case 2: mix<2>(rows, index, width, first, q, kv_head, rank); break;
+              case 3: mix<3>(rows, index, width, first, q, kv_head, rank); break;
+              case 4: mix<4>(rows, index, width, first, q, kv_head, rank); break;
+            }
+          }
     }
+  }
+
+  int groups() const { return s_.heads / s_.kv_heads; }
+
+  // Query i of a tile is head `kv_head * groups + i % groups` of row `first_row + i / groups`.
+  template <int Q>
+  void mix(const Rows &rows, int index, int width, int first_row, int first_query, int kv_head, int rank) {
+    const int dim = s_.head_dim, stride = rows.max_length + LANES;
+    const T *keys = cell(rows.keys, rows, index, first_row, kv_head, 0);
+    const T *values = cell(rows.values, rows, index, first_row, kv_head, 0);
+    float *scores = &scores_[size_t(rank) * 4 * stride];
+    const float *query[Q];
+    Activation *out[Q];
+    int length[Q], longest = 0;
+    for (int i = 0; i < Q; i++) {
+      const int row = first_row + (first_query + i) / groups();
+      const int head = kv_head * groups() + (first_query + i) % groups();
+      query[i] = &qkv_[size_t(row) * width + head * dim];
+      out[i] = &mixed_[(size_t(row) * s_.heads + head) * dim];
+      length[i] = rows.positions[row] + 1;
+      longest = std::max(longest, length[i]);
+    }
+    const float scale = 1.0f / std::sqrt(float(dim));
+    for (int t = 0; t < longest; t += LANES) {
+      f16 products[Q][LANES];
+      for (int j = 0; j < LANES; j++) {
+        const T *key = keys + size_t(std::min(t + j, longest - 1)) * dim;
+        f16 acc[Q] = {};
+        for (int d = 0; d < dim; d += LANES) {
+          const f16 part = load(key + d);
+#pragma GCC unroll 4
+          for (int i = 0; i < Q; i++) acc[i] += load(query[i] + d) * part;
+        }
+        for (int i = 0; i < Q; i++) products[i][j] = acc[i];
+      }
+      for (int i = 0; i < Q; i++) *(f16 *)(scores + i * stride + t) = sums(products[i]) * scale;
+    }
+    f16 share[Q];
+    for (int i = 0; i < Q; i++) share[i] = splat(1.0f / soften(scores + i * stride, length[i], longest));
+    for (int d = 0; d < dim; d += LANES) {
+      f16 acc[Q] = {};
+      for (int t = 0; t < longest; t++) {
+        const f16 value = load(values + size_t(t) * dim + d);
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; i++) acc[i] += value * scores[i * stride + t];
+      }
+      for (int i = 0; i < Q; i++) store16(out[i] + d, acc[i] * share[i]);
+    }
+  }
+
+  // Turns scores into exponentials, zero from `length` on; returns their sum.
+  static float soften(float *scores, int length, int longest) {
+    for (int t = length; t < longest + LANES; t++) scores[t] = -INFINITY;
+    f16 highest = splat(-INFINITY);
+    for (int t = 0; t < length; t += LANES) {
+      f16 block = load(scores + t);
+      highest = block > highest ? block : highest;
+    }
+    float peak = highest[0];
+    for (int i = 1; i < LANES; i++) peak = std::max(peak, highest[i]);
+    f16 total{};
+    for (int t = 0; t < longest; t += LANES) {
+      const f16 block = load(scores + t);
+      const f16 p = block > -INFINITY ? exp16(block - peak) : f16{};
+      *(f16 *)(scores + t) = p;
+      total += p;
+    }
+    return sum(total);
   }
 
   void mlp(const Rows &rows, const Layer &layer, int rank) {

@@ -1,0 +1,71 @@
+"""The CPU kernels: every build agrees with torch, and a row's result does not depend on the other rows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.engine import FULL, Decoder, SkipMask, TokenBatch, kernels, load_checkpoint
+from tests.tiny import CPU, save_random_model, tiny_config
+
+SHAPES = {
+    "grouped": {"num_key_value_heads": 2, "head_dim": 16},
+    "one key head": {"num_key_value_heads": 1, "head_dim": 32},
+    "multi-head with biases": {"num_key_value_heads": 4, "head_dim": 16, "attention_bias": True, "mlp_bias": True},
+    "wide": {"num_key_value_heads": 2, "head_dim": 64, "hidden_size": 96, "intermediate_size": 208},
+}
+BUILDS = [name for name, needed in kernels.BUILDS if needed <= kernels.processor_flags()]
+
+pytestmark = pytest.mark.skipif(kernels.build() is None, reason="no kernels for this processor")
+
+
+def decoders(folder: Path, dtype: torch.dtype) -> tuple[Decoder, Decoder]:
+    """(with kernels, without)."""
+    native, plain = (Decoder(load_checkpoint(str(folder), dtype, CPU)) for _ in range(2))
+    plain.native = None
+    return native, plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("build", BUILDS)
+@torch.inference_mode()
+def test_hidden_states_and_logits_agree_with_torch(
+    build: str, shape: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = next((Path(kernels.__file__).parent / "native").glob(f"{build}.*so"))
+    monkeypatch.setattr(kernels, "build", lambda: path)
+    kernels.library.cache_clear()
+    native, plain = decoders(save_random_model(tmp_path, tiny_config(**SHAPES[shape])), dtype)
+    assert native.native is not None
+    kernels.library.cache_clear()
+    for mask in (FULL, SkipMask(frozenset({0, 2}), frozenset({1}))):
+        rows = [(0, 0, list(range(7, 30))), (1, 0, [5, 9]), (3, 0, list(range(40, 49)))]
+        states = []
+        for decoder in (native, plain):
+            cache = decoder.new_cache(4, 64)
+            hidden = decoder.forward(TokenBatch.of(rows, cache), cache, mask)
+            # A second pass reads what the first one left in the cache.
+            hidden = decoder.forward(TokenBatch.of([(0, 23, [8, 9, 10]), (3, 9, [11])], cache), cache, mask)
+            states.append((hidden.float(), decoder.logits(hidden)))
+        tolerance = 2e-4 if dtype == torch.float32 else 0.2
+        for mine, reference in zip(*states, strict=True):
+            torch.testing.assert_close(mine, reference, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_row_gives_the_same_bits_alone_and_among_others(dtype: torch.dtype, tmp_path: Path) -> None:
+    """What makes speculation lossless in bf16: verifying many tokens equals decoding them one by one."""
+    folder = save_random_model(tmp_path, tiny_config(num_key_value_heads=2, head_dim=32, vocab_size=262))
+    model = Decoder(load_checkpoint(str(folder), dtype, CPU))
+    ids = torch.randint(6, 262, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    cache, other = model.new_cache(3, 64), model.new_cache(3, 64)
+    for cached in (cache, other):
+        model.forward(TokenBatch.of([(1, 0, ids[:20]), (2, 0, ids[5:9])], cached), cached)
+    one_by_one = [model.forward(TokenBatch.of([(1, 20 + i, [ids[20 + i]])], cache), cache) for i in range(20)]
+    for width in (2, 3, 5, 7, 13, 20):
+        batch = TokenBatch.of([(1, 20, ids[20 : 20 + width]), (2, 4, ids[:3])], other)
+        together = model.forward(batch, other)
+        assert torch.equal(together[:width], torch.cat(one_by_one[:width]))
+        assert torch.equal(model.logits(together)[:width], torch.cat([model.logits(h) for h in one_by_one[:width]]))

@@ -1,0 +1,262 @@
+"""The command line end to end on a tiny model: calibrate, resume, evaluate, and every kind of wrong input."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from offline.__main__ import main
+from offline.evaluate import Evaluation, stream
+from offline.measure import Job
+from offline.settings import METHODS
+from offline.stage import log
+from server.engine import (
+    Checkpoint,
+    Decoder,
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    RoutingArtifact,
+    SamplingParams,
+    StopConditions,
+    TextCodec,
+)
+
+FAST = ["--budget", "6", "--continuation-tokens", "12", "--search-prompts", "3", "--heldout-prompts", "3"]
+
+
+@pytest.fixture(autouse=True)
+def messages(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level("INFO", log.name)
+    return caplog
+
+
+def write_prompts(path: Path, is_labelled: bool = True, count: int = 12) -> Path:
+    chance = random.Random(0)
+    vocabularies = {"digits": "0123456789", "letters": "abcdefghij"}
+    lines = []
+    for domain, letters in vocabularies.items():
+        for _ in range(count):
+            record = {"prompt": " ".join("".join(chance.choices(letters, k=5)) for _ in range(5))}
+            lines.append(json.dumps(record | ({"domain": domain} if is_labelled else {})))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_checkpoint: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calibrated") / "artifact"
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--measure-prompts", "1"]
+    assert main(["calibrate", *common, "--out", str(out), *FAST]) == 0
+    return out
+
+
+def test_calibration_makes_an_artifact_that_routes(
+    calibrated: Path, checkpoint: Checkpoint, model: Decoder, codec: TextCodec
+) -> None:
+    artifact = RoutingArtifact.load(calibrated)
+    artifact.check_model(checkpoint.fingerprint, codec.template_hash, calibrated)
+    manifest = artifact.manifest
+    assert [record.name for record in manifest.domains] == ["digits", "letters"]
+    assert all(record.measured_speedup for record in [*manifest.domains, manifest.mixed])
+    assert manifest.versions.keys() >= {"torch", "transformers"}
+    ids = codec.encode_chat([{"role": "user", "content": "01234 56789 40312"}])
+    request = GenerationRequest(ids, SamplingParams(), StopConditions(4))
+    sequence = Engine(model, EngineConfig(max_batch=1), artifact).generate([request])[0]
+    assert sequence.route.domain in {"digits", "letters", "other"}
+    assert "| digits |" in (calibrated / "report.md").read_text()
+
+
+def test_finished_stages_are_reused_and_an_interrupted_one_is_made_again(
+    calibrated: Path,
+    tiny_checkpoint: Path,
+    prompts: Path,
+    messages: pytest.LogCaptureFixture,
+) -> None:
+    before = json.loads((calibrated / "manifest.json").read_text())
+    anchors = (calibrated / "anchors.safetensors").read_bytes()
+    (calibrated / "work" / "search.json").unlink()
+    (calibrated / "manifest.json").unlink()
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--measure-prompts", "0"]
+    assert main(["calibrate", *common, "--out", str(calibrated), *FAST]) == 0
+    assert "collect: finished before, reused" in messages.text
+    assert "texts: finished before, reused" in messages.text
+    assert "search: started" in messages.text
+    after = json.loads((calibrated / "manifest.json").read_text())
+    for record in [*before["domains"], before["mixed"], *after["domains"], after["mixed"]]:
+        record["measured_speedup"] = None
+    assert after | {"created": ""} == before | {"created": ""}
+    assert (calibrated / "anchors.safetensors").read_bytes() == anchors
+
+
+def test_changed_settings_make_a_stage_again(
+    calibrated: Path, tiny_checkpoint: Path, prompts: Path, messages: pytest.LogCaptureFixture
+) -> None:
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--anchors-per-domain", "1"]
+    assert main(["anchors", *common, "--out", str(calibrated), *FAST]) == 0
+    assert "collect: finished before, reused" in messages.text
+    assert "anchors: started" in messages.text
+
+
+def test_unlabelled_prompts_get_domains(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_prompts(tmp_path / "prompts.jsonl", is_labelled=False)
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(path), "--out", str(tmp_path / "out")]
+    assert main(["collect", *common, *FAST]) == 0
+    assert "24 prompts of" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "work" / "collect.json").read_text())
+    assert all(prompt["domain"].isascii() for prompt in record["prompts"])
+
+
+def test_evaluation_prints_a_table_and_one_json_line(
+    tiny_checkpoint: Path, tiny_artifact_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_prompts(tmp_path / "prompts.jsonl", count=3)
+    path.write_text(path.read_text().replace("digits", "stories").replace("letters", "sql"))
+    code = main(
+        f"evaluate --model {tiny_checkpoint} --artifact {tiny_artifact_folder} --prompts {path} "
+        f"--methods {','.join(METHODS)} --max-new-tokens 12 --plot {tmp_path / 'plot.png'}".split()
+    )
+    lines = capsys.readouterr().out.strip().split("\n")
+    assert code == 0
+    found = Evaluation.model_validate_json(lines[-1])
+    assert found.format == "knnssd-evaluate/1"
+    assert [(row.method, row.domain) for row in found.results] == [
+        (method, domain) for method in METHODS for domain in ("stories", "sql", "mean")
+    ]
+    assert all(row.exact == 1.0 for row in found.results)
+    assert all(row.tokens > 0 and row.tokens_per_second > 0 for row in found.results)
+    assert found.routing_accuracy is not None and 0 <= found.routing_accuracy <= 1
+    assert lines[0].startswith("method")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluation_in_batches_with_sampling_stays_exact(
+    tiny_checkpoint: Path, tiny_artifact_folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(
+        f"evaluate --model {tiny_checkpoint} --artifact {tiny_artifact_folder} -p {prompts} --json --batch-size 3 "
+        "--methods knn,transformers,transformers-lookup --limit 3 --temperature 0.8 --max-new-tokens 8 "
+        "--mix-ratio 0.5 --repeats 2".split()
+    )
+    found = Evaluation.model_validate_json(capsys.readouterr().out)
+    assert code == 0
+    exact = {row.method: row.exact for row in found.results if row.domain == "mean"}
+    assert exact == {"plain": 1.0, "knn": 1.0, "transformers": None}, "assisted generation takes one prompt at a time"
+    assert found.routing_accuracy is None, "no label is a domain of this artifact"
+
+
+def test_methods_without_an_artifact_need_none(
+    tiny_checkpoint: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--limit", "1", "--max-new-tokens", "4"]
+    assert main(["evaluate", *common, "--methods", "lookup", "--json"]) == 0
+    assert Evaluation.model_validate_json(capsys.readouterr().out).routing_accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("fly", "unknown command 'fly'"),
+        ("evaluate --model m", "--prompts: Field required"),
+        ("evaluate --model {missing} --prompts {prompts} --methods plain", "no model folder"),
+        ("evaluate --model {model} --prompts {missing} --methods plain", "does not exist"),
+        ("evaluate --model {model} --prompts {prompts} --methods magic", "unknown method 'magic'"),
+        ("evaluate --model {model} --prompts {prompts} --methods knn", "--artifact: knn needs a routing artifact"),
+        ("evaluate --model {model} --prompts {prompts} --artifact {missing}", "no routing artifact in"),
+        (
+            "evaluate --model {model} --prompts {prompts} --artifact {artifact} --methods fixed --fixed-domain cooking",
+            "the artifact has no 'cooking', only stories, sql",
+        ),
+        (
+            "evaluate --model {model} --prompts {prompts} --methods plain --max-new-tokens 250",
+            "no prompt is within 6 tokens",
+        ),
+        ("calibrate --model {model} --prompts {prompts}", "--out: Field required"),
+        ("calibrate --model m --prompts p --out o --budget -1", "--budget: Input should be"),
+        ("calibrate --model m --prompts p --out o --budge 1", "unrecognized arguments"),
+        ("calibrate --model m --prompts p --out o --device warp", "not a torch device"),
+        ("calibrate --model {model} --prompts {prompts} --out {prompts}", "Not a directory"),
+        ("evaluate --model m --prompts p --plot chart.doc", "--plot: must end in .png"),
+        ("collect --model {model} --prompts {wizard} --out {missing}", "unknown role"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    command: str,
+    reason: str,
+    tiny_checkpoint: Path,
+    tiny_artifact_folder: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wizard = tmp_path / "wizard.jsonl"
+    wizard.write_text('{"messages": [{"role": "wizard", "content": "hello"}]}')
+    names = {
+        "model": tiny_checkpoint,
+        "artifact": tiny_artifact_folder,
+        "prompts": prompts,
+        "missing": tmp_path / "none.jsonl",
+        "wizard": wizard,
+    }
+    assert main([part.format(**names) for part in command.split()]) == 2
+    output = capsys.readouterr()
+    assert reason in output.err
+    assert output.err.startswith("knn-ssd-offline: ")
+    assert output.err.count("\n") == 1
+    assert not output.out
+
+
+def test_an_artifact_of_another_model_is_refused(
+    tiny_checkpoint: Path,
+    tiny_artifact: RoutingArtifact,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest = tiny_artifact.manifest.model_copy(update={"model_fingerprint": "other"})
+    RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre).save(tmp_path)
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--artifact", str(tmp_path)]
+    assert main(["evaluate", *common]) == 2
+    assert "was made for the model 'tiny' with other weights" in capsys.readouterr().err
+
+
+def test_settings_come_from_the_environment_too(
+    prompts: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KNNSSD_MODEL", str(tiny_checkpoint))
+    monkeypatch.setenv("KNNSSD_PROMPTS", f"{prompts},{prompts}")
+    monkeypatch.setenv("KNNSSD_JSON", "1")
+    assert main(["evaluate", "--methods", "plain", "--limit", "1", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_help_lists_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    assert "calibrate" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--help"])
+    assert ended.value.code == 0
+    assert "--mix-ratio" in capsys.readouterr().out
+
+
+def test_the_stream_changes_domain_as_often_as_asked() -> None:
+    jobs = [Job([1], "ab"[i % 2], i) for i in range(200)]
+    together, mixed = stream(jobs, 0.0, 0), stream(jobs, 1.0, 0)
+    assert [job.domain for job in together] == ["a"] * 100 + ["b"] * 100
+    assert [job.domain for job in mixed] == ["a", "b"] * 100 or [job.domain for job in mixed] == ["b", "a"] * 100
+    assert stream(jobs, 0.3, 1) == stream(jobs, 0.3, 1)
+    assert sorted(job.seed for job in stream(jobs, 0.3, 1)) == list(range(200))
+
+
+def test_the_json_object_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValidationError):
+        Evaluation.model_validate({"format": "knnssd-evaluate/1", "extra": 1})

@@ -1,0 +1,162 @@
+"""Proposals find a planted optimum; trials survive interruptions; scores mean what they say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from offline.cost import MAX_DRAFT, CostModel
+from offline.drafting import FIRST_RULE, replay
+from offline.proposals import FlipSpace, flipped, optimise, prefix_masks, rule_masks
+from offline.score import SPAN, MaskScorer, Score, Text, Texts, score_traces
+from offline.search import MIXED, Search, explore
+from offline.trials import Trials
+from server.engine import (
+    FULL,
+    Decoder,
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    Method,
+    SamplingParams,
+    SkipMask,
+    StopConditions,
+    TokenBatch,
+)
+
+NUM_LAYERS = 6
+PLANTED = SkipMask(frozenset({1, 2, 4, 5}), frozenset({3, 4, 5}))
+COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=1.0, full=[9.0] * (MAX_DRAFT + 1))
+
+
+def distance(mask: SkipMask) -> int:
+    return len(mask.attention ^ PLANTED.attention) + len(mask.mlp ^ PLANTED.mlp)
+
+
+def planted_score(mask: SkipMask) -> Score:
+    return Score(speedup=2.0 - 0.1 * distance(mask), acceptance=0.5)
+
+
+def texts_of(model: Decoder, count: int, length: int = 40) -> list[Text]:
+    engine = Engine(model, EngineConfig(max_batch=4, method=Method.PLAIN))
+    requests = [
+        GenerationRequest([5 + (7 * i + j) % 200 for j in range(10 + i)], SamplingParams(), StopConditions(length))
+        for i in range(count)
+    ]
+    return [Text(prompt_ids=s.request.prompt_ids, output_ids=s.output_ids) for s in engine.generate(requests)]
+
+
+def test_rules_hold_all_early_exits_and_no_mask_twice() -> None:
+    masks = rule_masks(NUM_LAYERS)
+    assert set(prefix_masks(NUM_LAYERS)) < set(masks)
+    assert len(masks) == len(set(masks))
+    assert rule_masks(1)[0] == FULL
+
+
+def test_flips_undo_themselves() -> None:
+    assert flipped(flipped(PLANTED, {0, 9}, NUM_LAYERS), {0, 9}, NUM_LAYERS) == PLANTED
+
+
+def test_points_stand_for_their_masks() -> None:
+    space = FlipSpace(PLANTED, NUM_LAYERS)
+    for mask in [PLANTED, FULL, *prefix_masks(NUM_LAYERS)]:
+        point = space.point(mask)
+        assert space.mask(point) == mask
+        assert all(low <= point[name] <= high for name, (low, high) in space.bounds.items())
+
+
+def test_the_search_finds_a_planted_optimum(tmp_path: Path) -> None:
+    trials = Trials(tmp_path / "trials.jsonl", "d", planted_score)
+    explore(trials, trials.speedup, NUM_LAYERS, 100, seed=0)
+    assert trials.best(1) == [PLANTED]
+
+
+def test_bayesian_optimisation_improves_on_the_rules() -> None:
+    known = {mask: planted_score(mask).speedup for mask in rule_masks(NUM_LAYERS)}
+    before = max(known.values())
+
+    def score(mask: SkipMask) -> float:
+        return known.setdefault(mask, planted_score(mask).speedup)
+
+    optimise(dict(known), score, NUM_LAYERS, 25, seed=0)
+    assert max(known.values()) > before
+
+
+def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    def failing(mask: SkipMask) -> Score:
+        if len(path.read_text().splitlines()) > 30:
+            raise KeyboardInterrupt
+        return planted_score(mask)
+
+    whole = Trials(tmp_path / "whole.jsonl", "d", planted_score)
+    explore(whole, whole.speedup, NUM_LAYERS, 60, seed=3)
+    path = tmp_path / "cut.jsonl"
+    cut = Trials(path, "d", failing)
+    with pytest.raises(KeyboardInterrupt):
+        explore(cut, cut.speedup, NUM_LAYERS, 60, seed=3)
+    with path.open("a") as file:
+        file.write('{"mask": {"attention": [1')
+    resumed = Trials(path, "d", planted_score)
+    assert len(resumed.recorded) == 30
+    explore(resumed, resumed.speedup, NUM_LAYERS, 60, seed=3)
+    assert resumed.scores == whole.scores
+    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_trials_of_other_inputs_are_not_used(tmp_path: Path) -> None:
+    first = Trials(tmp_path / "trials.jsonl", "one", planted_score)
+    first.speedup(FULL)
+    assert Trials(tmp_path / "trials.jsonl", "one", planted_score).recorded
+    assert not Trials(tmp_path / "trials.jsonl", "two", planted_score).recorded
+
+
+def test_the_empty_mask_agrees_everywhere(model: Decoder) -> None:
+    texts = texts_of(model, 3)
+    traces = MaskScorer(model, texts).traces(FULL)
+    assert [len(trace.agrees) for trace in traces] == [len(text.output_ids) - 1 for text in texts]
+    assert replay(traces, FIRST_RULE).acceptance == 1.0
+    assert score_traces(traces, FULL, FIRST_RULE, COST).speedup == 1.0
+
+
+def test_scores_do_not_depend_on_the_masks_before(model: Decoder) -> None:
+    scorer = MaskScorer(model, texts_of(model, 3))
+    masks = [SkipMask(frozenset({1}), frozenset({2, 3})), SkipMask(frozenset(), frozenset({0})), FULL]
+    first = [scorer.traces(mask) for mask in masks]
+    assert [scorer.traces(mask) for mask in reversed(masks)] == first[::-1]
+
+
+def test_a_trace_begins_like_a_real_draft(model: Decoder) -> None:
+    """Up to the first disagreement of a span, teacher forcing and drafting are the same thing."""
+    mask = SkipMask(frozenset({3}), frozenset({2}))
+    text = texts_of(model, 1)[0]
+    trace = MaskScorer(model, [text]).traces(mask)[0]
+    cache = model.new_cache(1, 80)
+    ids = text.prompt_ids + text.output_ids
+    with torch.inference_mode():
+        model.forward(TokenBatch.of([(0, 0, text.prompt_ids)], cache), cache)
+        for place in range(SPAN):
+            at = len(text.prompt_ids) + place
+            hidden = model.forward(TokenBatch.of([(0, at, [ids[at]])], cache), cache, mask)
+            top, token = torch.softmax(model.logits(hidden), -1).max(-1)
+            assert (int(token) == ids[at + 1]) == trace.agrees[place]
+            assert float(top) == pytest.approx(trace.confidences[place], rel=1e-3)
+
+
+def test_answers_of_one_token_give_nothing_to_score(model: Decoder) -> None:
+    scorer = MaskScorer(model, [Text(prompt_ids=[5, 6], output_ids=[2])])
+    assert scorer.traces(FULL) == []
+    assert score_traces([], SkipMask(frozenset({1})), FIRST_RULE, COST).speedup == 1.0
+
+
+def test_a_domain_keeps_its_own_mask_only_where_it_beats_the_mixed_one(model: Decoder, tmp_path: Path) -> None:
+    found = {"a": texts_of(model, 4)[:2], "b": texts_of(model, 4)[2:]}
+    texts = Texts(digest="t", search=found, heldout={"a": found["b"], "b": found["a"]})
+    result = Search(model, texts, COST, budget=20, seed=0, work=tmp_path, digest="d").run()
+    assert [choice.name for choice in result.domains] == ["a", "b"]
+    assert result.mixed.name == MIXED
+    for choice in result.domains:
+        assert choice.is_own == (choice.own.speedup > choice.mixed.speedup)
+        assert choice.score == (choice.own if choice.is_own else choice.mixed)
+        assert choice.is_own or choice.mask == result.mixed.mask
+    again = Search(model, texts, COST, budget=20, seed=0, work=tmp_path / "again", digest="d").run()
+    assert again == result

@@ -1,0 +1,149 @@
+"""The command itself: it serves, drains after SIGTERM, and refuses a bad start in one line."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+import uvicorn
+
+from server.__main__ import Server, main
+from server.app import AppConfig, create_app
+from server.deployment import Source, load
+from server.engine import (
+    Checkpoint,
+    EngineConfig,
+    GenerationRequest,
+    Method,
+    RoutingArtifact,
+    SamplingParams,
+    StopConditions,
+)
+from server.generation import Prompt
+from server.worker import UnavailableError
+from tests.api.live import make_worker
+from tests.tiny import save_random_model, tiny_config
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The server as a process of its own and its URL, once it says that it serves."""
+    command = [sys.executable, "-m", "server", "--port", "0", *arguments]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    try:
+        announced = next((line for line in process.stderr if " serving " in line), "")
+        yield process, announced.split()[-1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_finishes_what_runs(tiny_checkpoint: Path, tiny_artifact_folder: Path) -> None:
+    arguments = (
+        "--model",
+        str(tiny_checkpoint),
+        "--artifact",
+        str(tiny_artifact_folder),
+        "--served-model-name",
+        "tiny",
+    )
+    with running(*arguments) as (process, url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        stream = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=200, seed=1, stream=True
+        )
+        next(iter(stream))
+        process.send_signal(signal.SIGTERM)
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert "Traceback" not in log
+
+
+def test_what_outlasts_the_drain_is_ended(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:
+    async def main() -> None:
+        worker, engine = make_worker(checkpoint, tiny_artifact)
+        engine.gate.clear()
+        server = Server(uvicorn.Config(create_app(worker, AppConfig())), worker, 1000, "nowhere")
+        worker.start()
+        while worker.unavailable == "loading":
+            await asyncio.sleep(0.01)
+        ticket = worker.reserve(1, 1, timeout=30)
+        worker.submit(ticket, [Prompt(GenerationRequest([9], SamplingParams(), StopConditions(5)))])
+        assert not await server.on_tick(1)
+        server.handle_exit(signal.SIGTERM, None)
+        assert not await server.on_tick(1)
+        assert worker.unavailable == "draining"
+        server.handle_exit(signal.SIGTERM, None)
+        assert await server.on_tick(1)
+        with pytest.raises(UnavailableError, match="draining"):
+            await anext(ticket.pieces())
+        worker.release(ticket)
+        engine.gate.set()
+        await worker.stop()
+
+    asyncio.run(main())
+
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Refusal:
+    """Starts the server in this process and returns the one line that it prints; nothing is logged either."""
+
+    def start(*arguments: str) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["knn-ssd-server", "--port", "0", *arguments])
+        with caplog.at_level("INFO"), pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert not caplog.records
+        return line
+
+    return start
+
+
+def test_bad_starts_are_refused_in_one_line(
+    refusal: Refusal, tmp_path: Path, tiny_checkpoint: Path, tiny_artifact_folder: Path
+) -> None:
+    model = ("--model", str(tiny_checkpoint))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no routing artifact in" in refusal(*model, "--artifact", str(empty))
+    assert "cannot read the model" in refusal("--model", str(empty))
+    assert "--max-batch" in refusal(*model, "--max-batch", "0")
+    assert "holds no key" in refusal(*model, "--api-key-file", os.devnull)
+    other = save_random_model(tmp_path / "other", tiny_config(), seed=1)
+    line = refusal("--model", str(other), "--artifact", str(tiny_artifact_folder))
+    assert "other weights" in line and "calibrate" in line
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"cannot listen on 127.0.0.1:{port}" in refusal(*model, "--port", port)
+
+
+def test_an_unsupported_architecture_is_refused(refusal: Refusal, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    line = refusal("--model", str(tmp_path))
+    assert "GPT2LMHeadModel" in line and "supported: LlamaForCausalLM" in line
+
+
+def test_a_model_without_artifact_is_announced(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = Source(str(tiny_checkpoint), "tiny", None, torch.float32, torch.device("cpu"))
+    deployment = load(source, EngineConfig(max_batch=1, method=Method.LOOKUP))
+    assert deployment.domains == []
+    assert not deployment.can_draft(Method.SKIP)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "tiny is served with method lookup" in caplog.text

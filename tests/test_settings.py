@@ -1,0 +1,84 @@
+"""Flags and variables: precedence, help, and one clear line for what is wrong."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic_settings import SettingsError
+
+from server.engine import Method
+from server.settings import DEMO, DEMO_NAME, read_settings
+
+
+def test_defaults_serve_the_embedded_model() -> None:
+    settings = read_settings([])
+    assert settings.source.name == DEMO_NAME
+    assert settings.source.model == str(DEMO / "model")
+    assert settings.source.artifact == DEMO / "artifact"
+    assert settings.engine_config.method is Method.CASCADE
+    assert settings.app_config.api_keys == ()
+    assert settings.queue_limits.max_sequences == settings.max_batch + settings.max_queue
+
+
+def test_a_model_without_an_artifact_is_looked_up_only() -> None:
+    settings = read_settings(["--model", "some/model-7b", "--dtype", "bfloat16"])
+    assert settings.source.name == "model-7b"
+    assert settings.source.artifact is None
+    assert settings.source.dtype is torch.bfloat16
+    assert settings.engine_config.method is Method.LOOKUP
+
+
+def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNNSSD_MAX_BATCH", "3")
+    monkeypatch.setenv("KNNSSD_API_KEYS", "a, b,")
+    monkeypatch.setenv("KNNSSD_CORS_ORIGINS", "")
+    assert read_settings([]).max_batch == 3
+    assert read_settings(["--max-batch", "5"]).max_batch == 5
+    assert read_settings([]).app_config.api_keys == ("a", "b")
+    assert read_settings([]).app_config.cors_origins == ()
+
+
+def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("one\n\n two \n")
+    assert read_settings(["--api-key-file", str(path), "--api-keys", "zero"]).app_config.api_keys == (
+        "zero",
+        "one",
+        "two",
+    )
+    assert "zero" not in repr(read_settings(["--api-keys", "zero"]))
+    path.write_text("\n")
+    for broken in (path, tmp_path / "absent"):
+        with pytest.raises(SettingsError, match="--api-key-file"):
+            _ = read_settings(["--api-key-file", str(broken)]).app_config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], r"--port \(KNNSSD_PORT\): .*65535"),
+        (["--max-batch", "many"], "--max-batch .* integer"),
+        (["--method", "magic"], "--method .*'cascade'"),
+        (["--method", "skip", "--model", "m"], "--method skip needs --artifact"),
+        (["--unknown", "1"], "unrecognized arguments: --unknown"),
+        (["--port"], "expected one argument"),
+    ],
+)
+def test_bad_settings_are_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        read_settings(arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    with pytest.raises(SettingsError, match="has no CUDA device"):
+        read_settings(["--device", "cuda"])
+
+
+def test_help_names_each_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read_settings(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ("--model", "--artifact", "--max-batch", "KNNSSD_"))
