@@ -81,7 +81,7 @@ def reading(what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = " ".join((str(error) or repr(error)).split())
         raise CheckpointError(f"cannot read {what}: {reason}") from error
 
 
@@ -153,8 +153,8 @@ def read_generation(folder: Path, config: PreTrainedConfig) -> tuple[frozenset[i
     if (folder / "generation_config.json").exists():
         generation = GenerationConfig.from_pretrained(folder)
     eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
-    eos_ids = frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
+    eos_ids = frozenset(int(i) for i in (eos if isinstance(eos, list) else [eos] if eos is not None else []))
     if not generation.do_sample:
         return eos_ids, {}
     named = {name: getattr(generation, name) for name in ("temperature", "top_p", "top_k")}
-    return eos_ids, {name: value for name, value in named.items() if value is not None}
+    return eos_ids, {name: float(value) for name, value in named.items() if value is not None}

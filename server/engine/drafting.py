@@ -5,21 +5,17 @@ emitted text is the same; only the number of passes changes.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Protocol
+from typing import NamedTuple
 
 from server.engine.cache import KVCache, TokenBatch
 from server.engine.model import Decoder
+from server.engine.policy import ARMS, DraftPolicy
 from server.engine.sampling import choose_with_confidence
 from server.engine.sequence import Sequence
-from server.engine.types import Method, SkipMask
+from server.engine.types import Method, SkipMask, StepStats
 
 Drafts = dict[int, list[int]]
-"""Drafted ids by sequence id; a sequence that is absent is decoded plainly."""
-
-
-class Drafter(Protocol):
-    def draft(self, sequences: list[Sequence]) -> Drafts: ...
+"""Drafted ids by sequence id."""
 
 
 class SkipDrafter:
@@ -33,7 +29,7 @@ class SkipDrafter:
     def draft(self, sequences: list[Sequence]) -> Drafts:
         groups: dict[SkipMask, list[Sequence]] = defaultdict(list)
         for sequence in sequences:
-            if not sequence.route.mask.is_empty:
+            if not sequence.route.mask.is_empty and sequence.draft_limit > 0:
                 groups[sequence.route.mask].append(sequence)
         drafts: Drafts = {}
         for mask, group in groups.items():
@@ -43,7 +39,7 @@ class SkipDrafter:
     def draft_group(self, group: list[Sequence], mask: SkipMask) -> Drafts:
         """Drafts token by token; a sequence leaves at its limit, or after a token that the draft is unsure of."""
         drafts: Drafts = {sequence.id: [] for sequence in group}
-        active = [sequence for sequence in group if sequence.draft_limit > 0]
+        active = group
         while active:
             rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
             batch = TokenBatch.of(rows, self.cache)
@@ -101,19 +97,57 @@ class LookupDrafter:
                 drafts[sequence.id] = found
         return drafts
 
-    def forget(self, sequence_ids: Iterable[int]) -> None:
-        for number in sequence_ids:
-            self.indexes.pop(number, None)
+    def forget(self, sequence_id: int) -> None:
+        self.indexes.pop(sequence_id, None)
+
+
+class Draft(NamedTuple):
+    """Drafted ids and the arm that they came from."""
+
+    ids: list[int]
+    arm: Method
+
+
+NO_DRAFT = Draft([], Method.PLAIN)
 
 
 class MethodDrafter:
-    """Each sequence by its own method; the cascade looks up first and skips where nothing was found."""
+    """Each sequence by its own method; the policy settles which arm of it, where there is one.
 
-    def __init__(self, skip: SkipDrafter, lookup: LookupDrafter) -> None:
+    Without a policy the cascade looks up first and skips where nothing was found.
+    """
+
+    def __init__(self, skip: SkipDrafter, lookup: LookupDrafter, policy: DraftPolicy | None = None) -> None:
         self.skip = skip
         self.lookup = lookup
+        self.policy = policy
 
-    def draft(self, sequences: list[Sequence]) -> Drafts:
-        drafts = self.lookup.draft([s for s in sequences if s.method in (Method.LOOKUP, Method.CASCADE)])
-        remaining = [s for s in sequences if s.method in (Method.SKIP, Method.CASCADE) and s.id not in drafts]
-        return drafts | self.skip.draft(remaining)
+    def draft(self, sequences: list[Sequence]) -> dict[int, Draft]:
+        """Drafts by sequence id; a sequence that is absent is decoded plainly."""
+        found = self.lookup.draft([s for s in sequences if Method.LOOKUP in ARMS[s.method]])
+        arms = {s.id: self.arm(s, s.id in found, len(sequences)) for s in sequences}
+        skipped = self.skip.draft([s for s in sequences if arms[s.id] is Method.SKIP])
+        drafts = {number: Draft(ids, Method.SKIP) for number, ids in skipped.items()}
+        drafts |= {number: Draft(ids, Method.LOOKUP) for number, ids in found.items() if arms[number] is Method.LOOKUP}
+        return drafts
+
+    def arm(self, sequence: Sequence, has_match: bool, num_rows: int) -> Method:
+        if self.policy:
+            return self.policy.choose(sequence, has_match, num_rows)
+        if has_match:
+            return Method.LOOKUP
+        return Method.SKIP if Method.SKIP in ARMS[sequence.method] else Method.PLAIN
+
+    def learn(self, sequences: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> None:
+        """Tells the policy what a step's drafts gained and cost; `stats.rows` are those of `sequences`."""
+        if self.policy is None:
+            return
+        for sequence, row in zip(sequences, stats.rows, strict=True):
+            if draft := drafts.get(sequence.id):
+                self.policy.observe_gain(draft.arm, sequence, row.num_accepted)
+        self.policy.observe_seconds({draft.arm for draft in drafts.values()}, len(sequences), stats)
+
+    def forget(self, sequence: Sequence) -> None:
+        self.lookup.forget(sequence.id)
+        if self.policy:
+            self.policy.forget(sequence)

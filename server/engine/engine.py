@@ -13,8 +13,9 @@ import torch
 
 from server.engine.artifact import RoutingArtifact
 from server.engine.cache import TokenBatch
-from server.engine.drafting import Drafts, LookupDrafter, MethodDrafter, SkipDrafter
+from server.engine.drafting import NO_DRAFT, Draft, LookupDrafter, MethodDrafter, SkipDrafter
 from server.engine.model import Decoder
+from server.engine.policy import DraftPolicy
 from server.engine.router import Router, prompt_vector
 from server.engine.sampling import choose
 from server.engine.sequence import GenerationRequest, Sequence
@@ -27,7 +28,7 @@ class EngineConfig:
     """Sizes and defaults; `max_draft` and `confidence` None take the artifact's calibrated values.
 
     `baseline_share` of the decode steps run plainly, so that the live speed-up compares
-    measurements.
+    measurements. `is_adaptive` lets measured gains and costs choose among a method's drafts.
     """
 
     max_batch: int = 8
@@ -37,6 +38,7 @@ class EngineConfig:
     max_draft: int | None = None
     confidence: float | None = None
     baseline_share: float = 1 / 64
+    is_adaptive: bool = True
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.prefill_chunk < 1 or not 0 <= self.baseline_share <= 1:
@@ -75,8 +77,8 @@ class Engine:
         manifest = artifact.manifest if artifact else None
         confidence = config.confidence if config.confidence is not None else manifest.confidence if manifest else 0.5
         self.max_draft = config.max_draft if config.max_draft is not None else manifest.max_draft if manifest else 8
-        self.lookup = LookupDrafter()
-        self.drafter = MethodDrafter(SkipDrafter(model, self.cache, confidence), self.lookup)
+        policy = DraftPolicy() if config.is_adaptive else None
+        self.drafter = MethodDrafter(SkipDrafter(model, self.cache, confidence), LookupDrafter(), policy)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.free_slots = list(range(config.max_batch))
@@ -140,7 +142,9 @@ class Engine:
             started = time.perf_counter()
             drafts = self.draft(decoding, stats)
             chosen = self.choose_next(decoding, drafts, stats)
-            emissions += [self.commit(s, drafts.get(s.id, []), chosen[s.id], stats) for s in decoding]
+            accepted = [self.accept(s, drafts.get(s.id, NO_DRAFT).ids, chosen[s.id], stats) for s in decoding]
+            self.drafter.learn(decoding, drafts, stats)
+            emissions += [self.emit(s, ids) for s, ids in zip(decoding, accepted, strict=True)]
             stats.decode_seconds = time.perf_counter() - started
         stats.num_running, stats.num_waiting = self.num_running, self.num_waiting
         return emissions, stats
@@ -193,7 +197,7 @@ class Engine:
         stats.routes.append(sequence.route)
         stats.route_seconds += time.perf_counter() - started
 
-    def draft(self, decoding: list[Sequence], stats: StepStats) -> Drafts:
+    def draft(self, decoding: list[Sequence], stats: StepStats) -> dict[int, Draft]:
         """Drafts for every decoding sequence; now and then for none, to measure plain decoding."""
         started = time.perf_counter()
         self.steps_until_baseline -= 1
@@ -205,10 +209,10 @@ class Engine:
         stats.draft_seconds = time.perf_counter() - started
         return drafts
 
-    def choose_next(self, decoding: list[Sequence], drafts: Drafts, stats: StepStats) -> dict[int, list[int]]:
+    def choose_next(self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> dict[int, list[int]]:
         """One full pass over all drafted tokens: the model's own choice after each of them."""
         started = time.perf_counter()
-        rows = [(s.slot, s.cursor, [s.ids[-1], *drafts.get(s.id, [])]) for s in decoding]
+        rows = [(s.slot, s.cursor, [s.ids[-1], *drafts.get(s.id, NO_DRAFT).ids]) for s in decoding]
         logits = self.model.logits(self.model.forward(TokenBatch.of(rows, self.cache), self.cache))
         tokens = iter(
             choose(logits, [s.draw(i) for s, row in zip(decoding, rows, strict=True) for i in range(len(row[2]))])
@@ -216,15 +220,15 @@ class Engine:
         stats.verify_seconds = time.perf_counter() - started
         return {s.id: list(itertools.islice(tokens, len(row[2]))) for s, row in zip(decoding, rows, strict=True)}
 
-    def commit(self, sequence: Sequence, drafted: list[int], chosen: list[int], stats: StepStats) -> Emission:
-        """Moves the cursor over what was accepted, and emits it with the corrected or bonus token."""
+    def accept(self, sequence: Sequence, drafted: list[int], chosen: list[int], stats: StepStats) -> list[int]:
+        """Moves the cursor over what was accepted and the corrected or bonus token; returns all of them."""
         emitted = verify(drafted, chosen, sequence.request.stop.token_ids, sequence.room)
         num_accepted = min(count_accepted(drafted, chosen), len(emitted))
         num_drafted = len(drafted) if len(emitted) > num_accepted else num_accepted
         sequence.cursor += len(emitted)
         sequence.stats.record(num_drafted, num_accepted)
         stats.rows.append(RowStats(sequence.route.domain, num_drafted, num_accepted, len(emitted)))
-        return self.emit(sequence, emitted)
+        return emitted
 
     def emit(self, sequence: Sequence, token_ids: list[int]) -> Emission:
         """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context."""
@@ -242,4 +246,4 @@ class Engine:
             heapq.heappush(self.free_slots, sequence.slot)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
-        self.lookup.forget([sequence.id])
+        self.drafter.forget(sequence)

@@ -95,6 +95,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def check_weights(config: DecoderConfig, weights: dict[str, Tensor], folder: Path) -> None:
     """Refuses missing weights and wrong shapes, so that nothing reads outside a tensor later."""
+    too_small = [name for name, size in vars(config).items() if isinstance(size, int) and size < 1]
+    if too_small:
+        raise CheckpointError(f"{folder}: its config says {too_small[0]} is {getattr(config, too_small[0])}")
     if config.num_heads % config.num_kv_heads:
         raise CheckpointError(f"{folder}: {config.num_heads} heads cannot share {config.num_kv_heads} key heads")
     missing = [name for name in config.weight_shapes if name not in weights]

@@ -25,7 +25,7 @@ from server.engine import (
     StopConditions,
     TokenBatch,
 )
-from server.engine.drafting import LookupDrafter, MethodDrafter, NgramIndex, SkipDrafter
+from server.engine.drafting import Draft, LookupDrafter, MethodDrafter, NgramIndex, SkipDrafter
 
 FIRST, SECOND = SkipMask(frozenset({1}), frozenset({2})), SkipMask(frozenset({2, 3}), frozenset())
 REPEATING, OTHER = [1, 50, 51, 52, 53, 60, 50, 51, 52, 53], [1, 70, 80, 90, 100]
@@ -115,7 +115,7 @@ def test_nothing_is_drafted_that_could_not_be_emitted(prefilled: Prefilled, max_
     engine, decoder, sequences = prefilled([request(OTHER, FIRST, max_tokens=max_tokens)])
     with torch.inference_mode():
         drafts = SkipDrafter(decoder, engine.cache, 0.0).draft(sequences)
-    assert len(drafts[sequences[0].id]) == expected
+    assert len(drafts.get(sequences[0].id, [])) == expected
     repeating = sequences[0]
     repeating.ids = [*REPEATING[:5], *REPEATING[:5]]
     repeating.max_ids = len(repeating.ids) + expected + 1
@@ -165,7 +165,8 @@ def test_the_cascade_skips_only_where_lookup_finds_nothing(prefilled: Prefilled)
         drafts = MethodDrafter(SkipDrafter(decoder, engine.cache, 0.0), LookupDrafter()).draft(sequences)
     assert {slot for slots, _ in decoder.passes for slot in slots} == {1, 4}
     looked_up = [60, 50, 51, 52]
-    assert drafts[sequences[0].id] == drafts[sequences[2].id] == looked_up
+    assert drafts[sequences[0].id] == drafts[sequences[2].id] == Draft(looked_up, Method.LOOKUP)
+    assert drafts[sequences[1].id].arm == drafts[sequences[4].id].arm == Method.SKIP
     assert set(drafts) == {sequences[i].id for i in (0, 1, 2, 4)}
 
 
@@ -173,5 +174,6 @@ def test_what_was_indexed_is_forgotten(prefilled: Prefilled) -> None:
     _, _, sequences = prefilled([request(REPEATING, FIRST), request(OTHER, FIRST)])
     lookup = LookupDrafter()
     lookup.draft(sequences)
-    lookup.forget([sequences[0].id, 999])
+    lookup.forget(sequences[0].id)
+    lookup.forget(999)
     assert set(lookup.indexes) == {sequences[1].id}

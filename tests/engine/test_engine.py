@@ -24,7 +24,7 @@ from server.engine import (
     StepStats,
     StopConditions,
 )
-from server.engine.drafting import Drafts
+from server.engine.drafting import Draft, MethodDrafter
 
 MASK = SkipMask(frozenset({1, 3}), frozenset({2}))
 GREEDY = SamplingParams()
@@ -47,7 +47,7 @@ def request(
 
 
 def new_engine(model: Decoder, max_batch: int = 4, **config: float) -> Engine:
-    return Engine(model, EngineConfig(**{"max_batch": max_batch, "confidence": 0.0, **config}))  # type: ignore[arg-type]
+    return Engine(model, EngineConfig(**{"max_batch": max_batch, "confidence": 0.0, "is_adaptive": False, **config}))  # type: ignore[arg-type]
 
 
 def plain_output(model: Decoder, one: GenerationRequest) -> list[int]:
@@ -69,17 +69,19 @@ def run(engine: Engine) -> tuple[list[Emission], list[StepStats]]:
 def assert_idle(engine: Engine) -> None:
     assert (engine.has_work, engine.num_running, engine.num_waiting) == (False, 0, 0)
     assert sorted(engine.free_slots) == list(range(engine.config.max_batch))
-    assert not engine.lookup.indexes
+    assert not engine.drafter.lookup.indexes
+    assert engine.drafter.policy is None or not engine.drafter.policy.gains
 
 
-class OracleDrafter:
+class OracleDrafter(MethodDrafter):
     """Drafts what is known to come, beyond the sequence's end too."""
 
-    def __init__(self, text: list[int]) -> None:
+    def __init__(self, engine: Engine, text: list[int]) -> None:
+        super().__init__(engine.drafter.skip, engine.drafter.lookup)
         self.text = text
 
-    def draft(self, sequences: list[Sequence]) -> Drafts:
-        return {s.id: self.text[len(s.output_ids) :][: s.draft_limit] for s in sequences}
+    def draft(self, sequences: list[Sequence]) -> dict[int, Draft]:
+        return {s.id: Draft(self.text[len(s.output_ids) :][: s.draft_limit], Method.SKIP) for s in sequences}
 
 
 @pytest.mark.parametrize("num_steps", [0, 2, 5], ids=["waiting", "prefilling", "decoding"])
@@ -206,7 +208,7 @@ def test_counts_end_at_a_stop_token_inside_an_accepted_draft(model: Decoder) -> 
     text = plain_output(model, request(prompt(8, 2), 24))
     at = next(i for i in range(2, 5) if text[i] not in text[:i])
     engine = new_engine(model, baseline_share=0)
-    engine.drafter = OracleDrafter(text)  # type: ignore[assignment]
+    engine.drafter = OracleDrafter(engine, text)
     engine.add(request(prompt(8, 2), 24, frozenset({text[at]})))
     emissions, steps = run(engine)
     assert emissions[-1].token_ids == text[1 : at + 1]

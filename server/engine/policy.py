@@ -1,0 +1,102 @@
+"""Which drafter a sequence uses now: the one that yields most tokens a second by what was measured so far.
+
+A way of drafting (an arm) has a gain, the tokens that its drafts had accepted, and a cost, the
+seconds of a step that uses it. Gains are averaged for each sequence and start from its domain's
+average; costs are averaged for each size of batch. Where no arm promises 2 % more than decoding
+plainly, the sequence is decoded plainly, and tries again now and then. None of this changes text.
+"""
+
+from collections import defaultdict
+
+from server.engine.sequence import Sequence
+from server.engine.types import Method, StepStats
+
+ARMS = {
+    Method.PLAIN: (),
+    Method.SKIP: (Method.SKIP,),
+    Method.LOOKUP: (Method.LOOKUP,),
+    Method.CASCADE: (Method.LOOKUP, Method.SKIP),
+}
+NEEDED_GAIN = 1.02
+STEPS_BETWEEN_TRIALS = 32
+FIRST_GAIN = 1.5
+"""Accepted tokens a draft is credited with before anything was measured."""
+
+
+class Average:
+    """An exponential moving average that starts as a plain mean."""
+
+    def __init__(self, memory: int, first: float | None = None) -> None:
+        self.memory = memory
+        self.value = first
+        self.count = 0 if first is None else 1
+
+    def add(self, value: float) -> None:
+        self.count = min(self.count + 1, self.memory)
+        self.value = value if self.value is None else self.value + (value - self.value) / self.count
+
+
+class DraftPolicy:
+    """Chooses an arm for each sequence and learns from each step."""
+
+    def __init__(self) -> None:
+        self.domain_gains: dict[tuple[str, Method], Average] = defaultdict(lambda: Average(64, FIRST_GAIN))
+        self.gains: dict[tuple[int, Method], Average] = {}
+        self.seconds: dict[tuple[int, Method], Average] = defaultdict(lambda: Average(32))
+        self.idle_steps: dict[int, int] = defaultdict(int)
+
+    def choose(self, sequence: Sequence, has_match: bool, num_rows: int) -> Method:
+        """PLAIN, SKIP or LOOKUP; `has_match` says whether a lookup would find something."""
+        arms = [arm for arm in ARMS[sequence.method] if self.is_usable(arm, sequence, has_match)]
+        if not arms:
+            return Method.PLAIN
+        rates = {arm: self.rate(arm, sequence, num_rows) for arm in arms}
+        best = max(arms, key=lambda arm: rates[arm])
+        plain = self.rate(Method.PLAIN, sequence, num_rows)
+        if rates[best] >= NEEDED_GAIN * plain or self.idle_steps[sequence.id] >= STEPS_BETWEEN_TRIALS:
+            self.idle_steps[sequence.id] = 0
+            return best
+        self.idle_steps[sequence.id] += 1
+        return Method.PLAIN
+
+    @staticmethod
+    def is_usable(arm: Method, sequence: Sequence, has_match: bool) -> bool:
+        return has_match if arm is Method.LOOKUP else not sequence.route.mask.is_empty
+
+    def rate(self, arm: Method, sequence: Sequence, num_rows: int) -> float:
+        """Expected tokens a second; infinite while the arm's cost is unknown, so that it is tried."""
+        seconds = self.seconds[size_class(num_rows), arm].value
+        if seconds is None:
+            return 0.0 if arm is Method.PLAIN else float("inf")
+        gain = 0.0 if arm is Method.PLAIN else self.gain(arm, sequence).value or 0.0
+        return (1 + gain) / seconds
+
+    def gain(self, arm: Method, sequence: Sequence) -> Average:
+        key = (sequence.id, arm)
+        if key not in self.gains:
+            self.gains[key] = Average(16, self.domain_gains[sequence.route.domain, arm].value)
+        return self.gains[key]
+
+    def observe_gain(self, arm: Method, sequence: Sequence, num_accepted: int) -> None:
+        self.gain(arm, sequence).add(num_accepted)
+        self.domain_gains[sequence.route.domain, arm].add(num_accepted)
+
+    def observe_seconds(self, arms: set[Method], num_rows: int, stats: StepStats) -> None:
+        """Books a step's seconds on the arms that it used: a skipping draft pays for drafting and verifying."""
+        size = size_class(num_rows)
+        if Method.SKIP in arms:
+            self.seconds[size, Method.SKIP].add(stats.draft_seconds + stats.verify_seconds)
+        if Method.LOOKUP in arms:
+            self.seconds[size, Method.LOOKUP].add(stats.verify_seconds)
+        if not arms - {Method.PLAIN}:
+            self.seconds[size, Method.PLAIN].add(stats.verify_seconds)
+
+    def forget(self, sequence: Sequence) -> None:
+        self.idle_steps.pop(sequence.id, None)
+        for arm in Method:
+            self.gains.pop((sequence.id, arm), None)
+
+
+def size_class(num_rows: int) -> int:
+    """Batches of 1, 2, 3-4, 5-8, ... sequences cost about the same."""
+    return (num_rows - 1).bit_length()

@@ -1,0 +1,97 @@
+"""The draft policy: it picks what yields most tokens a second, and forgets nothing it still needs."""
+
+import pytest
+
+from server.engine import GenerationRequest, Method, Route, SamplingParams, SkipMask, StepStats, StopConditions
+from server.engine.policy import STEPS_BETWEEN_TRIALS, Average, DraftPolicy, size_class
+from server.engine.sequence import Sequence
+
+MASK = SkipMask(frozenset({1}), frozenset({2}))
+
+
+def sequence(method: Method = Method.CASCADE, number: int = 0, mask: SkipMask = MASK) -> Sequence:
+    request = GenerationRequest([1, 2, 3], SamplingParams(), StopConditions(50))
+    made = Sequence.of(number, request, method, 4, 100)
+    made.route = Route("stories", mask)
+    return made
+
+
+def measured(skip: float, lookup: float, plain: float) -> DraftPolicy:
+    """A policy that knows what steps cost: seconds of each arm."""
+    policy = DraftPolicy()
+    policy.observe_seconds({Method.SKIP}, 1, StepStats(draft_seconds=skip - lookup, verify_seconds=lookup))
+    policy.observe_seconds({Method.LOOKUP}, 1, StepStats(verify_seconds=lookup))
+    policy.observe_seconds(set(), 1, StepStats(verify_seconds=plain))
+    return policy
+
+
+def learn(policy: DraftPolicy, one: Sequence, arm: Method, accepted: int) -> None:
+    for _ in range(30):
+        policy.observe_gain(arm, one, accepted)
+
+
+@pytest.mark.parametrize(
+    ("method", "has_match", "expected"),
+    [
+        (Method.PLAIN, True, Method.PLAIN),
+        (Method.SKIP, True, Method.SKIP),
+        (Method.LOOKUP, True, Method.LOOKUP),
+        (Method.LOOKUP, False, Method.PLAIN),
+        (Method.CASCADE, False, Method.SKIP),
+    ],
+)
+def test_what_is_unknown_is_tried(method: Method, has_match: bool, expected: Method) -> None:
+    assert DraftPolicy().choose(sequence(method), has_match, 1) is expected
+
+
+def test_without_a_mask_nothing_is_skipped() -> None:
+    assert DraftPolicy().choose(sequence(Method.CASCADE, mask=SkipMask()), False, 1) is Method.PLAIN
+
+
+def test_the_better_of_lookup_and_skip_is_chosen_by_gain_and_cost() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence()
+    learn(policy, one, Method.LOOKUP, 1)
+    learn(policy, one, Method.SKIP, 3)
+    assert policy.choose(one, True, 1) is Method.SKIP
+    learn(policy, one, Method.LOOKUP, 4)
+    assert policy.choose(one, True, 1) is Method.LOOKUP
+
+
+def test_a_losing_draft_gives_way_to_plain_decoding_and_is_tried_again_now_and_then() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
+    learn(policy, one, Method.SKIP, 0)
+    arms = [policy.choose(one, False, 1) for _ in range(2 * (STEPS_BETWEEN_TRIALS + 1))]
+    assert arms.count(Method.SKIP) == 2
+    assert arms[STEPS_BETWEEN_TRIALS] is Method.SKIP
+
+
+def test_a_gain_under_two_percent_is_not_worth_it() -> None:
+    policy, one = measured(skip=2.0, lookup=1.1, plain=1.0), sequence(Method.SKIP)
+    learn(policy, one, Method.SKIP, 1)
+    assert policy.choose(one, False, 1) is Method.PLAIN
+
+
+def test_a_new_sequence_starts_from_its_domain_and_costs_belong_to_a_batch_size() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
+    learn(policy, one, Method.SKIP, 0)
+    for _ in range(64):
+        policy.observe_gain(Method.SKIP, one, 0)
+    assert policy.choose(sequence(Method.SKIP, number=1), False, 1) is Method.PLAIN
+    assert policy.choose(sequence(Method.SKIP, number=2), False, 4) is Method.SKIP
+
+
+def test_a_finished_sequence_leaves_nothing_behind() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
+    learn(policy, one, Method.SKIP, 0)
+    policy.choose(one, False, 1)
+    policy.forget(one)
+    assert not policy.gains
+    assert not policy.idle_steps
+
+
+def test_averages_and_size_classes() -> None:
+    average = Average(4)
+    for value in (1.0, 3.0):
+        average.add(value)
+    assert average.value == 2.0
+    assert [size_class(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
