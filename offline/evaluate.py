@@ -5,7 +5,7 @@ Speed counts everything from the prompt to the last token: prefill, routing, dra
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 import torch
@@ -115,20 +115,24 @@ def batched(order: Sequence[Job], settings: EvaluationSettings) -> Iterator[list
 def make_runners(
     bench: Workbench, artifact: RoutingArtifact | None, settings: EvaluationSettings, longest: int
 ) -> dict[str, Runner]:
-    """The runners of the methods, in the order asked for; no step runs plainly on purpose here."""
-    length = longest + settings.max_new_tokens
-    config = EngineConfig(max_batch=settings.batch_size, max_length=length, baseline_share=0)
-    engine = Engine(bench.model, config, artifact)
-    decoding = Decoding(engine, bench.checkpoint.eos_ids, settings.max_new_tokens, settings.temperature)
+    """The runners of the methods, in the order asked for."""
+    config = EngineConfig(max_batch=settings.batch_size, max_length=longest + settings.max_new_tokens)
+
+    def decoding() -> Decoding:
+        # An engine learns what drafts gain, so every method has one of its own.
+        engine = Engine(bench.model, config, artifact)
+        return Decoding(engine, bench.checkpoint.eos_ids, settings.max_new_tokens, settings.temperature)
+
     methods = {PLAIN: Method.PLAIN, "knn": Method.SKIP, "lookup": Method.LOOKUP, "cascade": Method.CASCADE}
-    runners = {name: decoding.runner(method, lambda job: None) for name, method in methods.items()}
+    runners = {name: decoding().runner(method, lambda job: None) for name, method in methods.items()}
     if artifact is not None:
-        runners |= library_runners(decoding, artifact, settings)
+        routes = library_routes(artifact, settings)
+        runners |= {name: decoding().runner(Method.SKIP, route_of) for name, route_of in routes.items()}
     runners |= peer_runners(settings.methods, bench, settings)
     return {name: runners[name] for name in settings.methods}
 
 
-def library_runners(decoding: Decoding, artifact: RoutingArtifact, settings: EvaluationSettings) -> dict[str, Runner]:
+def library_routes(artifact: RoutingArtifact, settings: EvaluationSettings) -> dict[str, Callable[[Job], Route | None]]:
     """Baselines that use the artifact's masks without its router."""
     manifest = artifact.manifest
     library = {record.name: Route(record.name, record.mask.mask) for record in manifest.domains}
@@ -137,9 +141,9 @@ def library_runners(decoding: Decoding, artifact: RoutingArtifact, settings: Eva
         raise SettingsMistake(f"--fixed-domain: the artifact has no {fixed!r}, only {', '.join(library)}")
     mixed = Route("mixed", manifest.mixed.mask.mask)
     return {
-        "fixed": decoding.runner(Method.SKIP, lambda job: library[fixed]),
-        "mixed": decoding.runner(Method.SKIP, lambda job: mixed),
-        "random": decoding.runner(Method.SKIP, lambda job: random.Random(job.seed).choice(list(library.values()))),
+        "fixed": lambda job: library[fixed],
+        "mixed": lambda job: mixed,
+        "random": lambda job: random.Random(job.seed).choice(list(library.values())),
     }
 
 

@@ -83,7 +83,9 @@ def measure_domains(
     jobs = [Job(ids, name, seed) for seed, (ids, name) in enumerate(prompts)]
     room = max(len(job.ids) for job in jobs) + MEASURED_TOKENS
     rule = found.rule
-    config = EngineConfig(1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0)
+    config = EngineConfig(
+        1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
+    )
     engine = Engine(bench.model, config)
     decoding = Decoding(engine, bench.checkpoint.eos_ids, MEASURED_TOKENS)
     pooled = Route(MIXED, found.mixed.mask.mask)

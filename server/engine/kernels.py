@@ -1,4 +1,4 @@
-"""Binds `native/decoder.cpp`: the forward of few rows on a CPU, built for several instruction sets.
+"""Binds `native/decoder.cpp`, the forward on a CPU, built for several instruction sets.
 
 The library is chosen by what the processor offers. Where there is none (another processor, a GPU,
 a build without a compiler) the decoder's torch path does the same work.
@@ -15,11 +15,8 @@ from torch import Tensor
 
 from server.engine.cache import KVCache, TokenBatch
 from server.engine.linear import LANES
-from server.engine.types import MAX_DRAFT, SkipMask
+from server.engine.types import SkipMask
 from server.engine.weights import DecoderConfig
-
-MAX_WIDTH = MAX_DRAFT + 1
-"""Rows of more tokens than this are prefill, which is bound by arithmetic: torch's products do it better."""
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
 BUILDS = (

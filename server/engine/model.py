@@ -1,7 +1,7 @@
 """The decoder: one forward over attention and MLP sub-layers, some of which a mask leaves out.
 
 The full model is the empty mask. The mask is an argument, so that requests with different masks
-share one model at the same time. Few rows on a CPU run in `kernels`, all else in torch.
+take turns on one model. On a CPU the kernels do the work, elsewhere torch.
 """
 
 from dataclasses import dataclass
@@ -111,7 +111,7 @@ class Decoder:
 
     def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = FULL) -> Tensor:
         """Hidden states [tokens, hidden_size] after the final norm, without the mask's sub-layers."""
-        if self.native and batch.width <= kernels.MAX_WIDTH:
+        if self.native:
             return self.native.forward(batch, cache, mask)
         cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
         x = self.embeddings[batch.ids]
@@ -135,20 +135,20 @@ class Decoder:
         layers = [
             {
                 "attention_norm": vector(attention.norm),
-                "qkv": attention.qkv.stored,
+                "qkv": attention.qkv.weight,
                 "qkv_bias": attention.qkv.padded_bias,
                 "query_norm": vector(attention.query_norm),
                 "key_norm": vector(attention.key_norm),
-                "output": attention.output.stored,
+                "output": attention.output.weight,
                 "output_bias": attention.output.padded_bias,
                 "mlp_norm": vector(mlp.norm),
-                "gate_up": mlp.gate_up.stored,
+                "gate_up": mlp.gate_up.weight,
                 "gate_up_bias": mlp.gate_up.padded_bias,
-                "down": mlp.down.stored,
+                "down": mlp.down.weight,
                 "down_bias": mlp.down.padded_bias,
             }
             for attention, mlp in zip(self.attentions, self.mlps, strict=True)
         ]
         cos, sin = (table.float().contiguous() for table in rope)
-        edges = [vector(self.norm), self.head.stored, self.head.padded_bias, self.embeddings, cos, sin]
+        edges = [vector(self.norm), self.head.weight, self.head.padded_bias, self.embeddings, cos, sin]
         return kernels.NativeDecoder(self.config, layers, edges, torch.get_num_threads())

@@ -51,7 +51,8 @@ class TextCodec:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        # Cleaning up would take back spaces that a stream has already sent.
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def stream(self, stop: Sequence[str] = ()) -> "TextStream":
         return TextStream(self, stop)

@@ -33,7 +33,7 @@ FULL = SkipMask()
 
 
 MAX_DRAFT = 31
-"""Longest draft: a verification of one token more still is a pass of few rows."""
+"""Longest draft; far beyond what pays, and a bound on what one request may cost the others."""
 
 
 class Method(StrEnum):

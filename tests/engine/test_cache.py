@@ -112,14 +112,13 @@ def test_the_kernels_give_the_same_bits_for_any_batch(folders: dict[str, Path]) 
         assert all(torch.equal(decoder.logits(whole[i : i + 1])[0], logits[i]) for i in range(len(ids)))
 
 
-def test_the_kernels_equal_torch(folders: dict[str, Path]) -> None:
-    decoder = Decoder(load_checkpoint(str(folders["kernels"]), torch.float32, CPU))
-    ids = random_ids(20, 2)
-    native = hidden_alone(decoder, ids)
-    logits = decoder.logits(native)
-    decoder.native = None
-    torch.testing.assert_close(native, hidden_alone(decoder, ids), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(logits, decoder.logits(native), atol=1e-4, rtol=1e-4)
+def test_what_a_slots_last_user_left_does_not_reach_the_next(decoder: Decoder) -> None:
+    requests = [GenerationRequest(random_ids(n, n), SamplingParams(), StopConditions(8)) for n in (3, 40)]
+    engine = Engine(decoder, EngineConfig(max_batch=2))
+    expected = [s.output_ids for s in engine.generate(requests)]
+    engine.cache.keys.fill_(math.inf)
+    engine.cache.values.fill_(math.inf)
+    assert [s.output_ids for s in engine.generate(requests)] == expected
 
 
 @pytest.mark.parametrize(

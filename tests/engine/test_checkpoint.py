@@ -52,6 +52,7 @@ def test_weights_come_in_the_dtype_asked_for_or_their_own(folder: Path, dtype: t
     checkpoint = load_checkpoint(str(folder), dtype, CPU)
     assert {weight.dtype for weight in checkpoint.weights.values()} == {dtype or torch.float32}
     assert checkpoint.dtype == (dtype or torch.float32)
+    assert checkpoint.fingerprint == load_checkpoint(str(folder), torch.float32, CPU).fingerprint
 
 
 def test_the_fingerprint_tells_weights_apart(folder: Path, tmp_path: Path) -> None:
@@ -71,14 +72,25 @@ def test_an_unsupported_architecture_names_the_supported_ones(folder: Path) -> N
     assert all(name in message for name in SUPPORTED)
 
 
-def test_no_architecture_at_all_is_unsupported(folder: Path) -> None:
-    edit_json(folder / "config.json", architectures=None)
-    assert SUPPORTED[0] in refusal(folder)
-
-
-def test_another_activation_is_refused(folder: Path) -> None:
-    edit_json(folder / "config.json", hidden_act="gelu")
-    assert "'gelu'" in refusal(folder)
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("architectures", None, "no architecture"),
+        ("hidden_act", "gelu", "'gelu'"),
+        ("vocab_size", 300, "embed_tokens.weight has shape (262, 32), its config says (300, 32)"),
+        ("intermediate_size", 128, "gate_proj.weight has shape"),
+        ("num_hidden_layers", 5, "model.layers.4."),
+        ("num_hidden_layers", "four", "num_hidden_layers"),
+        ("num_hidden_layers", 0, "num_layers is 0"),
+        ("num_attention_heads", 3, "3 heads cannot share 2"),
+        ("num_key_value_heads", 0, "num_kv_heads is 0"),
+        ("rope_parameters", {"rope_type": "weird", "rope_theta": 10000.0}, "weird"),
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "quantised"),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused(folder: Path, field: str, value: object, expected: str) -> None:
+    edit_json(folder / "config.json", **{field: value})
+    assert expected in refusal(folder)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -88,6 +100,19 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", "{}", ""])
 def test_a_broken_config_is_refused(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
+    assert "cannot read the model" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_other_broken_json_is_refused(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    refusal(folder)
+
+
+@pytest.mark.parametrize("changes", [{"eos_token_id": "end"}, {"do_sample": True, "temperature": "hot"}], ids=str)
+def test_generation_defaults_that_are_not_numbers_are_refused(folder: Path, changes: dict[str, object]) -> None:
+    edit_json(folder / "generation_config.json", **changes)
     assert "cannot read the model" in refusal(folder)
 
 
@@ -107,11 +132,6 @@ def test_missing_weights_are_counted_and_one_is_named(folder: Path) -> None:
     kept = {name: weight for name, weight in load_file(path).items() if "layers.2.mlp" not in name}
     save_file(kept, path)
     assert "lacks 3 weights, the first is model.layers.2.mlp.gate_proj.weight" in refusal(folder)
-
-
-def test_more_layers_than_weights_are_refused(folder: Path) -> None:
-    edit_json(folder / "config.json", num_hidden_layers=5)
-    assert "model.layers.4." in refusal(folder)
 
 
 @pytest.mark.parametrize("break_tokenizer", [lambda path: path.write_text("{"), lambda path: path.unlink()])

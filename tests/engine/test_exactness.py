@@ -1,6 +1,7 @@
 """Losslessness: greedy text equals `transformers.generate`, and speculation changes nothing, for any mask."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from server.engine import (
+    MAX_DRAFT,
     Checkpoint,
     Decoder,
     Engine,
@@ -161,3 +163,19 @@ def test_the_skipping_draft_of_an_empty_mask_is_always_accepted(model: Decoder, 
         mask = SkipMask(frozenset(), frozenset({2}))
         sequence = engine.generate([request(prompts(1)[0], mask, temperature=temperature)])[0]
         assert sequence.stats.num_accepted == sequence.stats.num_drafted > 0
+
+
+def test_bf16_text_is_the_same_with_the_longest_drafts(tmp_path: Path) -> None:
+    """Rows of the most tokens that are verified at once still sum in the order of a single token."""
+    folder = save_random_model(tmp_path, tiny_config(head_dim=16), seed=1)
+    model = Decoder(load_checkpoint(str(folder), torch.bfloat16, CPU))
+    if model.native is None:
+        pytest.skip("the CPU kernels are not built here")
+    engine = Engine(model, EngineConfig(max_batch=1, confidence=0.0))
+    for prompt in prompts(8, seed=6):
+        asked = request(prompt, SkipMask(frozenset({1})))
+        plain, drafted = engine.generate(
+            [replace(asked, method=Method.PLAIN), replace(asked, max_draft=MAX_DRAFT, stop=StopConditions(120))]
+        )
+        assert drafted.output_ids[: len(plain.output_ids)] == plain.output_ids
+        assert drafted.stats.num_drafted

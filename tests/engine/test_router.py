@@ -63,7 +63,7 @@ def test_routes_by_name(tiny_artifact: RoutingArtifact) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 2**32 - 1), num_anchors=st.integers(1, 10), size=st.integers(2, 64))
+@given(seed=st.integers(0, 2**32 - 1), num_anchors=st.integers(1, 100), size=st.integers(2, 64))
 def test_the_index_finds_what_comparing_with_every_anchor_finds(
     tiny_artifact: RoutingArtifact, seed: int, num_anchors: int, size: int
 ) -> None:
@@ -75,6 +75,14 @@ def test_the_index_finds_what_comparing_with_every_anchor_finds(
     assert route.similarity == pytest.approx(float(cosines.max()), abs=1e-4)
     nearest = [("stories", "sql")[i % 2] for i in range(num_anchors) if cosines[i] > cosines.max() - 1e-4]
     assert route.domain in nearest
+
+
+def test_many_anchors_are_all_found(tiny_artifact: RoutingArtifact) -> None:
+    generator = torch.Generator().manual_seed(0)
+    anchors, vectors = torch.randn(400, 64, generator=generator), torch.randn(300, 64, generator=generator)
+    router = Router(with_anchors(tiny_artifact, anchors, torch.zeros(64)))
+    found = torch.tensor([router.route(vector).similarity for vector in vectors])
+    torch.testing.assert_close(found, similarities(vectors, anchors, torch.zeros(64)).amax(-1), atol=1e-4, rtol=0)
 
 
 def test_a_bf16_vector_and_bf16_anchors_route(tiny_artifact: RoutingArtifact) -> None:

@@ -67,6 +67,20 @@ def test_greedy_and_sampled_rows_share_a_batch() -> None:
     assert tops == pytest.approx(logits.softmax(-1).max(-1).values.tolist())
 
 
+def test_a_greedy_row_is_the_argmax_in_any_company() -> None:
+    """Logits one rounding step apart have equal probabilities."""
+    low = torch.tensor(0.1)
+    logits = torch.stack((low, torch.nextafter(low, torch.tensor(1.0))))[None]
+    greedy, sampled = Draw(SamplingParams(), 0, 0), Draw(SamplingParams(1.0), 0, 0)
+    assert choose(logits, [greedy]) == choose(logits.repeat(2, 1), [greedy, sampled])[:1] == [1]
+
+
+def test_a_tiny_temperature_is_nearly_greedy() -> None:
+    logits, coldest = torch.tensor([[0.0, 3.0, 1.0]]), SamplingParams(1e-40)
+    assert probabilities(logits, coldest).isfinite().all()
+    assert choose(logits, [Draw(coldest, 0, 0)]) == [1]
+
+
 def second_tokens(model: Decoder, method: Method, mask: SkipMask, prompt: list[int], first: int) -> np.ndarray:
     """Counts of the second token over many seeds, among texts whose first token is `first`."""
     engine = Engine(model, EngineConfig(max_batch=64, confidence=0.0, baseline_share=0))

@@ -41,6 +41,22 @@ def metaspace_bpe() -> Tokenizer:
     return backend
 
 
+def byte_fallback_bpe() -> Tokenizer:
+    """Characters outside the vocabulary are byte tokens that the decoder joins: Llama 2's and Mistral's kind."""
+    names = ["<unk>", "</s>", *byte_tokens(bytes(range(256))), "▁Hello", "▁world"]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["</s>"])
+    return backend
+
+
+def byte_tokens(content: bytes) -> list[str]:
+    return [f"<0x{byte:02X}>" for byte in content]
+
+
 def codec_of(backend: Tokenizer) -> TextCodec:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=False)
     return TextCodec(tokenizer)
@@ -92,16 +108,46 @@ def test_metaspace_text_keeps_the_spaces_between_words_only() -> None:
     assert streamed(codec, ids) == "hello world the cat"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        *((["▁Hello", *byte_tokens(c.encode()), "▁world"], f"Hello{c} world") for c in ("你好", "🙂🙃", "ééé")),
+        (["▁Hello", "</s>", "▁world"], "Hello world"),
+    ],
+)
+def test_byte_tokens_and_special_tokens_between_words(tokens: list[str], text: str) -> None:
+    codec = codec_of(byte_fallback_bpe())
+    ids = codec.tokenizer.convert_tokens_to_ids(tokens)
+    assert streamed(codec, ids) == codec.decode(ids) == text
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=st.text(st.characters(exclude_characters="\ufffd", exclude_categories=["Cs"]), max_size=12))
+def test_any_text_of_byte_tokens_streams(text: str) -> None:
+    codec = codec_of(byte_fallback_bpe())
+    ids = codec.tokenizer.convert_tokens_to_ids(byte_tokens(text.encode()))
+    assert streamed(codec, ids) == codec.decode(ids)
+
+
+def test_a_tokenizer_that_cleans_up_spaces_loses_no_character() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    codec, text = TextCodec(tokenizer), "I do n't know . one , two"
+    ids = codec.encode(text, False)
+    assert streamed(codec, ids) == codec.decode(ids) == text
+
+
 def test_a_character_is_sent_when_its_last_byte_comes(codec: TextCodec) -> None:
     stream = codec.stream()
     assert [stream.push([token_id]) for token_id in codec.encode("a🙂b", False)] == ["a", "", "", "", "🙂", "b"]
 
 
-def test_flush_sends_an_incomplete_character_as_the_decoder_does(codec: TextCodec) -> None:
+def test_flush_sends_an_incomplete_character_once_as_the_decoder_does(codec: TextCodec) -> None:
     ids = codec.encode("a🙂", False)[:-1]
     stream = codec.stream()
     assert stream.push(ids) == "a"
-    assert "a" + stream.flush() == codec.decode(ids)
+    assert ["a" + stream.flush(), stream.flush()] == [codec.decode(ids), ""]
 
 
 def test_special_tokens_give_no_text(codec: TextCodec) -> None:
@@ -163,7 +209,9 @@ def test_what_the_template_refuses_is_named(codec: TextCodec) -> None:
         codec.encode_chat([{"role": "wizard", "content": "hi"}])
 
 
-@pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ messages[0].content.nothing.at_all }}"])
+@pytest.mark.parametrize(
+    "template", ["{% for m in messages %}", "{{ messages[0].content.nothing.at_all }}", "{{ 1 + messages[0].content }}"]
+)
 def test_a_template_that_fails_is_a_chat_error(template: str) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template

@@ -1,5 +1,5 @@
-// One forward of a Llama-shaped decoder for few rows on a CPU: what a decode, draft or verification
-// step costs. Weights are read once for all rows; sums are in fp32.
+// One forward of a Llama-shaped decoder on a CPU. Weights are read once for all rows; sums are in
+// fp32.
 //
 // Batch invariance: every sum below runs in one fixed order for each row, whatever other rows are
 // in the batch. So verifying eight tokens gives bit for bit the logits of decoding them one by one,
