@@ -14,7 +14,11 @@ def export(folder: Path, out: Path) -> None:
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise ValueError(f"the checkpoint does not fit: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
+    # Greedy text of so small a model runs in circles; these defaults are for clients that name none.
     model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.5,
+        top_p=0.9,
         bos_token_id=model.config.bos_token_id,
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,

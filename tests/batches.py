@@ -1,0 +1,56 @@
+"""Requests for the tiny model, and engines that run them until nothing is left."""
+
+import random
+
+from server.engine import (
+    Decoder,
+    Emission,
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    Method,
+    Route,
+    SamplingParams,
+    SkipMask,
+    StepStats,
+    StopConditions,
+)
+
+MASK = SkipMask(frozenset({1, 3}), frozenset({2}))
+GREEDY = SamplingParams()
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [1, *(rng.randrange(6, 262) for _ in range(length - 1))]
+
+
+def request(
+    prompt_ids: list[int],
+    max_tokens: int = 12,
+    stop: frozenset[int] = frozenset(),
+    sampling: SamplingParams = GREEDY,
+    method: Method = Method.SKIP,
+) -> GenerationRequest:
+    stops = StopConditions(max_tokens, stop)
+    return GenerationRequest(prompt_ids, sampling, stops, method=method, route=Route("test", MASK), max_draft=4)
+
+
+def new_engine(model: Decoder, max_batch: int = 4, **config: float) -> Engine:
+    return Engine(model, EngineConfig(**{"max_batch": max_batch, "confidence": 0.0, "is_adaptive": False, **config}))  # type: ignore[arg-type]
+
+
+def plain_output(model: Decoder, one: GenerationRequest) -> list[int]:
+    stops = StopConditions(one.stop.max_tokens)
+    plain = GenerationRequest(one.prompt_ids, one.sampling, stops, method=Method.PLAIN)
+    return new_engine(model, 1).generate([plain])[0].output_ids
+
+
+def run(engine: Engine) -> tuple[list[Emission], list[StepStats]]:
+    """Steps until nothing is left."""
+    emissions, steps = [], []
+    while engine.has_work:
+        new, stats = engine.step()
+        emissions += new
+        steps.append(stats)
+    return emissions, steps
