@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.engine import MAX_DRAFT
+
 NoEffect = dict[str, tuple[Any, ...]]
 """Fields that are not honoured, with the values at which they have no effect."""
 
@@ -120,7 +122,7 @@ class Speculation(Body):
     """How this request is drafted; an extension. The text is the same whatever is asked for here."""
 
     method: Literal["plain", "skip", "lookup", "cascade"] | None = None
-    max_draft: Annotated[int, Field(ge=0, le=64)] | None = None
+    max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)] | None = None
     domain: str | None = None
 
 

@@ -38,6 +38,11 @@ class SkipDrafter:
 
     def draft_group(self, group: list[Sequence], mask: SkipMask) -> Drafts:
         """Drafts token by token; a sequence leaves at its limit, or after a token that the draft is unsure of."""
+        if self.model.native and all(sequence.request.sampling.is_greedy for sequence in group):
+            batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
+            limits = [sequence.draft_limit for sequence in group]
+            chains = self.model.native.draft(batch, self.cache, mask, limits, self.confidence)
+            return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True)}
         drafts: Drafts = {sequence.id: [] for sequence in group}
         active = group
         while active:

@@ -213,10 +213,12 @@ class Engine:
         """One full pass over all drafted tokens: the model's own choice after each of them."""
         started = time.perf_counter()
         rows = [(s.slot, s.cursor, [s.ids[-1], *drafts.get(s.id, NO_DRAFT).ids]) for s in decoding]
-        logits = self.model.logits(self.model.forward(TokenBatch.of(rows, self.cache), self.cache))
-        tokens = iter(
-            choose(logits, [s.draw(i) for s, row in zip(decoding, rows, strict=True) for i in range(len(row[2]))])
-        )
+        batch = TokenBatch.of(rows, self.cache)
+        if all(s.request.sampling.is_greedy for s in decoding):
+            tokens = iter(self.model.greedy(batch, self.cache))
+        else:
+            draws = [s.draw(i) for s, row in zip(decoding, rows, strict=True) for i in range(len(row[2]))]
+            tokens = iter(choose(self.model.logits(self.model.forward(batch, self.cache)), draws))
         stats.verify_seconds = time.perf_counter() - started
         return {s.id: list(itertools.islice(tokens, len(row[2]))) for s, row in zip(decoding, rows, strict=True)}
 

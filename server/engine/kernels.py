@@ -15,7 +15,7 @@ from torch import Tensor
 
 from server.engine.cache import KVCache, TokenBatch
 from server.engine.linear import LANES
-from server.engine.types import SkipMask
+from server.engine.types import FULL, SkipMask
 from server.engine.weights import DecoderConfig
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
@@ -53,6 +53,14 @@ class Rows(Structure):
     ]
 
 
+class Greedy(Structure):
+    _fields_ = fields(c_void_p, "tokens probabilities logits")
+
+
+class Chain(Structure):
+    _fields_ = [("stride", c_int), ("confidence", c_float), *fields(c_void_p, "limits drafted lengths")]
+
+
 def processor_flags() -> frozenset[str]:
     """What Linux says of the first processor; nothing where it cannot be asked."""
     try:
@@ -83,6 +91,10 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_forward.restype = None
     kernels.decoder_logits.argtypes = [c_void_p, c_int, c_void_p, c_void_p]
     kernels.decoder_logits.restype = None
+    kernels.decoder_greedy.argtypes = [c_void_p, POINTER(Rows), POINTER(Greedy)]
+    kernels.decoder_greedy.restype = None
+    kernels.decoder_draft.argtypes = [c_void_p, POINTER(Rows), POINTER(Greedy), POINTER(Chain)]
+    kernels.decoder_draft.restype = None
     kernels.decoder_free.argtypes = [c_void_p]
     kernels.decoder_free.restype = None
     return kernels
@@ -133,6 +145,9 @@ class NativeDecoder:
         )
         self.handle = kernels.decoder_new(byref(shape), pointers, *(address(tensor) for tensor in edges))
         self.skip_bytes: dict[SkipMask, np.ndarray] = {}
+        self.hidden = torch.empty(0, config.hidden_size)
+        self.scores = torch.empty(0, config.vocabulary_size)
+        self.results = np.empty((2, 0), np.int32)
 
     def __del__(self) -> None:
         if self.handle is not None:
@@ -141,21 +156,55 @@ class NativeDecoder:
     def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
         """Hidden states [tokens, hidden_size] in fp32, as `Decoder.forward`."""
         hidden = torch.empty(batch.num_tokens, self.config.hidden_size)
-        ids, positions, slots = (np.array(values, np.int32) for values in batch.flat)
-        rows = Rows(
-            batch.num_tokens,
+        flat = np.array(batch.flat, np.int32)
+        self.kernels.decoder_forward(self.handle, byref(self.rows(flat, hidden, cache, mask)))
+        return hidden
+
+    def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
+        """The full model's greedy token after each of the batch's."""
+        flat = np.array(batch.flat, np.int32)
+        hidden, results, greedy = self.scratch(batch.num_tokens)
+        self.kernels.decoder_greedy(self.handle, byref(self.rows(flat, hidden, cache, FULL)), byref(greedy))
+        tokens: list[int] = results[0].tolist()
+        return tokens
+
+    def draft(
+        self, batch: TokenBatch, cache: KVCache, mask: SkipMask, limits: list[int], confidence: float
+    ) -> list[list[int]]:
+        """Greedy chains after the batch's single tokens, as `SkipDrafter` describes them."""
+        flat = np.array([*batch.flat, limits], np.int32)
+        hidden, _, greedy = self.scratch(batch.num_tokens)
+        stride = max(limits)
+        drafted = np.empty((batch.num_tokens, stride), np.int32)
+        lengths = np.empty(batch.num_tokens, np.int32)
+        chain = Chain(stride, confidence, flat[3].ctypes.data, drafted.ctypes.data, lengths.ctypes.data)
+        rows = self.rows(flat, hidden, cache, mask)
+        self.kernels.decoder_draft(self.handle, byref(rows), byref(greedy), byref(chain))
+        return [row[:length] for row, length in zip(drafted.tolist(), lengths.tolist(), strict=True)]
+
+    def rows(self, flat: np.ndarray, hidden: Tensor, cache: KVCache, mask: SkipMask) -> Rows:
+        """`flat` [ids, positions, slots, ...][tokens]; the caller keeps it and `hidden` alive through the call."""
+        return Rows(
+            flat.shape[1],
             cache.num_slots,
             cache.max_length,
-            ids.ctypes.data_as(c_void_p),
-            positions.ctypes.data_as(c_void_p),
-            slots.ctypes.data_as(c_void_p),
+            flat[0].ctypes.data,
+            flat[1].ctypes.data,
+            flat[2].ctypes.data,
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
-            self.skipped(mask).ctypes.data_as(c_void_p),
+            self.skipped(mask).ctypes.data,
             hidden.data_ptr(),
         )
-        self.kernels.decoder_forward(self.handle, byref(rows))
-        return hidden
+
+    def scratch(self, num_tokens: int) -> tuple[Tensor, np.ndarray, Greedy]:
+        """(hidden states, tokens and bits of probabilities [2][tokens], pointers to them); reused by the next call."""
+        if num_tokens > self.hidden.shape[0]:
+            self.hidden = torch.empty(num_tokens, self.config.hidden_size)
+            self.scores = torch.empty(num_tokens, self.config.vocabulary_size)
+            self.results = np.empty((2, num_tokens), np.int32)
+        results = self.results[:, :num_tokens]
+        return self.hidden, results, Greedy(results[0].ctypes.data, results[1].ctypes.data, self.scores.data_ptr())
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [tokens, vocabulary_size] of hidden states in fp32."""

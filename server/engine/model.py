@@ -126,6 +126,13 @@ class Decoder:
         """Next-token logits [tokens, vocabulary_size] in fp32."""
         return self.native.logits(hidden) if self.native else self.head(hidden).float()
 
+    def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
+        """The full model's greedy token after each of the batch's."""
+        if self.native:
+            return self.native.greedy(batch, cache)
+        tokens: list[int] = self.logits(self.forward(batch, cache)).argmax(-1).tolist()
+        return tokens
+
     def bind_kernels(self, rope: Tensor) -> kernels.NativeDecoder:
         """The CPU kernels over this decoder's packed weights; norms, biases and RoPE tables in fp32."""
 

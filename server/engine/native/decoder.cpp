@@ -237,12 +237,57 @@ struct Rows {
   float *hidden;            // [count][hidden], the result
 };
 
+// The greedy token after each row and its probability; scratch for logits [count][vocabulary].
+struct Greedy {
+  int32_t *tokens;
+  float *probabilities;
+  float *logits;
+};
+
+// A draft for each of `rows.count` sequences: at most limits[i] tokens, ended by one that is less
+// probable than `confidence`. Row i of `drafted` [count][stride] receives lengths[i] tokens.
+struct Chain {
+  int stride;
+  float confidence;
+  const int32_t *limits;
+  int32_t *drafted, *lengths;
+};
+
 namespace {
 
 struct Model {
   virtual ~Model() = default;
   virtual void forward(const Rows &rows) = 0;
   virtual void logits(int count, const float *hidden, float *out) = 0;
+  virtual void greedy(const Rows &rows, const Greedy &greedy) = 0;
+
+  void draft(const Rows &rows, const Greedy &greedy, const Chain &chain) {
+    std::vector<int> active;
+    for (int i = 0; i < rows.count; i++) {
+      chain.lengths[i] = 0;
+      if (chain.limits[i] > 0) active.push_back(i);
+    }
+    std::vector<int32_t> ids(rows.count), positions(rows.count), slots(rows.count);
+    while (!active.empty()) {
+      Rows step = rows;
+      step.count = int(active.size());
+      for (int a = 0; a < step.count; a++) {
+        const int i = active[a], done = chain.lengths[i];
+        ids[a] = done ? chain.drafted[i * chain.stride + done - 1] : rows.ids[i];
+        positions[a] = rows.positions[i] + done;
+        slots[a] = rows.slots[i];
+      }
+      step.ids = ids.data(), step.positions = positions.data(), step.slots = slots.data();
+      this->greedy(step, greedy);
+      std::vector<int> still_active;
+      for (int a = 0; a < step.count; a++) {
+        const int i = active[a];
+        chain.drafted[i * chain.stride + chain.lengths[i]++] = greedy.tokens[a];
+        if (chain.lengths[i] < chain.limits[i] && greedy.probabilities[a] >= chain.confidence) still_active.push_back(i);
+      }
+      active.swap(still_active);
+    }
+  }
 };
 
 template <class T>
@@ -255,26 +300,22 @@ class Decoder final : public Model {
 
   void forward(const Rows &rows) override {
     resize(rows);
-    team_.run([&](int rank) {
-      embed(rows, rank);
-      for (int layer = 0; layer < s_.num_layers; layer++) {
-        if (!rows.is_skipped[2 * layer]) attention(rows, layer, rank);
-        if (!rows.is_skipped[2 * layer + 1]) mlp(rows, layers_[layer], rank);
-      }
-      normalise(rows.count, x_.data(), norm_, rows.hidden, rank);
-    });
+    team_.run([&](int rank) { pass(rows, rank); });
   }
 
   void logits(int count, const float *hidden, float *out) override {
     normed_.resize(size_t(count) * s_.hidden);
+    team_.run([&](int rank) { project(count, hidden, out, rank); });
+  }
+
+  void greedy(const Rows &rows, const Greedy &greedy) override {
+    resize(rows);
     team_.run([&](int rank) {
-      auto [first, last] = part(count * s_.hidden, rank, team_.size());
-      for (int i = first; i < last; i++) store(&normed_[i], hidden[i]);
-      team_.barrier();
-      multiply(rank, count, normed_.data(), head_, s_.hidden, panels(s_.vocabulary), [&](int row, int first, f16 acc) {
-        for (int i = 0; i < LANES && first + i < s_.vocabulary; i++)
-          out[size_t(row) * s_.vocabulary + first + i] = acc[i] + (head_bias_ ? head_bias_[first + i] : 0);
-      });
+      pass(rows, rank);
+      project(rows.count, rows.hidden, greedy.logits, rank);
+      auto [first, last] = part(rows.count, rank, team_.size());
+      for (int r = first; r < last; r++)
+        greedy.tokens[r] = best(greedy.logits + size_t(r) * s_.vocabulary, greedy.probabilities[r]);
     });
   }
 
@@ -283,6 +324,48 @@ class Decoder final : public Model {
 
   static int panels(int outputs) { return (outputs + LANES - 1) / LANES; }
   int qkv_width() const { return (s_.heads + 2 * s_.kv_heads) * s_.head_dim; }
+
+  void pass(const Rows &rows, int rank) {
+    embed(rows, rank);
+    for (int layer = 0; layer < s_.num_layers; layer++) {
+      if (!rows.is_skipped[2 * layer]) attention(rows, layer, rank);
+      if (!rows.is_skipped[2 * layer + 1]) mlp(rows, layers_[layer], rank);
+    }
+    normalise(rows.count, x_.data(), norm_, rows.hidden, rank);
+  }
+
+  void project(int count, const float *hidden, float *out, int rank) {
+    auto [first, last] = part(count * s_.hidden, rank, team_.size());
+    for (int i = first; i < last; i++) store(&normed_[i], hidden[i]);
+    team_.barrier();
+    multiply(rank, count, normed_.data(), head_, s_.hidden, panels(s_.vocabulary), [&](int row, int first, f16 acc) {
+      float *to = out + size_t(row) * s_.vocabulary + first;
+      if (!head_bias_ && first + LANES <= s_.vocabulary) return store16(to, acc);
+      for (int i = 0; i < LANES && first + i < s_.vocabulary; i++) to[i] = acc[i] + (head_bias_ ? head_bias_[first + i] : 0);
+    });
+    team_.barrier();
+  }
+
+  // The first of the largest logits, and its probability.
+  int best(const float *logits, float &probability) const {
+    int token = 0;
+    f16 highest = splat(-INFINITY);
+    const int whole = s_.vocabulary / LANES * LANES;
+    for (int i = 0; i < whole; i += LANES) {
+      const f16 block = load(logits + i);
+      highest = block > highest ? block : highest;
+    }
+    float peak = -INFINITY;
+    for (int i = 0; i < LANES; i++) peak = std::max(peak, highest[i]);
+    for (int i = whole; i < s_.vocabulary; i++) peak = std::max(peak, logits[i]);
+    while (token < s_.vocabulary - 1 && logits[token] != peak) token++;
+    f16 total{};
+    for (int i = 0; i < whole; i += LANES) total += exp16(load(logits + i) - peak);
+    float rest = 0;
+    for (int i = whole; i < s_.vocabulary; i++) rest += std::exp(logits[i] - peak);
+    probability = 1.0f / (sum(total) + rest);
+    return token;
+  }
 
   void resize(const Rows &rows) {
     x_.resize(size_t(rows.count) * s_.hidden);
@@ -561,6 +644,14 @@ void decoder_forward(void *decoder, const Rows *rows) { static_cast<Model *>(dec
 
 void decoder_logits(void *decoder, int count, const float *hidden, float *out) {
   static_cast<Model *>(decoder)->logits(count, hidden, out);
+}
+
+void decoder_greedy(void *decoder, const Rows *rows, const Greedy *greedy) {
+  static_cast<Model *>(decoder)->greedy(*rows, *greedy);
+}
+
+void decoder_draft(void *decoder, const Rows *rows, const Greedy *greedy, const Chain *chain) {
+  static_cast<Model *>(decoder)->draft(*rows, *greedy, *chain);
 }
 
 void decoder_free(void *decoder) { delete static_cast<Model *>(decoder); }
