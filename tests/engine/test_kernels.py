@@ -70,3 +70,37 @@ def test_a_row_gives_the_same_bits_alone_and_among_others(dtype: torch.dtype, tm
         together = model.forward(batch, other)
         assert torch.equal(together[:width], torch.cat(one_by_one[:width]))
         assert torch.equal(model.logits(together)[:width], torch.cat([model.logits(h) for h in one_by_one[:width]]))
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.05, 0.5])
+@torch.inference_mode()
+def test_a_draft_chain_is_the_greedy_loop(confidence: float, tmp_path: Path) -> None:
+    """Token by token: each row goes on while it is sure, up to its own limit."""
+    model = Decoder(load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU))
+    assert model.native is not None
+    mask, limits = SkipMask(frozenset({1}), frozenset({2})), [5, 0, 2]
+    cache = model.new_cache(3, 64)
+    prompts = [[7, 8, 9], [20, 21], [30, 31, 32, 33]]
+    model.forward(TokenBatch.of([(slot, 0, ids) for slot, ids in enumerate(prompts)], cache), cache)
+    starts = TokenBatch.of([(slot, len(ids), [50 + slot]) for slot, ids in enumerate(prompts)], cache)
+    expected = []
+    for (slot, position, [token]), limit in zip(starts.rows, limits, strict=True):
+        chain: list[int] = []
+        top = 1.0
+        while len(chain) < limit and top >= confidence:
+            batch = TokenBatch.of([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
+            logits = model.logits(model.forward(batch, cache, mask))
+            chain.append(int(logits.argmax()))
+            top = float(logits.softmax(-1).max())
+        expected.append(chain)
+    assert model.native.draft(starts, cache, mask, limits, confidence) == expected
+
+
+@torch.inference_mode()
+def test_greedy_tokens_are_those_of_the_logits(model: Decoder, tmp_path: Path) -> None:
+    native = Decoder(load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU))
+    for decoder in (model, native):
+        cache = decoder.new_cache(1, 64)
+        batch = TokenBatch.of([(0, 0, list(range(6, 40)))], cache)
+        tokens = decoder.greedy(batch, cache)
+        assert tokens == decoder.logits(decoder.forward(batch, cache)).argmax(-1).tolist()
