@@ -2,11 +2,12 @@
 
 A way of drafting (an arm) has a gain, the tokens that its drafts had accepted, and a cost, the
 seconds of a step that uses it. Gains are averaged for each sequence and start from its domain's
-average; costs are averaged for each size of batch. Where no arm promises 2 % more than decoding
+average; costs are medians for each size of batch. Where no arm promises 2 % more than decoding
 plainly, the sequence is decoded plainly, and tries again now and then. None of this changes text.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
+from statistics import median
 
 from server.engine.sequence import Sequence
 from server.engine.types import Method, StepStats
@@ -18,7 +19,9 @@ ARMS = {
     Method.CASCADE: (Method.LOOKUP, Method.SKIP),
 }
 NEEDED_GAIN = 1.02
-STEPS_BETWEEN_TRIALS = 32
+FIRST_REST = 4
+LONGEST_REST = 64
+"""Steps that a losing sequence is decoded plainly before it tries again; twice as many after each trial."""
 FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
 
@@ -36,14 +39,44 @@ class Average:
         self.value = value if self.value is None else self.value + (value - self.value) / self.count
 
 
+class Typical:
+    """The median of the latest values: a step that the machine delayed must not decide for an arm."""
+
+    def __init__(self, memory: int) -> None:
+        self.latest: deque[float] = deque(maxlen=memory)
+
+    def add(self, value: float) -> None:
+        self.latest.append(value)
+
+    @property
+    def value(self) -> float | None:
+        return median(self.latest) if self.latest else None
+
+
+class Rest:
+    """Counts the plain steps of a sequence whose drafts lose, until the next trial."""
+
+    def __init__(self) -> None:
+        self.length = FIRST_REST
+        self.steps = 0
+
+    def is_over(self) -> bool:
+        self.steps += 1
+        if self.steps <= self.length:
+            return False
+        self.length = min(2 * self.length, LONGEST_REST)
+        self.steps = 0
+        return True
+
+
 class DraftPolicy:
     """Chooses an arm for each sequence and learns from each step."""
 
     def __init__(self) -> None:
         self.domain_gains: dict[tuple[str, Method], Average] = defaultdict(lambda: Average(64, FIRST_GAIN))
         self.gains: dict[tuple[int, Method], Average] = {}
-        self.seconds: dict[tuple[int, Method], Average] = defaultdict(lambda: Average(32))
-        self.idle_steps: dict[int, int] = defaultdict(int)
+        self.seconds: dict[tuple[int, Method], Typical] = defaultdict(lambda: Typical(9))
+        self.rests: dict[int, Rest] = defaultdict(Rest)
 
     def choose(self, sequence: Sequence, has_match: bool, num_rows: int) -> Method:
         """PLAIN, SKIP or LOOKUP; `has_match` says whether a lookup would find something."""
@@ -53,11 +86,10 @@ class DraftPolicy:
         rates = {arm: self.rate(arm, sequence, num_rows) for arm in arms}
         best = max(arms, key=lambda arm: rates[arm])
         plain = self.rate(Method.PLAIN, sequence, num_rows)
-        if rates[best] >= NEEDED_GAIN * plain or self.idle_steps[sequence.id] >= STEPS_BETWEEN_TRIALS:
-            self.idle_steps[sequence.id] = 0
+        if rates[best] >= NEEDED_GAIN * plain:
+            self.rests.pop(sequence.id, None)
             return best
-        self.idle_steps[sequence.id] += 1
-        return Method.PLAIN
+        return best if self.rests[sequence.id].is_over() else Method.PLAIN
 
     @staticmethod
     def is_usable(arm: Method, sequence: Sequence, has_match: bool) -> bool:
@@ -74,7 +106,7 @@ class DraftPolicy:
     def gain(self, arm: Method, sequence: Sequence) -> Average:
         key = (sequence.id, arm)
         if key not in self.gains:
-            self.gains[key] = Average(16, self.domain_gains[sequence.route.domain, arm].value)
+            self.gains[key] = Average(32, self.domain_gains[sequence.route.domain, arm].value)
         return self.gains[key]
 
     def observe_gain(self, arm: Method, sequence: Sequence, num_accepted: int) -> None:
@@ -92,7 +124,7 @@ class DraftPolicy:
             self.seconds[size, Method.PLAIN].add(stats.verify_seconds)
 
     def forget(self, sequence: Sequence) -> None:
-        self.idle_steps.pop(sequence.id, None)
+        self.rests.pop(sequence.id, None)
         for arm in Method:
             self.gains.pop((sequence.id, arm), None)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from server.engine import GenerationRequest, Method, Route, SamplingParams, SkipMask, StepStats, StopConditions
-from server.engine.policy import STEPS_BETWEEN_TRIALS, Average, DraftPolicy, size_class
+from server.engine.policy import FIRST_REST, Average, DraftPolicy, Typical, size_class
 from server.engine.sequence import Sequence
 
 MASK = SkipMask(frozenset({1}), frozenset({2}))
@@ -26,7 +26,7 @@ def measured(skip: float, lookup: float, plain: float) -> DraftPolicy:
 
 
 def learn(policy: DraftPolicy, one: Sequence, arm: Method, accepted: int) -> None:
-    for _ in range(30):
+    for _ in range(99):
         policy.observe_gain(arm, one, accepted)
 
 
@@ -60,9 +60,8 @@ def test_the_better_of_lookup_and_skip_is_chosen_by_gain_and_cost() -> None:
 def test_a_losing_draft_gives_way_to_plain_decoding_and_is_tried_again_now_and_then() -> None:
     policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
     learn(policy, one, Method.SKIP, 0)
-    arms = [policy.choose(one, False, 1) for _ in range(2 * (STEPS_BETWEEN_TRIALS + 1))]
-    assert arms.count(Method.SKIP) == 2
-    assert arms[STEPS_BETWEEN_TRIALS] is Method.SKIP
+    arms = [policy.choose(one, False, 1) for _ in range(3 * FIRST_REST + 2)]
+    assert [i for i, arm in enumerate(arms) if arm is Method.SKIP] == [FIRST_REST, 3 * FIRST_REST + 1]
 
 
 def test_a_gain_under_two_percent_is_not_worth_it() -> None:
@@ -86,7 +85,7 @@ def test_a_finished_sequence_leaves_nothing_behind() -> None:
     policy.choose(one, False, 1)
     policy.forget(one)
     assert not policy.gains
-    assert not policy.idle_steps
+    assert not policy.rests
 
 
 def test_averages_and_size_classes() -> None:
@@ -94,4 +93,9 @@ def test_averages_and_size_classes() -> None:
     for value in (1.0, 3.0):
         average.add(value)
     assert average.value == 2.0
+    typical = Typical(3)
+    assert typical.value is None
+    for seconds in (9.0, 1.0, 50.0, 2.0):
+        typical.add(seconds)
+    assert typical.value == 2.0
     assert [size_class(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]

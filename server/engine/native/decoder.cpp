@@ -335,8 +335,8 @@ class Decoder final : public Model {
   }
 
   void project(int count, const float *hidden, float *out, int rank) {
-    auto [first, last] = part(count * s_.hidden, rank, team_.size());
-    for (int i = first; i < last; i++) store(&normed_[i], hidden[i]);
+    auto [first, last] = part(count, rank, team_.size());
+    for (int i = first * s_.hidden; i < last * s_.hidden; i++) store(&normed_[i], hidden[i]);
     team_.barrier();
     multiply(rank, count, normed_.data(), head_, s_.hidden, panels(s_.vocabulary), [&](int row, int first, f16 acc) {
       float *to = out + size_t(row) * s_.vocabulary + first;
@@ -400,7 +400,10 @@ class Decoder final : public Model {
     for (int r = first; r < last; r++) {
       const float *row = x + size_t(r) * s_.hidden;
       float scale = inverse_rms(row, s_.hidden, s_.epsilon);
-      for (int i = 0; i < s_.hidden; i++) store(&out[size_t(r) * s_.hidden + i], row[i] * scale * weight[i]);
+      Out *to = out + size_t(r) * s_.hidden;
+      int i = 0;
+      for (; i + LANES <= s_.hidden; i += LANES) store16(to + i, load(row + i) * scale * load(weight + i));
+      for (; i < s_.hidden; i++) store(to + i, row[i] * scale * weight[i]);
     }
     team_.barrier();
   }
@@ -484,7 +487,10 @@ class Decoder final : public Model {
         const float *value = key + s_.kv_heads * s_.head_dim;
         T *key_cell = cell(rows.keys, rows, index, r, h, position);
         T *value_cell = cell(rows.values, rows, index, r, h, position);
-        for (int i = 0; i < s_.head_dim; i++) store(key_cell + i, key[i]), store(value_cell + i, value[i]);
+        for (int i = 0; i < s_.head_dim; i += LANES) {
+          store16(key_cell + i, load(key + i));
+          store16(value_cell + i, load(value + i));
+        }
       }
     }
   }
@@ -496,6 +502,7 @@ class Decoder final : public Model {
       for (int i = 0; i < s_.head_dim; i++) head[i] *= scale * norm[i];
     }
     const float *cos = cos_ + size_t(position) * s_.head_dim, *sin = sin_ + size_t(position) * s_.head_dim;
+#pragma GCC ivdep
     for (int i = 0; i < half; i++) {
       float low = head[i], high = head[i + half];
       head[i] = low * cos[i] + high * sin[i];  // `sin` carries the sign of the swapped half
@@ -613,6 +620,7 @@ class Decoder final : public Model {
   void add(int count, const Activation *input, int inputs, const T *weight, const float *bias, int rank) {
     multiply(rank, count, input, weight, inputs, panels(s_.hidden), [&](int row, int first, f16 acc) {
       float *x = &x_[size_t(row) * s_.hidden];
+      if (!bias && first + LANES <= s_.hidden) return store16(x + first, load(x + first) + acc);
       for (int i = 0; i < LANES && first + i < s_.hidden; i++) x[first + i] += acc[i] + (bias ? bias[first + i] : 0);
     });
     team_.barrier();
