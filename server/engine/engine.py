@@ -1,4 +1,4 @@
-"""The engine: requests in, tokens out, several at once. `step` tells the story; read it first.
+"""The engine: requests in, tokens out, several at once. `take_step` tells the story; read it first.
 
 It knows token ids and tensors only: no text, no HTTP, no metrics. One thread owns it.
 """
@@ -134,6 +134,10 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> tuple[list[Emission], StepStats]:
         """Admits what fits, advances one prefill, and decodes one draft and verification for the rest."""
+        with self.model.lone_threads():
+            return self.take_step()
+
+    def take_step(self) -> tuple[list[Emission], StepStats]:
         stats = StepStats()
         self.admit()
         decoding = [s for s in self.running if s.is_prefilled]

@@ -4,6 +4,8 @@ The full model is the empty mask. The mask is an argument, so that requests with
 take turns on one model. On a CPU the kernels do the work, elsewhere torch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +110,23 @@ class Decoder:
 
     def new_cache(self, num_slots: int, max_length: int) -> KVCache:
         return KVCache(self.config, num_slots, max_length, self.dtype, self.device)
+
+    @contextmanager
+    def lone_threads(self) -> Iterator[None]:
+        """Keeps torch to one thread while the kernels' own are at work.
+
+        Torch's threads go on spinning for milliseconds after each of its operations, on the
+        processors that the kernels need.
+        """
+        if self.native is None:
+            yield
+            return
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
 
     def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = FULL) -> Tensor:
         """Hidden states [tokens, hidden_size] after the final norm, without the mask's sub-layers."""
