@@ -1,8 +1,9 @@
-"""Times methods side by side: every prompt is answered by each method in turn, in a rotating order.
+"""Times methods side by side: every prompt is answered by each method in turn, in a shuffled order.
 
 So a slow moment of the machine meets all methods alike, and ratios within one turn are fair.
 """
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from server.engine import Engine, GenerationRequest, Method, Route, SamplingParams, SequenceStats, StopConditions
 
 PLAIN = "plain"
+SETTLING_SECONDS = 0.02
+"""Threads of the method before go on spinning for some milliseconds; no other should pay for that."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,20 @@ class Decoding:
 
 
 def measure(runners: Mapping[str, Runner], batches: Sequence[Sequence[Job]], repeats: int) -> list[Sample]:
-    """Samples of all runners on all batches; each runner is warmed up on the first batch before."""
+    """Samples of all runners on all batches; each runner is warmed up on the first batch before.
+
+    The order is shuffled anew in each turn: in a rotation, every method would always follow the same other one.
+    """
     for runner in runners.values():
         runner(batches[0])
-    names = list(runners)
+    names, chance = list(runners), random.Random(0)
     samples = []
     turns = [(repeat, number) for repeat in range(repeats) for number in range(len(batches))]
     for repeat, number in tqdm(turns, "prompts", delay=2, leave=False):
-        first = (repeat + number) % len(names)
-        for name in names[first:] + names[:first]:
+        chance.shuffle(names)
+        for name in names:
             jobs = batches[number]
+            time.sleep(SETTLING_SECONDS)
             started = time.perf_counter()
             answers = runners[name](jobs)
             seconds = time.perf_counter() - started
