@@ -8,6 +8,7 @@ distributed exactly as in plain sampling, and a draft close to the full model st
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -42,8 +43,9 @@ def probabilities(logits: Tensor, sampling: SamplingParams) -> Tensor:
     return p / p.sum(-1, keepdim=True)
 
 
+@lru_cache(maxsize=64)
 def exponential_noise(seed: int, position: int, size: int) -> Tensor:
-    """Exponential(1) noise [size] that depends on (seed, position) alone."""
+    """Exponential(1) noise [size] that depends on (seed, position) alone; kept, since draft and check share it."""
     key = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
     return torch.empty(size).exponential_(generator=generator)
