@@ -44,7 +44,7 @@ class Metrics:
 
     def __init__(self) -> None:
         # When a series began is of no use here and would nearly double the answer.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.drafts = self.counter("spec_decode_num_drafts", "Verifications that had a draft", "domain")
         self.drafted = self.counter("spec_decode_num_draft_tokens", "Drafted tokens", "domain")
