@@ -6,7 +6,7 @@ import sys
 import time
 from functools import partial
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 from pydantic_settings import SettingsError
@@ -14,8 +14,11 @@ from pydantic_settings import SettingsError
 from server.app import create_app
 from server.deployment import load
 from server.metrics import Metrics
-from server.settings import read_settings
+from server.settings import Settings, read_settings
 from server.worker import Worker
+
+if TYPE_CHECKING:
+    from server.traces import Traces
 
 logger = logging.getLogger("server")
 
@@ -56,21 +59,36 @@ def main() -> None:
     try:
         settings = read_settings(sys.argv[1:])
         app_config = settings.app_config
+        traces = open_traces(settings)
         listener = listen(settings.host, settings.port)
     except (SettingsError, OSError) as error:
         fail(error)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # What uvicorn says of its own start and stop is said here in words of this server.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    worker = Worker(partial(load, settings.source, settings.engine_config), settings.queue_limits, Metrics())
+    loader = partial(load, settings.source, settings.engine_config)
+    worker = Worker(loader, settings.queue_limits, Metrics(), traces.observe if traces else None)
     config = uvicorn.Config(
         create_app(worker, app_config), log_config=None, access_log=False, timeout_graceful_shutdown=5
     )
     host, port = listener.getsockname()[:2]
     server = Server(config, worker, settings.drain_seconds, f"http://{host}:{port}")
     server.run(sockets=[listener])
+    if traces:
+        traces.close()
     if worker.failure and not worker.deployment:
         fail(worker.failure)
+
+
+def open_traces(settings: Settings) -> "Traces | None":
+    """Raises `SettingsError` where traces are asked for and their packages are not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from server.traces import to_collector
+    except ModuleNotFoundError as error:
+        raise SettingsError("--otlp-endpoint needs the extra otel: pip install 'knn-ssd-server[otel]'") from error
+    return to_collector(settings.source.name, settings.otlp_endpoint)
 
 
 def listen(host: str, port: int) -> socket.socket:

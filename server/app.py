@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -41,7 +42,7 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
     if config.api_keys:
         app.add_middleware(KeyGuard, keys=config.api_keys)
-    app.add_middleware(Exchange)
+    app.add_middleware(Exchange, on_internal_error=partial(worker.metrics.observe_error, "internal"))
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

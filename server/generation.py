@@ -13,6 +13,7 @@ from server.engine import (
     Route,
     Sequence,
     SequenceStats,
+    StepStats,
     TextStream,
 )
 
@@ -42,6 +43,11 @@ class Outcome:
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    route_seconds: float = 0.0
+    """Part of the prefill."""
+    draft_seconds: float = 0.0
+    """Part of decoding, as `verify_seconds`: of the steps that the sequence took part in."""
+    verify_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,15 @@ class Generation:
         self.first_token_at: float | None = None
         self.last_token_at = sequence.added_at
         self.seen = SequenceStats()
+        self.route_seconds = self.draft_seconds = self.verify_seconds = 0.0
+
+    def spend(self, stats: StepStats) -> None:
+        """Books a step that the sequence took part in; to be told before `advance`."""
+        if self.first_token_at is None:
+            self.route_seconds += stats.route_seconds
+        else:
+            self.draft_seconds += stats.draft_seconds
+            self.verify_seconds += stats.verify_seconds
 
     def advance(self, emission: Emission, now: float) -> Piece:
         """Decodes what the engine emitted; a stop string ends the generation before the engine does."""
@@ -77,7 +92,7 @@ class Generation:
         surplus = len(self.sequence.output_ids) - self.text.num_tokens if self.text.is_stopped else 0
         return Piece(self.index, text + self.text.flush(), self.outcome(reason, len(emission.token_ids), surplus))
 
-    def outcome(self, reason: FinishReason, num_emitted: int, surplus: int) -> Outcome:
+    def outcome(self, reason: FinishReason, num_emitted: int = 0, surplus: int = 0) -> Outcome:
         """The outcome without the `surplus` tokens that the engine emitted after a stop string."""
         sequence, stats = self.sequence, self.sequence.stats
         admitted_at = sequence.admitted_at or self.last_token_at
@@ -93,6 +108,9 @@ class Generation:
             queue_seconds=admitted_at - sequence.added_at,
             prefill_seconds=first_token_at - admitted_at,
             decode_seconds=self.last_token_at - first_token_at,
+            route_seconds=self.route_seconds,
+            draft_seconds=self.draft_seconds,
+            verify_seconds=self.verify_seconds,
         )
 
 

@@ -6,16 +6,23 @@ PromQL, for a domain or for all:
 (each name with the prefix knnssd_ and a range). Label values come from the artifact or from enumerations.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from server.deployment import Deployment
-from server.engine import OTHER_DOMAIN, FinishReason, Route, RowStats, StepStats
+from server.engine import OTHER_DOMAIN, UNROUTED, FinishReason, Route, RowStats, StepStats, kernels
 from server.generation import Outcome
+from server.speedup import Speedups
 
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 """Seconds for one token: a few milliseconds on a GPU, tens to hundreds on a CPU."""
@@ -24,53 +31,25 @@ SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160
 SIMILARITIES = (-0.5, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
-class SpeedupMeter(Collector):
-    """The live speed-up: what a token costs a sequence in baseline steps, over what it costs in the others.
-
-    Sums decay, so that the figure follows the traffic; it is absent until both kinds of step were seen.
-    """
-
-    decay = 1 - 1 / 4096
-    """A step's weight halves about every 2,800 steps, some 40 baseline steps at the usual share."""
-
-    def __init__(self) -> None:
-        self.seconds = {True: 0.0, False: 0.0}
-        self.tokens = {True: 0.0, False: 0.0}
-
-    def observe(self, stats: StepStats) -> None:
-        for kind in (True, False):
-            self.seconds[kind] *= self.decay
-            self.tokens[kind] *= self.decay
-        self.seconds[stats.is_baseline] += stats.decode_seconds * len(stats.rows)
-        self.tokens[stats.is_baseline] += sum(row.num_emitted for row in stats.rows)
-
-    @property
-    def speedup(self) -> float | None:
-        if not all(self.tokens.values()) or not all(self.seconds.values()):
-            return None
-        return (self.seconds[True] / self.tokens[True]) / (self.seconds[False] / self.tokens[False])
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily("knnssd_speculation_speedup", "Measured speed-up over plain decoding")
-        if self.speedup is not None:
-            family.add_metric([], self.speedup)
-        yield family
+REJECTIONS = ("queue_full", "loading", "draining", "dead")
+"""Why a request is refused before any work."""
+ERRORS = ("timeout", "draining", "dead", "internal")
+"""Why an accepted request ends without its whole answer, through no fault of its own."""
+FALLBACKS = ("out_of_domain", "empty_mask", "no_artifact")
+"""Why a prompt has no mask of its own domain to draft with."""
 
 
 class Metrics:
     """All metrics of one server, in a registry of its own."""
 
     def __init__(self) -> None:
+        # When a series began is of no use here and would nearly double the answer.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.drafts = self.counter("spec_decode_num_drafts", "Verifications that had a draft", "domain")
         self.drafted = self.counter("spec_decode_num_draft_tokens", "Drafted tokens", "domain")
         self.accepted = self.counter("spec_decode_num_accepted_tokens", "Accepted drafted tokens", "domain")
-        self.accepted_at = self.counter(
-            "spec_decode_num_accepted_tokens_per_pos",
-            "Accepted drafted tokens by place in the draft",
-            "domain",
-            "position",
-        )
+        self.accepted_at = self.counter("spec_decode_num_accepted_tokens_per_pos", "By place", "domain", "position")
         self.prompt_tokens = self.counter("prompt_tokens", "Prompt tokens processed")
         self.generation_tokens = self.counter("generation_tokens", "Tokens generated")
         self.time_to_first_token = self.histogram("time_to_first_token_seconds", "Arrival to first token", SLOW)
@@ -79,24 +58,37 @@ class Metrics:
         self.queue_time = self.histogram("request_queue_time_seconds", "Waiting for a free slot", SLOW)
         self.finished = self.counter("request_success", "Ended generations", "finished_reason")
         self.rejections = self.counter("request_rejections", "Requests refused before any work", "reason")
+        self.errors = self.counter("request_errors", "Accepted requests that ended in an error", "reason")
         self.seconds = {
             part: self.counter(f"{part}_seconds", f"Time in the engine's {part} phase")
             for part in ("prefill", "route", "draft", "verify", "decode")
         }
-        self.similarity = self.histogram(
-            "route_similarity", "Centred cosine to the nearest anchor", SIMILARITIES, "domain"
-        )
+        self.similarity = self.histogram("route_similarity", "Cosine to nearest anchor", SIMILARITIES, "domain")
         self.routes = self.counter("routes", "Routed prompts", "domain")
         self.fallbacks = self.counter("fallbacks", "Prompts without a domain's own mask", "reason")
+        self.worker_up = self.gauge("worker_up", "1 while the engine's thread lives")
         self.running = self.gauge("num_requests_running", "Sequences being decoded or prefilled")
         self.waiting = self.gauge("num_requests_waiting", "Sequences waiting for a slot")
         self.slots_used = self.gauge("kv_slots_used", "Cache slots in use")
         self.slots_total = self.gauge("kv_slots_total", "Cache slots")
         self.build = Info("knnssd_build", "What is installed", registry=self.registry)
-        self.build.info({"version": own_version(), "torch": version("torch")})
+        self.build.info({"version": own_version(), "torch": version("torch"), "kernels": own_kernels()})
         self.model = Info("knnssd_model", "What is served", registry=self.registry)
-        self.speedup = SpeedupMeter()
-        self.registry.register(self.speedup)
+        self.speedups = Speedups()
+        self.registry.register(self.speedups)
+        self.begin_reasons()
+
+    def begin_reasons(self) -> None:
+        self.begin(self.finished, FinishReason)
+        self.begin(self.rejections, REJECTIONS)
+        self.begin(self.errors, ERRORS)
+        self.begin(self.fallbacks, FALLBACKS)
+
+    @staticmethod
+    def begin(metric: Counter | Histogram, values: Iterable[str]) -> None:
+        """Starts series at 0, so that a rate sees their first event."""
+        for value in values:
+            metric.labels(value)
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"knnssd_{name}", text, labels, registry=self.registry)
@@ -114,7 +106,15 @@ class Metrics:
         """Reads the engine's load whenever metrics are asked for, so that it is never stale."""
         engine, checkpoint = deployment.engine, deployment.checkpoint
         described = {"model": deployment.name, "fingerprint": checkpoint.fingerprint, "method": engine.config.method}
-        self.model.info({**described, "dtype": str(checkpoint.dtype), "device": str(checkpoint.device)})
+        runs_on = "kernels" if engine.model.native else "torch"
+        where = {"dtype": str(checkpoint.dtype), "device": str(checkpoint.device), "runs_on": runs_on}
+        self.model.info({**described, **where})
+        domains = deployment.domains or [UNROUTED.domain]
+        for metric in (self.drafts, self.drafted, self.accepted, self.routes, self.similarity):
+            self.begin(metric, domains)
+        for domain in domains:
+            for position in range(engine.max_draft):
+                self.accepted_at.labels(domain, str(position))
         self.running.set_function(lambda: engine.num_running)
         self.waiting.set_function(lambda: engine.num_waiting)
         self.slots_used.set_function(lambda: engine.num_running)
@@ -129,14 +129,18 @@ class Metrics:
         for row in stats.rows:
             self.observe_row(row)
         if stats.rows:
-            self.speedup.observe(stats)
+            self.speedups.observe(stats)
 
     def observe_route(self, route: Route) -> None:
         self.routes.labels(route.domain).inc()
         if route.similarity is not None:
             self.similarity.labels(route.domain).observe(route.similarity)
-            if route.domain == OTHER_DOMAIN:
-                self.fallbacks.labels("out_of_domain").inc()
+        if route.domain == UNROUTED.domain:
+            self.fallbacks.labels("no_artifact").inc()
+        elif route.mask.is_empty:
+            self.fallbacks.labels("empty_mask").inc()
+        elif route.domain == OTHER_DOMAIN and route.similarity is not None:
+            self.fallbacks.labels("out_of_domain").inc()
 
     def observe_row(self, row: RowStats) -> None:
         if row.num_drafted:
@@ -162,8 +166,12 @@ class Metrics:
         self.latency.observe(latency)
 
     def observe_rejection(self, reason: str) -> None:
-        """`reason` is queue_full, loading, draining or dead."""
+        """`reason` is one of `REJECTIONS`."""
         self.rejections.labels(reason).inc()
+
+    def observe_error(self, reason: str) -> None:
+        """`reason` is one of `ERRORS`."""
+        self.errors.labels(reason).inc()
 
     def observe_cancelled(self) -> None:
         self.finished.labels(FinishReason.CANCELLED.value).inc()
@@ -175,3 +183,9 @@ def own_version() -> str:
         return version("knn-ssd-server")
     except PackageNotFoundError:
         return "source"
+
+
+def own_kernels() -> str:
+    """The build that fits this processor, or `none`; a model that it cannot run says so in the model's information."""
+    build = kernels.build()
+    return build.name.partition(".")[0] if build else "none"

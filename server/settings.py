@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     """File with one key a line; the keys are added to those of --api-keys."""
     cors_origins: str = ""
     """Comma-separated origins that browsers may call from; * allows all."""
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """OTLP/HTTP collector that traces are sent to, as http://127.0.0.1:4318; needs the extra otel."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines that are printed."""
 

@@ -11,14 +11,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from server.deployment import Deployment
-from server.engine import Emission
-from server.generation import Generation, Piece, Prompt
+from server.engine import Emission, FinishReason, StepStats
+from server.generation import Generation, Outcome, Piece, Prompt
 from server.metrics import Metrics
-from server.tickets import QueueLimits, Ticket, Tickets
+from server.tickets import DeadlineError, QueueLimits, Ticket, Tickets
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +31,24 @@ class UnavailableError(Exception):
         self.reason = reason
 
 
-class Worker:
-    """Loads the deployment in its thread, then serves it there."""
+Observer = Callable[[Outcome, float], None]
+"""Hears how a generation ended, and the seconds since its request arrived."""
 
-    def __init__(self, load: Callable[[], Deployment], limits: QueueLimits, metrics: Metrics) -> None:
+
+class Worker:
+    """Loads the deployment in its thread, then serves it there; `trace` hears of cancelled generations as well."""
+
+    def __init__(
+        self,
+        load: Callable[[], Deployment],
+        limits: QueueLimits,
+        metrics: Metrics,
+        trace: Observer | None = None,
+    ) -> None:
         self.load = load
         self.metrics = metrics
+        self.trace: Observer = trace or (lambda outcome, latency: None)
+        self.metrics.worker_up.set_function(lambda: self.is_alive)
         self.tickets = Tickets(limits, partial(metrics.observe_rejection, "queue_full"))
         self.deployment: Deployment | None = None
         self.failure: BaseException | None = None
@@ -91,6 +103,18 @@ class Worker:
         self.tickets.resize(ticket, sum(len(prompt.request.prompt_ids) for prompt in prompts))
         self.inbox.put(partial(self.add, ticket, prompts))
 
+    async def pieces(self, ticket: Ticket) -> AsyncIterator[Piece]:
+        """The ticket's pieces; counts what ended it early, unless that was the prompt itself."""
+        try:
+            async for piece in ticket.pieces():
+                yield piece
+        except DeadlineError:
+            self.metrics.observe_error("timeout")
+            raise
+        except UnavailableError as error:
+            self.metrics.observe_error(error.reason)
+            raise
+
     def release(self, ticket: Ticket) -> None:
         """Gives the place back and cancels what still runs; releasing twice does nothing."""
         self.tickets.close(ticket)
@@ -130,7 +154,7 @@ class Worker:
         emissions, stats = engine.step()
         self.metrics.observe_step(stats)
         now = time.perf_counter()
-        self.post(partial(deliver, [self.advance(emission, now) for emission in emissions]))
+        self.post(partial(deliver, [self.advance(emission, stats, now) for emission in emissions]))
         return True
 
     def add(self, ticket: Ticket, prompts: list[Prompt]) -> None:
@@ -149,14 +173,16 @@ class Worker:
             if owner is ticket:
                 self.end(generation)
                 self.metrics.observe_cancelled()
+                self.trace(generation.outcome(FinishReason.CANCELLED), time.perf_counter() - ticket.arrived_at)
 
     def end(self, generation: Generation) -> None:
         assert self.deployment is not None
         self.deployment.engine.cancel(generation.sequence)
         del self.generations[generation.sequence.id]
 
-    def advance(self, emission: Emission, now: float) -> tuple[Ticket, Piece]:
+    def advance(self, emission: Emission, stats: StepStats, now: float) -> tuple[Ticket, Piece]:
         ticket, generation = self.generations[emission.sequence.id]
+        generation.spend(stats)
         if generation.first_token_at is None:
             self.metrics.observe_first_token(now - ticket.arrived_at)
         else:
@@ -165,6 +191,7 @@ class Worker:
         if piece.outcome:
             self.end(generation)
             self.metrics.observe_outcome(piece.outcome, now - ticket.arrived_at)
+            self.trace(piece.outcome, now - ticket.arrived_at)
         return ticket, piece
 
     def post(self, callback: Callable[[], None]) -> None:

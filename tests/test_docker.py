@@ -111,6 +111,14 @@ def test_images_run_as_a_user_and_receive_signals() -> None:
     assert all(json.loads(command) for command in re.findall(r"CMD (\[.*\])$", text, re.MULTILINE))
 
 
+def test_kernels_are_compiled_where_no_image_keeps_the_compiler() -> None:
+    text = (DOCKER / "Dockerfile").read_text()
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)$(.*?)(?=^FROM|\Z)", text, re.MULTILINE | re.DOTALL))
+    assert {name for name, steps in stages.items() if "g++" in steps} == {"build"}
+    assert "native/*.so" in stages["build"], "a build without kernels must fail"
+    assert re.search(r"^FROM runtime AS server$", text, re.MULTILINE)
+
+
 def test_copied_files_are_in_the_build_context() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)

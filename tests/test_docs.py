@@ -13,7 +13,13 @@ from server.settings import Settings
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SERVER_README = ROOT / "server" / "README.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", SERVER_README, ROOT / "offline" / "README.md"]
+DOCUMENTS = [
+    README,
+    ROOT / "CHANGELOG.md",
+    SERVER_README,
+    ROOT / "offline" / "README.md",
+    ROOT / "docker" / "README.md",
+]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

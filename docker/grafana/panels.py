@@ -13,6 +13,14 @@ DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
 INSTANCE = 'instance=~"$instance"'
 DOMAIN = f'{INSTANCE}, domain=~"$domain"'
 GRID_WIDTH = 24
+BAND: Json = {
+    "matcher": {"id": "byRegexp", "options": "/ (low|high)$/"},
+    "properties": [
+        {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [4, 4]}},
+        {"id": "custom.fillOpacity", "value": 0},
+    ],
+}
+"""Ends of a band are dashed."""
 
 
 def total(metric: str, by: str = "", labels: str = INSTANCE) -> str:
@@ -61,7 +69,7 @@ class Panel:
                 {"refId": chr(ord("A") + i), "datasource": DATASOURCE, "expr": query, "legendFormat": legend}
                 for i, (legend, query) in enumerate(self.queries.items())
             ],
-            "fieldConfig": {"defaults": self.defaults(), "overrides": []},
+            "fieldConfig": {"defaults": self.defaults(), "overrides": [BAND] if self.kind == "timeseries" else []},
             "options": self.options(),
         }
 

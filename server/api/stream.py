@@ -186,7 +186,7 @@ class Reply(Response):
             await asyncio.gather(sending, leaving, return_exceptions=True)
 
     async def send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
-        pieces = self.ticket.pieces()
+        pieces = self.worker.pieces(self.ticket)
         if not self.is_streamed:
             answer = await self.transcript.fold(pieces)
             await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)

@@ -4,6 +4,8 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,8 +27,9 @@ class Exchange:
     The line has method, path, status and time; never a header, a query or a body.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, on_internal_error: Callable[[], None]) -> None:
         self.app = app
+        self.on_internal_error = on_internal_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,6 +55,8 @@ class Exchange:
                 raise
             await failure.response(scope, receive, send_named)
         finally:
+            if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                self.on_internal_error()
             logger.log(
                 logging.DEBUG if scope["path"] in PROBES else logging.INFO,
                 "method=%s path=%s status=%d seconds=%.3f request_id=%s",

@@ -1,0 +1,95 @@
+"""OpenTelemetry spans of ended generations, sent where --otlp-endpoint says; needs the extra `otel`.
+
+A generation is told when it has ended, so its spans are laid out backwards from then. Drafting and
+verifying alternate many times; each is one span as long as all of its parts, one after the other.
+Spans carry counts and times, never text.
+"""
+
+import time
+from contextlib import suppress
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.json.http import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, set_span_in_context
+from opentelemetry.util.types import AttributeValue
+
+from server.generation import Outcome
+
+NANOSECONDS = 1_000_000_000
+
+
+class Traces:
+    """Turns outcomes into spans; `processor` takes them further, without holding up the engine's thread."""
+
+    def __init__(self, model: str, processor: SpanProcessor) -> None:
+        self.model = model
+        self.provider = TracerProvider(resource=Resource.create({"service.name": "knn-ssd-server"}))
+        self.provider.add_span_processor(processor)
+        self.tracer = self.provider.get_tracer("knn-ssd-server")
+
+    def observe(self, outcome: Outcome, latency: float) -> None:
+        """One generation that ended now, `latency` seconds after its request arrived."""
+        ended = time.time_ns() / NANOSECONDS
+        decoded = ended - outcome.decode_seconds
+        prefilled = decoded - outcome.prefill_seconds
+        drafted = decoded + outcome.draft_seconds
+        root = self.span(None, f"text_completion {self.model}", ended - latency, ended, self.attributes(outcome))
+        self.span(root, "queue", prefilled - outcome.queue_seconds, prefilled)
+        prefill = self.span(root, "prefill", prefilled, decoded)
+        self.span(prefill, "route", decoded - outcome.route_seconds, decoded, routing(outcome))
+        decode = self.span(root, "decode", decoded, ended)
+        self.span(decode, "draft", decoded, drafted, {"knnssd.drafts": outcome.stats.num_drafts})
+        self.span(decode, "verify", drafted, drafted + outcome.verify_seconds)
+
+    def span(
+        self,
+        parent: Context | None,
+        name: str,
+        started: float,
+        ended: float,
+        attributes: dict[str, AttributeValue] | None = None,
+    ) -> Context:
+        """A finished span; returns the context of its children."""
+        kind = SpanKind.INTERNAL if parent else SpanKind.SERVER
+        # Without a parent it starts a trace, whatever the thread's own context holds.
+        context = parent or Context()
+        span = self.tracer.start_span(name, context, kind, attributes, start_time=int(started * NANOSECONDS))
+        span.end(int(ended * NANOSECONDS))
+        return set_span_in_context(span, context)
+
+    def attributes(self, outcome: Outcome) -> dict[str, AttributeValue]:
+        """Names of OpenTelemetry's GenAI conventions, and this server's own for what those do not know."""
+        return {
+            # The engine completes token ids, whichever endpoint they came from.
+            "gen_ai.operation.name": "text_completion",
+            "gen_ai.provider.name": "knnssd",
+            "gen_ai.request.model": self.model,
+            "gen_ai.response.model": self.model,
+            "gen_ai.response.finish_reasons": [outcome.finish_reason.value],
+            "gen_ai.usage.input_tokens": outcome.prompt_tokens,
+            "gen_ai.usage.output_tokens": outcome.completion_tokens,
+            "knnssd.method": outcome.method.value,
+            "knnssd.domain": outcome.route.domain,
+            "knnssd.draft_tokens": outcome.stats.num_drafted,
+            "knnssd.accepted_tokens": outcome.stats.num_accepted,
+        }
+
+    def close(self) -> None:
+        """Sends what is left; gives up quickly where nobody listens."""
+        with suppress(Exception):
+            self.provider.shutdown()
+
+
+def routing(outcome: Outcome) -> dict[str, AttributeValue]:
+    similarity = outcome.route.similarity
+    known: dict[str, AttributeValue] = {} if similarity is None else {"knnssd.similarity": similarity}
+    return {"knnssd.domain": outcome.route.domain, **known}
+
+
+def to_collector(model: str, endpoint: str) -> Traces:
+    """Traces that are sent in batches to a collector's OTLP/HTTP port, as http://127.0.0.1:4318."""
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5)
+    return Traces(model, BatchSpanProcessor(exporter))
