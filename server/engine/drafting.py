@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from server.engine.cache import KVCache, TokenBatch
+from server.engine.choosing import Span, adjusted
 from server.engine.model import Decoder
 from server.engine.policy import ARMS, DraftPolicy
 from server.engine.sampling import choose_with_confidence
@@ -44,8 +45,9 @@ class SkipDrafter:
             rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
             batch = TokenBatch.of(rows, self.cache)
             logits = self.model.logits(self.model.forward(batch, self.cache, mask))
-            draws = [s.draw(len(drafts[s.id])) for s in active]
-            tokens, tops = choose_with_confidence(logits, draws)
+            spans = [Span(s, drafts[s.id], num_rows=1) for s in active]
+            draws = [draw for span in spans for draw in span.draws]
+            tokens, tops = choose_with_confidence(adjusted(logits, spans), draws)
             for sequence, token in zip(active, tokens, strict=True):
                 drafts[sequence.id].append(token)
             active = [s for s, top in zip(active, tops, strict=True) if self.goes_on(s, drafts[s.id], top)]
