@@ -34,7 +34,7 @@ def text_of(answer: ChatCompletion) -> str:
     return answer.choices[0].message.content or ""
 
 
-@pytest.mark.parametrize("base", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("base", [GREEDY, SAMPLED | {"temperature": 0.5, "max_tokens": 64}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(
     ("options", "extra"),
     [
@@ -97,7 +97,7 @@ def test_chat_logprobs_whole_and_streamed(client: openai.OpenAI, extra: dict[str
         best = [top.logprob for top in entry.top_logprobs]
         assert len(best) == 3 and best == sorted(best, reverse=True)
         assert entry.logprob <= best[0] <= 0
-    streamed = []
+    streamed: list[Any] = []
     stream = client.chat.completions.create(
         messages=[{"role": "user", "content": "Once upon a time"}], stream=True, **options
     )
@@ -168,7 +168,8 @@ def test_echo_without_logprobs_streamed_and_of_ids(client: openai.OpenAI, codec:
 
 def test_streamed_text_logprobs_join_to_the_whole(client: openai.OpenAI) -> None:
     whole = complete(client, **SAMPLED, logprobs=0, echo=True).choices[0].logprobs
-    tokens, offsets = [], []
+    tokens: list[str] = []
+    offsets: list[int] = []
     for chunk in client.completions.create(prompt="Once upon a time", logprobs=0, echo=True, stream=True, **SAMPLED):
         if part := chunk.choices[0].logprobs:
             tokens += part.tokens or []
