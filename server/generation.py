@@ -4,6 +4,7 @@ A request that asks for several choices has one generation for each.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from server.engine import (
     Emission,
@@ -15,15 +16,17 @@ from server.engine import (
     SequenceStats,
     StepStats,
     TextStream,
+    TokenLogprobs,
 )
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be generated for one choice."""
+    """What is to be generated for one choice; an echo puts the prompt before it."""
 
     request: GenerationRequest
     stop: tuple[str, ...] = ()
+    is_echoed: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,36 @@ class Outcome:
     verify_seconds: float = 0.0
 
 
+class ShownToken(NamedTuple):
+    """A token of the answer's text, where its text starts, and its log-probability."""
+
+    start: int
+    scores: TokenLogprobs
+
+
 @dataclass(frozen=True)
 class Piece:
-    """New text of choice `index`; the last piece carries the outcome."""
+    """New text of choice `index`; the last piece carries the outcome.
+
+    `tokens` are those whose text begins in the pieces so far and that none of them had; where asked for.
+    """
 
     index: int
     text: str
     outcome: Outcome | None = None
+    tokens: tuple[ShownToken, ...] = ()
 
 
 class Generation:
     """State beside the engine's sequence: text, and when its tokens came."""
 
-    def __init__(self, index: int, sequence: Sequence, text: TextStream) -> None:
+    def __init__(self, index: int, sequence: Sequence, text: TextStream, echo: TextStream | None = None) -> None:
         self.index = index
         self.sequence = sequence
         self.text = text
+        self.echo = echo
+        self.scores: list[TokenLogprobs] = []
+        self.num_shown = 0
         self.first_token_at: float | None = None
         self.last_token_at = sequence.added_at
         self.seen = SequenceStats()
@@ -82,15 +99,38 @@ class Generation:
     def advance(self, emission: Emission, now: float) -> Piece:
         """Decodes what the engine emitted; a stop string ends the generation before the engine does."""
         stop_ids = self.sequence.request.stop.token_ids
+        echoed, echoed_tokens = self.echoed() if self.first_token_at is None else ("", ())
         text = self.text.push(token for token in emission.token_ids if token not in stop_ids)
+        self.scores += [scores for scores in emission.logprobs if scores.token_id not in stop_ids]
         self.first_token_at = self.first_token_at or now
         self.last_token_at = now
         reason = FinishReason.STOP if self.text.is_stopped else emission.finish_reason
         if reason is None:
             self.seen = self.sequence.stats.copy()
-            return Piece(self.index, text)
+            return Piece(self.index, echoed + text, None, echoed_tokens + self.shown())
         surplus = len(self.sequence.output_ids) - self.text.num_tokens if self.text.is_stopped else 0
-        return Piece(self.index, text + self.text.flush(), self.outcome(reason, len(emission.token_ids), surplus))
+        outcome = self.outcome(reason, len(emission.token_ids), surplus)
+        text += self.text.flush()
+        return Piece(self.index, echoed + text, outcome, echoed_tokens + self.shown(is_end=True))
+
+    def echoed(self) -> tuple[str, tuple[ShownToken, ...]]:
+        """The prompt as the model read it, where it is asked for."""
+        if self.echo is None:
+            return "", ()
+        text = self.echo.push(self.sequence.request.prompt_ids) + self.echo.flush()
+        # The prompt has no scores where none were asked for.
+        return text, tuple(map(ShownToken, self.echo.starts, self.sequence.prompt_logprobs))
+
+    def shown(self, is_end: bool = False) -> tuple[ShownToken, ...]:
+        """The next tokens of the text; a stop string cuts away those that begin with it or after it."""
+        if not self.scores:
+            return ()
+        first = self.num_shown
+        self.num_shown = len(self.text.starts) if is_end and not self.text.is_stopped else self.text.num_shown
+        offset = self.echo.num_released if self.echo else 0
+        new = slice(first, self.num_shown)
+        starts = [offset + start for start in self.text.starts[new]]
+        return tuple(map(ShownToken, starts, self.scores[new]))
 
     def outcome(self, reason: FinishReason, num_emitted: int = 0, surplus: int = 0) -> Outcome:
         """The outcome without the `surplus` tokens that the engine emitted after a stop string."""

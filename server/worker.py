@@ -162,8 +162,9 @@ class Worker:
         try:
             for index, prompt in enumerate(prompts):
                 sequence = self.deployment.engine.add(prompt.request)
-                text = self.deployment.codec.stream(prompt.stop)
-                self.generations[sequence.id] = ticket, Generation(index, sequence, text)
+                text = self.deployment.codec.stream(prompt.stop, prompt.request.stop.min_tokens)
+                echo = self.deployment.codec.stream() if prompt.is_echoed else None
+                self.generations[sequence.id] = ticket, Generation(index, sequence, text, echo)
         except ValueError as error:
             self.cancel(ticket)
             self.post(partial(ticket.receive, error))
@@ -202,5 +203,5 @@ class Worker:
 
 def deliver(pieces: list[tuple[Ticket, Piece]]) -> None:
     for ticket, piece in pieces:
-        if piece.text or piece.outcome:
+        if piece.text or piece.tokens or piece.outcome:
             ticket.receive(piece)

@@ -13,8 +13,9 @@ from server.engine import (
     SequenceStats,
     StopConditions,
     TextCodec,
+    TokenLogprobs,
 )
-from server.generation import Generation, Outcome, cut
+from server.generation import Generation, Outcome, Piece, cut
 
 EOS = 2
 
@@ -69,6 +70,42 @@ def test_nothing_is_cut_where_the_stop_string_ends_the_emission(codec: TextCodec
     outcome = feed(begin(codec, "ab"), ids_of(codec, "ab"), 3)
     assert isinstance(outcome, Outcome)
     assert (outcome.completion_tokens, outcome.stats.num_drafted, outcome.stats.num_accepted) == (2, 3, 1)
+
+
+def scored(generation: Generation, ids: list[int], reason: FinishReason | None = None) -> Piece:
+    """What one emission with log-probabilities becomes; a token's is minus its id."""
+    generation.sequence.ids += ids
+    logprobs = [TokenLogprobs(token_id, -float(token_id)) for token_id in ids]
+    return generation.advance(Emission(generation.sequence, ids, reason, logprobs), now=1.0)
+
+
+def test_log_probabilities_come_with_their_text_and_not_for_the_end_of_sequence(codec: TextCodec) -> None:
+    generation = begin(codec, "xyz")
+    letters = ids_of(codec, "axyé")
+    first = scored(generation, letters[:3])
+    assert (first.text, [token.start for token in first.tokens]) == ("a", [0])
+    last = scored(generation, [*letters[3:], EOS], FinishReason.STOP)
+    assert (last.text, [token.start for token in last.tokens]) == ("xyé", [1, 2, 3, 3])
+    shown = [*first.tokens, *last.tokens]
+    assert [token.scores for token in shown] == [TokenLogprobs(i, -float(i)) for i in letters]
+
+
+def test_log_probabilities_end_before_the_stop_string(codec: TextCodec) -> None:
+    generation = begin(codec, "cd")
+    piece = scored(generation, ids_of(codec, "abcdef"))
+    assert (piece.text, len(piece.tokens)) == ("ab", 2)
+
+
+def test_an_echo_puts_the_prompt_and_its_log_probabilities_first(codec: TextCodec) -> None:
+    prompt = [1, *ids_of(codec, "hé")]
+    request = GenerationRequest(prompt, SamplingParams(), StopConditions(100), num_logprobs=0, scores_prompt=True)
+    sequence = Sequence.of(0, request, Method.PLAIN, 4, 256)
+    sequence.prompt_logprobs = [TokenLogprobs(token_id, None) for token_id in prompt]
+    generation = Generation(0, sequence, codec.stream(), codec.stream())
+    piece = scored(generation, ids_of(codec, "ab"))
+    assert (piece.text, [token.start for token in piece.tokens]) == ("héab", [0, 0, 1, 1, 2, 3])
+    assert [token.scores.token_id for token in piece.tokens] == sequence.ids
+    assert scored(generation, ids_of(codec, "c")).text == "c"
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1), st.integers(1, 6))

@@ -168,8 +168,8 @@ def from_validation(error: RequestValidationError) -> ApiError:
 
 
 def path_of(location: Sequence[Any], field: str) -> str | None:
-    """`messages[0].role` from ("messages", 0, "role"); names in angle brackets are union branches, not fields."""
-    parts = [part for part in (*location, *([field] if field else [])) if not str(part).startswith("<")]
+    """`messages[0].role` from ("messages", 0, "role"); union branches (`<list>`) and keys (`[key]`) are no fields."""
+    parts = [part for part in (*location, *([field] if field else [])) if not str(part).startswith(("<", "["))]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     return path.removeprefix(".") or None
 

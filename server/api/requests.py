@@ -5,18 +5,24 @@ from dataclasses import replace
 from server.api.errors import BadRequestError, NotFoundError
 from server.api.schema import GenerationBody, Speculation
 from server.deployment import Deployment
-from server.engine import GenerationRequest, Method, Route, SamplingParams, StopConditions
+from server.engine import Adjustments, GenerationRequest, Method, Route, SamplingParams, StopConditions
 from server.generation import Prompt
 
 GREEDY_BELOW = 1e-4
 """Smaller temperatures would overflow fp32 logits; the distribution is greedy long before."""
 
 
-def check_model(body: GenerationBody, deployment: Deployment, max_choices: int) -> None:
-    """Refuses what depends on the server rather than on the body alone."""
-    if body.model != deployment.name:
-        message = f"The model '{body.model}' does not exist; this server has '{deployment.name}'."
+def check_model(name: str, deployment: Deployment) -> None:
+    if name != deployment.name:
+        message = f"The model '{name}' does not exist; this server has '{deployment.name}'."
         raise NotFoundError(message, "model", "model_not_found")
+
+
+def check_body(body: GenerationBody, deployment: Deployment, max_choices: int) -> None:
+    """Refuses what depends on the server rather than on the body alone."""
+    check_model(body.model, deployment)
+    check_vocabulary([int(token) for token in body.logit_bias or {}], "logit_bias", deployment.vocabulary_size)
+    check_vocabulary(body.stop_token_ids or [], "stop_token_ids", deployment.vocabulary_size)
     if (body.n or 1) > max_choices:
         message = f"Invalid value for 'n': this server makes at most {max_choices} choices."
         raise BadRequestError(message, "n", "invalid_value")
@@ -30,16 +36,37 @@ def prompts(
     template = GenerationRequest(
         prompt_ids=[],
         sampling=sampling(body, deployment.checkpoint.defaults),
-        stop=StopConditions(max_tokens or deployment.max_length, deployment.checkpoint.eos_ids),
+        stop=stop_conditions(body, max_tokens, deployment),
         method=method(speculation, deployment),
         route=route(speculation, deployment),
         max_draft=speculation.max_draft,
+        num_logprobs=body.num_logprobs,
+        scores_prompt=body.is_echoed and body.num_logprobs is not None,
     )
+    stops = tuple(body.stops)
     return [
-        Prompt(replace(template, prompt_ids=ids, sampling=nth_choice(template.sampling, choice)), tuple(body.stops))
+        Prompt(replace(template, prompt_ids=ids, sampling=nth_choice(template.sampling, choice)), stops, body.is_echoed)
         for ids in encoded
         for choice in range(body.n or 1)
     ]
+
+
+def stop_conditions(body: GenerationBody, max_tokens: int | None, deployment: Deployment) -> StopConditions:
+    min_tokens = body.min_tokens or 0
+    if max_tokens is not None and min_tokens > max_tokens:
+        message = f"Invalid value for 'min_tokens': {min_tokens} is more than the {max_tokens} of max_tokens."
+        raise BadRequestError(message, "min_tokens", "invalid_value")
+    ends = set(body.stop_token_ids or []).union(() if body.ignore_eos else deployment.checkpoint.eos_ids)
+    return StopConditions(max_tokens or deployment.max_length, frozenset(ends), min_tokens)
+
+
+def adjustments(body: GenerationBody) -> Adjustments:
+    return Adjustments(
+        logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+    )
 
 
 def sampling(body: GenerationBody, defaults: dict[str, float | int]) -> SamplingParams:
@@ -52,6 +79,7 @@ def sampling(body: GenerationBody, defaults: dict[str, float | int]) -> Sampling
         top_k=max(top_k, 0),
         min_p=body.min_p or 0.0,
         seed=body.seed,
+        adjustments=adjustments(body),
     )
 
 
@@ -85,6 +113,10 @@ def check_ids(encoded: list[list[int]], param: str, vocabulary_size: int) -> Non
     for ids in encoded:
         if not ids:
             raise BadRequestError("The prompt has no tokens.", param, "invalid_value")
-        if max(ids) >= vocabulary_size:
-            message = f"Token {max(ids)} is outside the model's vocabulary of {vocabulary_size}."
-            raise BadRequestError(message, param, "invalid_value")
+        check_vocabulary(ids, param, vocabulary_size)
+
+
+def check_vocabulary(ids: list[int], param: str, vocabulary_size: int) -> None:
+    if ids and max(ids) >= vocabulary_size:
+        message = f"Token {max(ids)} is outside the model's vocabulary of {vocabulary_size}."
+        raise BadRequestError(message, param, "invalid_value")

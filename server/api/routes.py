@@ -12,10 +12,12 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
-from server.api.errors import ErrorBody, NotFoundError
-from server.api.requests import check_ids, check_model, prompts
+from server.api.errors import ErrorBody
+from server.api.reply import Reply
+from server.api.requests import check_body, check_ids, check_model, prompts
 from server.api.schema import ChatBody, CompletionBody, GenerationBody
-from server.api.stream import ChatTranscript, Reply, TextTranscript, Transcript
+from server.api.stream import ChatTranscript, TextTranscript, Transcript
+from server.api.tokenization import TokenizationApi
 from server.deployment import Deployment
 from server.worker import Worker
 
@@ -73,7 +75,7 @@ class Api:
     ) -> Response:
         """Takes a place before tokenising, so that a burst of requests costs nothing where it is refused."""
         deployment = self.worker.check_available()
-        check_model(body, deployment, self.limits.max_choices)
+        check_body(body, deployment, self.limits.max_choices)
         num_choices = num_prompts * (body.n or 1)
         ticket = self.worker.reserve(num_choices, num_characters // CHARACTERS_PER_TOKEN, self.limits.timeout)
         try:
@@ -89,7 +91,8 @@ class Api:
             "model": deployment.name,
             "system_fingerprint": f"fp_{deployment.checkpoint.fingerprint[:10]}",
         }
-        transcript = form(head, sum(len(ids) for ids in encoded), num_choices)
+        vocabulary = None if body.num_logprobs is None else deployment.codec.vocabulary
+        transcript = form(head, sum(len(ids) for ids in encoded), num_choices, vocabulary)
         return Reply(self.worker, ticket, transcript, bool(body.stream), body.includes_usage)
 
     async def models(self) -> ModelList:
@@ -97,8 +100,7 @@ class Api:
 
     async def model(self, name: str) -> ModelCard:
         deployment = self.worker.check_available()
-        if name != deployment.name:
-            raise NotFoundError(f"The model '{name}' does not exist.", "model", "model_not_found")
+        check_model(name, deployment)
         return self.card(deployment)
 
     def card(self, deployment: Deployment) -> ModelCard:
@@ -132,6 +134,9 @@ class Api:
         ):
             documented: Documented = {200: {"model": answer}, **errors}
             router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=documented)
+        tokenization = TokenizationApi(self.worker)
+        router.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"], responses=errors)
+        router.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"], responses=errors)
         router.add_api_route("/v1/models", self.models, responses=errors)
         router.add_api_route("/v1/models/{name:path}", self.model, responses=errors)
         router.add_api_route("/health", self.health, response_model=None)

@@ -1,92 +1,20 @@
 """OpenAI's requests as this server honours them: what cannot be honoured is refused by name, never ignored.
 
-Fields that change nothing at a certain value (`logprobs: false`, `tools: []`) are accepted at that value.
+Fields that change nothing at a certain value (`tools: []`, `store: false`) are accepted at that value.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from server.api.body import Body, NoEffect, Text, TokenId, refusal, text_or_list
+from server.api.unsupported import (
+    INSTEAD_IN_COMPLETIONS,
+    NOT_HONOURED_IN_CHAT,
+    NOT_HONOURED_IN_COMPLETIONS,
+    NOT_HONOURED_IN_MESSAGES,
+)
 from server.engine import MAX_DRAFT
-
-NoEffect = dict[str, tuple[Any, ...]]
-"""Fields that are not honoured, with the values at which they have no effect."""
-
-NOT_HONOURED: NoEffect = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "logit_bias": (None, {}),
-    "service_tier": (None, "auto", "default"),
-}
-NOT_HONOURED_IN_CHAT: NoEffect = {
-    **NOT_HONOURED,
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "reasoning_effort": (None, "none"),
-    "store": (None, False),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-}
-NOT_HONOURED_IN_COMPLETIONS: NoEffect = {
-    **NOT_HONOURED,
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "logprobs": (None,),
-    "suffix": (None, ""),
-}
-NOT_HONOURED_IN_MESSAGES: NoEffect = {
-    "annotations": (None, []),
-    "audio": (None,),
-    "function_call": (None,),
-    "name": (None,),
-    "refusal": (None,),
-    "tool_calls": (None, []),
-}
-
-
-class Body(BaseModel):
-    """Exact types, no unknown fields, and the fields of `not_honoured` at their values without effect only."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    not_honoured: ClassVar[NoEffect] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def drop_without_effect(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name in cls.not_honoured.keys() & data.keys():
-            if data[name] not in cls.not_honoured[name]:
-                raise PydanticCustomError("unsupported", "This server does not support this.", {"field": name})
-        return {name: value for name, value in data.items() if name not in cls.not_honoured}
-
-
-def text_or_list(value: Any) -> str:
-    """Tag of the branch of a union whose errors are reported."""
-    return "<list>" if isinstance(value, list) else "<text>"
-
-
-def check_encodable(text: str) -> str:
-    """JSON can carry lone surrogates, which no tokenizer accepts."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("surrogate", "Text should not contain lone surrogates") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(check_encodable)]
 
 
 class TextPart(Body):
@@ -114,7 +42,7 @@ class Message(Body):
 
 
 class StreamOptions(Body):
-    not_honoured = {"include_obfuscation": (None, False), "continuous_usage_stats": (None, False)}
+    not_honoured: ClassVar[NoEffect] = {"include_obfuscation": (None, False), "continuous_usage_stats": (None, False)}
     include_usage: bool | None = None
 
 
@@ -130,6 +58,10 @@ StopString = Annotated[Text, Field(min_length=1, max_length=1024)]
 Identifier = Annotated[str, Field(max_length=512)] | None
 
 
+BiasedId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
+"""A token id as a key of a JSON object."""
+
+
 class GenerationBody(Body):
     """What chat and text completions share."""
 
@@ -138,8 +70,17 @@ class GenerationBody(Body):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: Annotated[dict[BiasedId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = (
+        None
+    )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stop: (
         Annotated[
@@ -158,12 +99,21 @@ class GenerationBody(Body):
     @model_validator(mode="after")
     def check_stream_options(self) -> Self:
         if self.stream_options and not self.stream:
-            raise PydanticCustomError("unsupported", "Only with stream: true.", {"field": "stream_options"})
+            raise refusal("stream_options", "Only with stream: true.")
         return self
 
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most likely tokens to report beside each token; None reports no token at all."""
+        return None
+
+    @property
+    def is_echoed(self) -> bool:
+        return False
 
     @property
     def includes_usage(self) -> bool:
@@ -176,14 +126,21 @@ class ChatBody(GenerationBody):
     not_honoured = NOT_HONOURED_IN_CHAT
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     prompt_cache_key: Identifier = None
 
     @model_validator(mode="after")
     def check_limits(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            message = "It differs from max_completion_tokens, its newer name."
-            raise PydanticCustomError("unsupported", message, {"field": "max_tokens"})
+            raise refusal("max_tokens", "It differs from max_completion_tokens, its newer name.")
+        if self.top_logprobs and not self.logprobs:
+            raise refusal("top_logprobs", "Only with logprobs: true.")
         return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
 
 
 def text_or_ids(value: Any) -> str:
@@ -193,13 +150,16 @@ def text_or_ids(value: Any) -> str:
     return text_or_list(value)
 
 
-TokenIds = list[Annotated[int, Field(ge=0)]]
+TokenIds = list[TokenId]
 
 
 class CompletionBody(GenerationBody):
     """POST /v1/completions"""
 
     not_honoured = NOT_HONOURED_IN_COMPLETIONS
+    reasons = INSTEAD_IN_COMPLETIONS
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
     prompt: Annotated[
         Annotated[Text, Tag("<text>")]
         | Annotated[list[Text], Field(min_length=1, max_length=128), Tag("<list>")]
@@ -213,3 +173,11 @@ class CompletionBody(GenerationBody):
         """Each prompt as text or token ids."""
         is_single = text_or_ids(self.prompt) in ("<text>", "<ids>")
         return cast("list[str | list[int]]", [self.prompt] if is_single else self.prompt)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def is_echoed(self) -> bool:
+        return bool(self.echo)

@@ -1,15 +1,11 @@
 """Pieces of text -> OpenAI's chunks as server-sent events, or folded into one answer.
 
-Both kinds read the same iterator. `Reply` sends either for as long as the client is there.
+Both kinds read the same iterator; `reply.py` sends either.
 """
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar, Literal, cast
-
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from server.api.answers import (
     Answer,
@@ -24,10 +20,9 @@ from server.api.answers import (
     TextCompletion,
     Usage,
 )
-from server.api.errors import api_error
-from server.generation import Outcome, Piece
-from server.tickets import Ticket
-from server.worker import Worker
+from server.api.logprobs import ChatLogprobs, TextLogprobs
+from server.engine import Vocabulary
+from server.generation import Outcome, Piece, ShownToken
 
 DONE = "data: [DONE]\n\n"
 
@@ -38,10 +33,15 @@ class Transcript(ABC):
     id_prefix: ClassVar[str]
     prompt_field: ClassVar[str]
 
-    def __init__(self, head: dict[str, Any], prompt_tokens: int, num_choices: int) -> None:
+    def __init__(
+        self, head: dict[str, Any], prompt_tokens: int, num_choices: int, vocabulary: Vocabulary | None
+    ) -> None:
+        """`vocabulary` names the tokens where log-probabilities are asked for."""
         self.head = head
         self.prompt_tokens = prompt_tokens
+        self.vocabulary = vocabulary
         self.texts = [""] * num_choices
+        self.tokens: list[list[ShownToken]] = [[] for _ in range(num_choices)]
         self.begun: set[int] = set()
         self.outcomes: dict[int, Outcome] = {}
 
@@ -58,6 +58,7 @@ class Transcript(ABC):
 
     def take(self, piece: Piece) -> None:
         self.texts[piece.index] += piece.text
+        self.tokens[piece.index] += piece.tokens
         if piece.outcome:
             self.outcomes[piece.index] = piece.outcome
 
@@ -103,8 +104,9 @@ class ChatTranscript(Transcript):
         if index not in self.begun:
             self.begun.add(index)
             choices.append(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-        if piece.text:
-            choices.append(ChunkChoice(index=index, delta=Delta(content=piece.text)))
+        if piece.text or piece.tokens:
+            logprobs = self.logprobs(piece.tokens) if piece.tokens else None
+            choices.append(ChunkChoice(index=index, delta=Delta(content=piece.text), logprobs=logprobs))
         if piece.outcome:
             choices.append(ChunkChoice(index=index, delta=Delta(), finish_reason=self.finish_reason(index)))
         return [self.chunk([choice]) for choice in choices]
@@ -117,10 +119,18 @@ class ChatTranscript(Transcript):
 
     def whole(self) -> Answer:
         choices = [
-            ChatChoice(index=i, message=AssistantMessage(content=text), finish_reason=self.finish_reason(i) or "stop")
+            ChatChoice(
+                index=i,
+                message=AssistantMessage(content=text),
+                logprobs=self.logprobs(self.tokens[i]),
+                finish_reason=self.finish_reason(i) or "stop",
+            )
             for i, text in enumerate(self.texts)
         ]
         return ChatCompletion(**self.head, choices=choices)
+
+    def logprobs(self, tokens: Sequence[ShownToken]) -> ChatLogprobs | None:
+        return ChatLogprobs.of(tokens, self.vocabulary) if self.vocabulary else None
 
 
 class TextTranscript(Transcript):
@@ -130,76 +140,24 @@ class TextTranscript(Transcript):
     prompt_field = "prompt"
 
     def chunks(self, piece: Piece) -> list[Answer]:
-        reason = self.finish_reason(piece.index)
-        return [
-            TextCompletion(**self.head, choices=[TextChoice(index=piece.index, text=piece.text, finish_reason=reason)])
-        ]
+        logprobs = self.logprobs(piece.tokens) if piece.tokens else None
+        return [self.answer([self.choice(piece.index, piece.text, logprobs)])]
 
     def empty_chunk(self) -> Answer:
-        return TextCompletion(**self.head, choices=[])
+        return self.answer([])
 
     def whole(self) -> Answer:
-        choices = [
-            TextChoice(index=i, text=text, finish_reason=self.finish_reason(i)) for i, text in enumerate(self.texts)
-        ]
+        return self.answer([self.choice(i, text, self.logprobs(self.tokens[i])) for i, text in enumerate(self.texts)])
+
+    def answer(self, choices: list[TextChoice]) -> TextCompletion:
         return TextCompletion(**self.head, choices=choices)
+
+    def choice(self, index: int, text: str, logprobs: TextLogprobs | None) -> TextChoice:
+        return TextChoice(index=index, text=text, logprobs=logprobs, finish_reason=self.finish_reason(index))
+
+    def logprobs(self, tokens: Sequence[ShownToken]) -> TextLogprobs | None:
+        return TextLogprobs.of(tokens, self.vocabulary) if self.vocabulary else None
 
 
 def frame(answer: Answer, hidden: set[str]) -> str:
     return f"data: {answer.model_dump_json(exclude=hidden)}\n\n"
-
-
-async def after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
-    """All frames; an error after the first, when the status was sent, becomes an event that ends the stream."""
-    yield first
-    try:
-        async for text in rest:
-            yield text
-    except Exception as error:
-        yield f"data: {api_error(error).body.model_dump_json()}\n\n"
-
-
-class Reply(Response):
-    """Answers from a ticket for as long as the client is there, and releases it whatever happens."""
-
-    def __init__(
-        self, worker: Worker, ticket: Ticket, transcript: Transcript, is_streamed: bool, includes_usage: bool
-    ) -> None:
-        super().__init__()
-        self.worker = worker
-        self.ticket = ticket
-        self.transcript = transcript
-        self.is_streamed = is_streamed
-        self.includes_usage = includes_usage
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self.send_all(scope, receive, send))
-        leaving = asyncio.ensure_future(disconnection(receive))
-        try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-        finally:
-            self.worker.release(self.ticket)
-            sending.cancel()
-            leaving.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
-
-    async def send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
-        pieces = self.worker.pieces(self.ticket)
-        if not self.is_streamed:
-            answer = await self.transcript.fold(pieces)
-            await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)
-            return
-        frames = self.transcript.frames(pieces, self.includes_usage)
-        # Until there is something to say, an error still gets its own status.
-        first = await anext(frames)
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        response = StreamingResponse(after(first, frames), headers=headers, media_type="text/event-stream")
-        await response.stream_response(send)
-
-
-async def disconnection(receive: Receive) -> None:
-    """Returns when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -18,7 +18,9 @@ from server.engine.types import (
     FULL,
     MAX_DRAFT,
     OTHER_DOMAIN,
+    UNADJUSTED,
     UNROUTED,
+    Adjustments,
     FinishReason,
     Method,
     Route,
@@ -28,14 +30,18 @@ from server.engine.types import (
     SkipMask,
     StepStats,
     StopConditions,
+    TokenLogprobs,
 )
+from server.engine.vocabulary import TokenText, Vocabulary
 from server.engine.weights import CheckpointError, DecoderConfig
 
 __all__ = [
     "FULL",
     "MAX_DRAFT",
     "OTHER_DOMAIN",
+    "UNADJUSTED",
     "UNROUTED",
+    "Adjustments",
     "ArtifactError",
     "ChatError",
     "Checkpoint",
@@ -67,6 +73,9 @@ __all__ = [
     "TextCodec",
     "TextStream",
     "TokenBatch",
+    "TokenLogprobs",
+    "TokenText",
+    "Vocabulary",
     "load_checkpoint",
     "prompt_vector",
     "similarities",

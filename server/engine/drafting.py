@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from server.engine.cache import KVCache, TokenBatch
+from server.engine.choosing import Span, adjusted
 from server.engine.model import Decoder
 from server.engine.policy import ARMS, DraftPolicy
 from server.engine.sampling import choose_with_confidence
@@ -38,7 +39,7 @@ class SkipDrafter:
 
     def draft_group(self, group: list[Sequence], mask: SkipMask) -> Drafts:
         """Drafts token by token; a sequence leaves at its limit, or after a token that the draft is unsure of."""
-        if self.model.native and all(sequence.request.sampling.is_greedy for sequence in group):
+        if self.model.native and all(sequence.is_plainly_greedy for sequence in group):
             batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
             limits = [sequence.draft_limit for sequence in group]
             chains = self.model.native.draft(batch, self.cache, mask, limits, self.confidence)
@@ -49,8 +50,9 @@ class SkipDrafter:
             rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
             batch = TokenBatch.of(rows, self.cache)
             logits = self.model.logits(self.model.forward(batch, self.cache, mask))
-            draws = [s.draw(len(drafts[s.id])) for s in active]
-            tokens, tops = choose_with_confidence(logits, draws)
+            spans = [Span(s, drafts[s.id], num_rows=1) for s in active]
+            draws = [draw for span in spans for draw in span.draws]
+            tokens, tops = choose_with_confidence(adjusted(logits, spans), draws)
             for sequence, token in zip(active, tokens, strict=True):
                 drafts[sequence.id].append(token)
             active = [s for s, top in zip(active, tops, strict=True) if self.goes_on(s, drafts[s.id], top)]

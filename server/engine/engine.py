@@ -7,19 +7,21 @@ import heapq
 import itertools
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from server.engine.artifact import RoutingArtifact
 from server.engine.cache import TokenBatch
+from server.engine.choosing import Choices, Span, choices, greedy_choices
 from server.engine.drafting import NO_DRAFT, Draft, LookupDrafter, MethodDrafter, SkipDrafter
+from server.engine.logprobs import score, score_prompt
 from server.engine.model import Decoder
 from server.engine.policy import DraftPolicy
 from server.engine.router import Router, prompt_vector
-from server.engine.sampling import choose
 from server.engine.sequence import GenerationRequest, Sequence
-from server.engine.types import MAX_DRAFT, UNROUTED, FinishReason, Method, RowStats, StepStats
+from server.engine.types import MAX_DRAFT, UNROUTED, FinishReason, Method, RowStats, StepStats, TokenLogprobs
 from server.engine.verification import count_accepted, verify
 
 
@@ -49,11 +51,15 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Emission:
-    """New token ids of one sequence; `finish_reason` is set with its last ones."""
+    """New token ids of one sequence; `finish_reason` is set with its last ones.
+
+    `logprobs` has one entry for each id where the request asked for them.
+    """
 
     sequence: Sequence
     token_ids: list[int]
     finish_reason: FinishReason | None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 class PromptTooLongError(ValueError):
@@ -123,6 +129,9 @@ class Engine:
             raise ValueError(f"prompt token ids are between 0 and {self.model.config.vocabulary_size - 1}")
         if request.stop.max_tokens < 1:
             raise ValueError("max_tokens is at least 1")
+        biased = (token for token, _ in request.sampling.adjustments.logit_bias)
+        if not all(0 <= token < self.model.config.vocabulary_size for token in biased):
+            raise ValueError(f"biased token ids are between 0 and {self.model.config.vocabulary_size - 1}")
         if request.max_draft is not None and not 0 <= request.max_draft <= MAX_DRAFT:
             raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
 
@@ -146,9 +155,9 @@ class Engine:
             started = time.perf_counter()
             drafts = self.draft(decoding, stats)
             chosen = self.choose_next(decoding, drafts, stats)
-            accepted = [self.accept(s, drafts.get(s.id, NO_DRAFT).ids, chosen[s.id], stats) for s in decoding]
+            accepted = [self.accept(s, drafts.get(s.id, NO_DRAFT).ids, chosen[s.id].token_ids, stats) for s in decoding]
             self.drafter.learn(decoding, drafts, stats)
-            emissions += [self.emit(s, ids) for s, ids in zip(decoding, accepted, strict=True)]
+            emissions += [self.emit(s, ids, chosen[s.id].logits) for s, ids in zip(decoding, accepted, strict=True)]
             stats.decode_seconds = time.perf_counter() - started
         stats.num_running, stats.num_waiting = self.num_running, self.num_waiting
         return emissions, stats
@@ -178,13 +187,15 @@ class Engine:
         batch = TokenBatch.of([(sequence.slot, sequence.cursor, chunk)], self.cache)
         hidden = self.model.forward(batch, self.cache)
         sequence.hidden_chunks.append(hidden)
+        if sequence.request.scores_prompt:
+            sequence.prompt_logprobs += score_prompt(self.model, hidden, sequence)
         sequence.cursor += len(chunk)
         stats.prefill_tokens = len(chunk)
         if not sequence.is_prefilled:
             stats.prefill_seconds = time.perf_counter() - started
             return []
-        logits = self.model.logits(hidden[-1:])
-        emission = self.emit(sequence, choose(logits, [sequence.draw(0)]))
+        (first,) = choices(self.model.logits(hidden[-1:]), [Span(sequence, [], num_rows=1)])
+        emission = self.emit(sequence, *first)
         stats.prefill_seconds = time.perf_counter() - started
         self.route(sequence, stats)
         return [emission]
@@ -213,18 +224,19 @@ class Engine:
         stats.draft_seconds = time.perf_counter() - started
         return drafts
 
-    def choose_next(self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> dict[int, list[int]]:
+    def choose_next(self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> dict[int, Choices]:
         """One full pass over all drafted tokens: the model's own choice after each of them."""
         started = time.perf_counter()
-        rows = [(s.slot, s.cursor, [s.ids[-1], *drafts.get(s.id, NO_DRAFT).ids]) for s in decoding]
+        drafted = [drafts.get(s.id, NO_DRAFT).ids for s in decoding]
+        rows = [(s.slot, s.cursor, [s.ids[-1], *ids]) for s, ids in zip(decoding, drafted, strict=True)]
+        spans = [Span(s, ids, num_rows=len(ids) + 1) for s, ids in zip(decoding, drafted, strict=True)]
         batch = TokenBatch.of(rows, self.cache)
-        if all(s.request.sampling.is_greedy for s in decoding):
-            tokens = iter(self.model.greedy(batch, self.cache))
+        if any(s.needs_logits for s in decoding):
+            chosen = choices(self.model.logits(self.model.forward(batch, self.cache)), spans)
         else:
-            draws = [s.draw(i) for s, row in zip(decoding, rows, strict=True) for i in range(len(row[2]))]
-            tokens = iter(choose(self.model.logits(self.model.forward(batch, self.cache)), draws))
+            chosen = greedy_choices(self.model.greedy(batch, self.cache), spans)
         stats.verify_seconds = time.perf_counter() - started
-        return {s.id: list(itertools.islice(tokens, len(row[2]))) for s, row in zip(decoding, rows, strict=True)}
+        return {s.id: one for s, one in zip(decoding, chosen, strict=True)}
 
     def accept(self, sequence: Sequence, drafted: list[int], chosen: list[int], stats: StepStats) -> list[int]:
         """Moves the cursor over what was accepted and the corrected or bonus token; returns all of them."""
@@ -236,14 +248,20 @@ class Engine:
         stats.rows.append(RowStats(sequence.route.domain, num_drafted, num_accepted, len(emitted)))
         return emitted
 
-    def emit(self, sequence: Sequence, token_ids: list[int]) -> Emission:
-        """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context."""
+    def emit(self, sequence: Sequence, token_ids: list[int], logits: Tensor | None) -> Emission:
+        """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context.
+
+        `logits` are the rows that the ids were chosen in; it may have more, and is None where nobody asked.
+        """
         sequence.ids += token_ids
         if token_ids[-1] in sequence.request.stop.token_ids:
             self.finish(sequence, FinishReason.STOP)
         elif sequence.room <= 0:
             self.finish(sequence, FinishReason.LENGTH)
-        return Emission(sequence, token_ids, sequence.finish_reason)
+        num_top, logprobs = sequence.request.num_logprobs, []
+        if num_top is not None and logits is not None:
+            logprobs = score(logits[: len(token_ids)], token_ids, num_top)
+        return Emission(sequence, token_ids, sequence.finish_reason, logprobs)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason

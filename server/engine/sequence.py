@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from server.engine.processors import LogitsProcessor
 from server.engine.sampling import Draw
 from server.engine.types import (
     UNROUTED,
@@ -15,12 +16,17 @@ from server.engine.types import (
     SamplingParams,
     SequenceStats,
     StopConditions,
+    TokenLogprobs,
 )
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What the engine is asked for; None leaves the choice to the engine's configuration or router."""
+    """What the engine is asked for; None leaves the choice to the engine's configuration or router.
+
+    `num_logprobs` is how many of the most likely tokens to report beside each token; None reports nothing.
+    `scores_prompt` reports the prompt's tokens as well.
+    """
 
     prompt_ids: list[int]
     sampling: SamplingParams
@@ -28,6 +34,8 @@ class GenerationRequest:
     method: Method | None = None
     route: Route | None = None
     max_draft: int | None = None
+    num_logprobs: int | None = None
+    scores_prompt: bool = False
 
 
 @dataclass(eq=False)
@@ -44,10 +52,12 @@ class Sequence:
     ids: list[int]
     max_ids: int
     seed: int
+    processor: LogitsProcessor | None
     cursor: int = 0
     slot: int = -1
     hidden_chunks: list[Tensor] = field(default_factory=list)
     prompt_vector: Tensor | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     route: Route = UNROUTED
     stats: SequenceStats = field(default_factory=SequenceStats)
     finish_reason: FinishReason | None = None
@@ -58,7 +68,8 @@ class Sequence:
     def of(cls, number: int, request: GenerationRequest, method: Method, max_draft: int, max_length: int) -> "Sequence":
         seed = secrets.randbits(62) if request.sampling.seed is None else request.sampling.seed
         max_ids = min(len(request.prompt_ids) + request.stop.max_tokens, max_length)
-        return cls(number, request, method, max_draft, list(request.prompt_ids), max_ids, seed)
+        processor = LogitsProcessor.of(request.sampling.adjustments, request.stop, len(request.prompt_ids))
+        return cls(number, request, method, max_draft, list(request.prompt_ids), max_ids, seed, processor)
 
     @property
     def prompt_length(self) -> int:
@@ -85,3 +96,12 @@ class Sequence:
     def draw(self, ahead: int) -> Draw:
         """What decides the token `ahead` places after the next one."""
         return Draw(self.request.sampling, self.seed, len(self.ids) + ahead)
+
+    @property
+    def is_plainly_greedy(self) -> bool:
+        """Whether its tokens are the most likely ones of the model's own logits."""
+        return self.request.sampling.is_greedy and self.processor is None
+
+    @property
+    def needs_logits(self) -> bool:
+        return not self.is_plainly_greedy or self.request.num_logprobs is not None

@@ -4,13 +4,13 @@ The engine itself never imports this module.
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-REPLACEMENT = "\ufffd"
-"""What an incomplete UTF-8 sequence decodes to."""
+from server.engine.vocabulary import REPLACEMENT, Vocabulary
 
 MAX_PENDING = 8
 """More ids than a character's bytes can need: what still is no character then never becomes one."""
@@ -25,6 +25,7 @@ class TextCodec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self.vocabulary = Vocabulary(tokenizer)
 
     @property
     def template_hash(self) -> str:
@@ -54,25 +55,38 @@ class TextCodec:
         # Cleaning up would take back spaces that a stream has already sent.
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def stream(self, stop: Sequence[str] = ()) -> "TextStream":
-        return TextStream(self, stop)
+    def stream(self, stop: Sequence[str] = (), min_tokens: int = 0) -> "TextStream":
+        return TextStream(self, stop, min_tokens)
 
 
 class TextStream:
     """Turns ids into text as they come.
 
     Holds back what may still change: an incomplete character, or the beginning of a stop string.
-    Everything pushed and flushed, joined, is the whole text up to the stop string.
+    Everything pushed and flushed, joined, is the whole text up to the stop string. A stop string that
+    is complete within the first `min_tokens` ids is passed over.
     """
 
-    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
+    def __init__(self, codec: TextCodec, stop: Sequence[str], min_tokens: int = 0) -> None:
         self.codec = codec
         self.stop = [text for text in stop if text]
+        self.min_tokens = min_tokens
         self.context: list[int] = []
         self.pending: list[int] = []
         self.held = ""
         self.is_stopped = False
-        self.num_tokens = 0
+        self.starts: list[int] = []
+        """Where the text of each id begins, up to and including the one that completed a stop string."""
+        self.num_released = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.starts)
+
+    @property
+    def num_shown(self) -> int:
+        """How many ids have, at least in part, text that was released."""
+        return bisect_left(self.starts, self.num_released)
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Text that is safe to send now; nothing after a stop string was met."""
@@ -80,7 +94,7 @@ class TextStream:
         for token_id in token_ids:
             if self.is_stopped:
                 break
-            self.num_tokens += 1
+            self.starts.append(self.num_released + len(self.held))
             self.pending.append(token_id)
             text += self.release(self.decode_pending(is_end=False))
         return text
@@ -89,6 +103,7 @@ class TextStream:
         """What was held back, at the end of the sequence."""
         text = self.release(self.decode_pending(is_end=True))
         rest, self.held = self.held, ""
+        self.num_released += len(rest)
         return text + rest
 
     def decode_pending(self, is_end: bool) -> str:
@@ -106,19 +121,20 @@ class TextStream:
     def release(self, new: str) -> str:
         self.held += new
         found = [position for text in self.stop if (position := self.held.find(text)) >= 0]
-        if found:
+        if found and self.num_tokens > self.min_tokens:
             self.is_stopped = True
             safe, self.held = self.held[: min(found)], ""
-            return safe
-        keep = held_back(self.held, self.stop)
-        safe, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        else:
+            keep = held_back(self.held, self.stop)
+            safe, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        self.num_released += len(safe)
         return safe
 
 
 def held_back(text: str, stop: Sequence[str]) -> int:
-    """Length of the longest end of `text` that is a beginning of a stop string."""
+    """Length of the longest end of `text` that is a beginning of a stop string, but not all of one."""
     longest = max((len(stopper) for stopper in stop), default=0)
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(stopper.startswith(text[-length:]) for stopper in stop):
+    for length in range(min(longest - 1, len(text)), 0, -1):
+        if any(len(stopper) > length and stopper.startswith(text[-length:]) for stopper in stop):
             return length
     return 0

@@ -46,6 +46,23 @@ class Method(StrEnum):
 
 
 @dataclass(frozen=True)
+class Adjustments:
+    """Changes of the logits before temperature; the defaults change nothing.
+
+    Presence and frequency count the output's tokens, as OpenAI's; repetition counts prompt and output,
+    as transformers'. `logit_bias` is pairs of token id and what is added to its logit.
+    """
+
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+UNADJUSTED = Adjustments()
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """What the caller asks of the token distribution; temperature 0 is greedy."""
 
@@ -54,6 +71,7 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    adjustments: Adjustments = UNADJUSTED
 
     @property
     def is_greedy(self) -> bool:
@@ -62,10 +80,27 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class StopConditions:
-    """When a sequence ends: after `max_tokens`, or at one of `token_ids` (which is not emitted as text)."""
+    """When a sequence ends: after `max_tokens`, or at one of `token_ids` (which is not emitted as text).
+
+    The first `min_tokens` tokens are none of `token_ids`.
+    """
 
     max_tokens: int
     token_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """A token with its log-probability, and the most likely tokens in its place, best first.
+
+    They are the model's own, from before any adjustment or temperature. The first token of a prompt
+    has none.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class FinishReason(StrEnum):

@@ -42,7 +42,9 @@ def make_worker(
     limits: QueueLimits | None = None,
 ) -> tuple[Worker, GatedEngine]:
     """A worker for the tiny model, and its engine."""
-    engine = GatedEngine(Decoder(checkpoint), EngineConfig(max_batch=max_batch), artifact)
+    engine = GatedEngine(
+        Decoder(checkpoint), EngineConfig(max_batch=max_batch, baseline_share=0, is_adaptive=False), artifact
+    )
     deployment = Deployment("tiny", checkpoint, TextCodec(checkpoint.tokenizer), engine)
     return Worker(lambda: deployment, limits or QueueLimits(64, 100_000), Metrics()), engine
 

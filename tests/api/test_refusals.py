@@ -33,11 +33,25 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
 @pytest.mark.parametrize(
     ("changes", "param", "code"),
     [
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": 3}, "logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "invalid_value"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five", "invalid_value"),
+        ({"logit_bias": {"262": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": [5]}, "logit_bias", "invalid_value"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "invalid_value"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"min_p": 1.1}, "min_p", "invalid_value"),
+        ({"min_tokens": -1}, "min_tokens", "invalid_value"),
+        ({"min_tokens": 3}, "min_tokens", "invalid_value"),
+        ({"stop_token_ids": [262]}, "stop_token_ids", "invalid_value"),
+        ({"stop_token_ids": [3, -1]}, "stop_token_ids[1]", "invalid_value"),
+        ({"ignore_eos": 1}, "ignore_eos", "invalid_value"),
+        ({"echo": True}, "echo", "unknown_parameter"),
         ({"store": True}, "store", "unsupported_parameter"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "unsupported_parameter"),
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens", "unsupported_parameter"),
@@ -92,10 +106,37 @@ def test_missing_fields_are_named(base_url: str, field: str) -> None:
         ({"prompt": [1, "a"]}, "prompt[1]"),
         ({"prompt": ["a", 1]}, "prompt[1]"),
         ({"prompt": [[1], []]}, "prompt"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"echo": "yes"}, "echo"),
+        ({"max_tokens": None, "min_tokens": 17}, "min_tokens"),
     ],
 )
 def test_completions_refuse(base_url: str, changes: dict[str, Any], param: str) -> None:
     check_error(httpx.post(f"{base_url}/v1/completions", json=TEXT | changes), 400, param, "invalid_value")
+
+
+@pytest.mark.parametrize(("field", "value", "hint"), [("best_of", 2, "with n"), ("suffix", "end", "insert")])
+def test_what_completions_refuse_they_explain(base_url: str, field: str, value: Any, hint: str) -> None:
+    response = httpx.post(f"{base_url}/v1/completions", json=TEXT | {field: value})
+    assert hint in check_error(response, 400, field, "unsupported_parameter")["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "code"),
+    [
+        ("/tokenize", {}, "prompt", "unsupported_parameter"),
+        ("/tokenize", {"prompt": "a", "messages": [USER]}, "prompt", "unsupported_parameter"),
+        ("/tokenize", {"messages": [USER], "add_special_tokens": True}, "add_special_tokens", "unsupported_parameter"),
+        ("/tokenize", {"prompt": 5}, "prompt", "invalid_value"),
+        ("/detokenize", {}, "tokens", "missing_required_parameter"),
+        ("/detokenize", {"tokens": [262]}, "tokens", "invalid_value"),
+        ("/detokenize", {"tokens": [-1]}, "tokens[0]", "invalid_value"),
+    ],
+)
+def test_tokenization_refuses(base_url: str, path: str, body: dict[str, Any], param: str, code: str) -> None:
+    check_error(httpx.post(base_url + path, json=body), 400, param, code)
+    check_error(httpx.post(base_url + path, json=body | {"model": 1}), 400, "model", "invalid_value")
 
 
 @pytest.mark.parametrize(

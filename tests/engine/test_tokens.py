@@ -231,3 +231,40 @@ def test_the_template_hash_tells_templates_apart(codec: TextCodec) -> None:
     assert TextCodec(other).template_hash == codec.template_hash
     other.chat_template = "{{ messages }}"
     assert TextCodec(other).template_hash != codec.template_hash
+
+
+@settings(deadline=None)
+@given(text=short, stop=st.text("ab", min_size=1, max_size=3), min_tokens=st.integers(0, 12))
+def test_a_stop_string_within_the_minimum_length_is_passed_over(
+    codec: TextCodec, text: str, stop: str, min_tokens: int
+) -> None:
+    """One token is one letter here, so a stop string is completed by the token at its end."""
+    starts = [at for at in range(len(text)) if text.startswith(stop, at) and at + len(stop) > min_tokens]
+    stream = codec.stream([stop], min_tokens)
+    shown = "".join(stream.push([token_id]) for token_id in codec.encode(text, False)) + stream.flush()
+    assert (shown, stream.is_stopped) == ((text[: starts[0]], True) if starts else (text, False))
+    assert stream.num_shown == len(shown) == stream.num_released
+
+
+def test_ids_know_where_their_text_starts_and_whether_it_was_shown(codec: TextCodec) -> None:
+    stream = codec.stream(["cd"])
+    assert stream.push(codec.encode("a🙂bc", False)) == "a🙂b"
+    assert (stream.starts, stream.num_shown) == ([0, 1, 1, 1, 1, 2, 3], 6)
+    stream.push(codec.encode("de", False))
+    assert (stream.flush(), stream.num_shown, stream.num_tokens) == ("", 6, 8)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_bytes_of_tokens_joined_are_those_of_the_text(name: str) -> None:
+    codec = CODECS[name]()
+    text = "naïve café: the cat sat 你好 🙂" if name != "metaspace" else "hello world the cat"
+    tokens = [codec.vocabulary[token_id] for token_id in codec.encode(text, False)]
+    assert b"".join(token.content for token in tokens).decode().lstrip() == text
+    assert all(token.text == token.content.decode(errors="replace") for token in tokens)
+
+
+def test_the_bytes_of_byte_tokens_and_special_tokens() -> None:
+    codec = codec_of(byte_fallback_bpe())
+    ids = codec.tokenizer.convert_tokens_to_ids(["▁Hello", "<0xC3>", "<0xA9>", "</s>"])
+    contents = [codec.vocabulary[token_id].content for token_id in ids]
+    assert contents == [b" Hello", b"\xc3", b"\xa9", b"</s>"]

@@ -1,0 +1,75 @@
+"""OpenAI's two forms of log-probabilities: one object a token in chats, parallel lists in text completions."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from server.engine import TokenLogprobs, Vocabulary
+from server.generation import ShownToken
+
+LOWEST = -9999.0
+"""OpenAI's value for what is all but impossible; JSON has no minus infinity."""
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+    @classmethod
+    def of(cls, token_id: int, logprob: float, vocabulary: Vocabulary) -> "TopLogprob":
+        token = vocabulary[token_id]
+        return cls(token=token.text, logprob=max(logprob, LOWEST), bytes=list(token.content))
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+    @classmethod
+    def of_answer(cls, scores: TokenLogprobs, vocabulary: Vocabulary) -> "ChatTokenLogprob":
+        # Only a prompt's first token has no log-probability, and chats show no prompt.
+        chosen = TopLogprob.of(scores.token_id, scores.logprob or 0.0, vocabulary)
+        top = [TopLogprob.of(token_id, logprob, vocabulary) for token_id, logprob in scores.top]
+        return cls(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=top)
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+    @classmethod
+    def of(cls, tokens: Sequence[ShownToken], vocabulary: Vocabulary) -> "ChatLogprobs":
+        return cls(content=[ChatTokenLogprob.of_answer(token.scores, vocabulary) for token in tokens])
+
+
+class TextLogprobs(BaseModel):
+    """Parallel lists; the first token of an echoed prompt has nulls, for nothing comes before it."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+    @classmethod
+    def of(cls, tokens: Sequence[ShownToken], vocabulary: Vocabulary) -> "TextLogprobs":
+        return cls(
+            tokens=[vocabulary[scores.token_id].text for _, scores in tokens],
+            token_logprobs=[bounded(scores.logprob) for _, scores in tokens],
+            top_logprobs=[top_by_text(token, vocabulary) for token in tokens],
+            text_offset=[token.start for token in tokens],
+        )
+
+
+def top_by_text(token: ShownToken, vocabulary: Vocabulary) -> dict[str, float] | None:
+    """The most likely tokens and the token itself; of tokens with the same text the likelier one counts."""
+    scores = token.scores
+    if scores.logprob is None:
+        return None
+    top: dict[str, float] = {}
+    for token_id, logprob in (*scores.top, (scores.token_id, scores.logprob)):
+        top.setdefault(vocabulary[token_id].text, max(logprob, LOWEST))
+    return top
+
+
+def bounded(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LOWEST)

@@ -1,0 +1,67 @@
+"""POST /tokenize and /detokenize in vLLM's form: what a prompt's ids are, and what ids stand for."""
+
+import asyncio
+from typing import Annotated, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from server.api.body import Body, Text, TokenId, refusal
+from server.api.requests import check_model, check_vocabulary
+from server.api.schema import Message
+from server.worker import Worker
+
+
+class TokenizeBody(Body):
+    """Text, or messages as the chat template turns them into text; the ids are those of a request with them."""
+
+    model: str | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+
+    @model_validator(mode="after")
+    def check_input(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise refusal("prompt", "Give either prompt or messages.")
+        if self.messages is not None and self.add_special_tokens:
+            raise refusal("add_special_tokens", "Only with prompt: a chat template writes its own special tokens.")
+        return self
+
+
+class DetokenizeBody(Body):
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+class Tokens(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class Detokenized(BaseModel):
+    prompt: str
+
+
+class TokenizationApi:
+    """Both endpoints; they ask the engine for nothing."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    async def tokenize(self, body: TokenizeBody) -> Tokens:
+        deployment = self.worker.check_available()
+        check_model(body.model or deployment.name, deployment)
+        codec = deployment.codec
+        if body.messages is not None:
+            ids = await asyncio.to_thread(codec.encode_chat, [message.for_template for message in body.messages])
+        else:
+            ids = await asyncio.to_thread(codec.encode, body.prompt or "", body.add_special_tokens is not False)
+        return Tokens(count=len(ids), max_model_len=deployment.max_length, tokens=ids)
+
+    async def detokenize(self, body: DetokenizeBody) -> Detokenized:
+        """Special tokens are written out, so that nothing of the ids is lost."""
+        deployment = self.worker.check_available()
+        check_model(body.model or deployment.name, deployment)
+        check_vocabulary(body.tokens, "tokens", deployment.vocabulary_size)
+        return Detokenized(prompt=await asyncio.to_thread(deployment.codec.vocabulary.decode, body.tokens))
