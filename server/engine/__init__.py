@@ -9,10 +9,11 @@ from server.engine.artifact import (
 )
 from server.engine.cache import KVCache, Row, TokenBatch
 from server.engine.checkpoint import Checkpoint, load_checkpoint
-from server.engine.engine import Emission, Engine, EngineConfig, PromptTooLongError
+from server.engine.engine import Engine
 from server.engine.model import Decoder
+from server.engine.requests import EngineConfig, PromptTooLongError
 from server.engine.router import Router, prompt_vector, similarities
-from server.engine.sequence import GenerationRequest, Sequence
+from server.engine.sequence import Emission, GenerationRequest, Sequence
 from server.engine.tokens import ChatError, TextCodec, TextStream
 from server.engine.types import (
     FULL,

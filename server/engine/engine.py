@@ -7,7 +7,6 @@ import heapq
 import itertools
 import time
 from collections import deque
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,56 +18,11 @@ from server.engine.drafting import NO_DRAFT, Draft, LookupDrafter, MethodDrafter
 from server.engine.logprobs import score, score_prompt
 from server.engine.model import Decoder
 from server.engine.policy import DraftPolicy
+from server.engine.requests import EngineConfig, check_request
 from server.engine.router import Router, prompt_vector
-from server.engine.sequence import GenerationRequest, Sequence
-from server.engine.types import MAX_DRAFT, UNROUTED, FinishReason, Method, RowStats, StepStats, TokenLogprobs
+from server.engine.sequence import Emission, GenerationRequest, Sequence
+from server.engine.types import UNROUTED, FinishReason, RowStats, StepStats
 from server.engine.verification import count_accepted, verify
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Sizes and defaults; `max_draft` and `confidence` None take the artifact's calibrated values.
-
-    `baseline_share` of the decode steps run plainly, so that the live speed-up compares
-    measurements. `is_adaptive` lets measured gains and costs choose among a method's drafts.
-    """
-
-    max_batch: int = 8
-    max_length: int | None = None
-    prefill_chunk: int = 512
-    method: Method = Method.CASCADE
-    max_draft: int | None = None
-    confidence: float | None = None
-    baseline_share: float = 1 / 64
-    is_adaptive: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_batch < 1 or self.prefill_chunk < 1 or not 0 <= self.baseline_share <= 1:
-            raise ValueError("max_batch and prefill_chunk are at least 1, baseline_share is between 0 and 1")
-        if self.max_draft is not None and not 0 <= self.max_draft <= MAX_DRAFT:
-            raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
-
-
-@dataclass(frozen=True)
-class Emission:
-    """New token ids of one sequence; `finish_reason` is set with its last ones.
-
-    `logprobs` has one entry for each id where the request asked for them.
-    """
-
-    sequence: Sequence
-    token_ids: list[int]
-    finish_reason: FinishReason | None
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-
-class PromptTooLongError(ValueError):
-    """The prompt leaves no room for a single token; carries both lengths."""
-
-    def __init__(self, prompt_length: int, max_length: int) -> None:
-        super().__init__(f"the prompt has {prompt_length} tokens, the context holds {max_length} with the answer")
-        self.prompt_length = prompt_length
-        self.max_length = max_length
 
 
 class Engine:
@@ -113,27 +67,12 @@ class Engine:
         Raises `PromptTooLongError` where prompt and one token exceed the context, `ValueError` for
         what cannot be run.
         """
-        self.check(request)
-        if len(request.prompt_ids) >= self.max_length:
-            raise PromptTooLongError(len(request.prompt_ids), self.max_length)
+        check_request(request, self.model.config.vocabulary_size, self.max_length)
         max_draft = self.max_draft if request.max_draft is None else request.max_draft
         method = request.method or self.config.method
         sequence = Sequence.of(next(self.numbers), request, method, max_draft, self.max_length)
         self.waiting.append(sequence)
         return sequence
-
-    def check(self, request: GenerationRequest) -> None:
-        if not request.prompt_ids:
-            raise ValueError("the prompt has no tokens")
-        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.model.config.vocabulary_size:
-            raise ValueError(f"prompt token ids are between 0 and {self.model.config.vocabulary_size - 1}")
-        if request.stop.max_tokens < 1:
-            raise ValueError("max_tokens is at least 1")
-        biased = (token for token, _ in request.sampling.adjustments.logit_bias)
-        if not all(0 <= token < self.model.config.vocabulary_size for token in biased):
-            raise ValueError(f"biased token ids are between 0 and {self.model.config.vocabulary_size - 1}")
-        if request.max_draft is not None and not 0 <= request.max_draft <= MAX_DRAFT:
-            raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence now; its slot is free for the next step."""

@@ -105,3 +105,16 @@ class Sequence:
     @property
     def needs_logits(self) -> bool:
         return not self.is_plainly_greedy or self.request.num_logprobs is not None
+
+
+@dataclass(frozen=True)
+class Emission:
+    """New token ids of one sequence; `finish_reason` is set with its last ones.
+
+    `logprobs` has one entry for each id where the request asked for them.
+    """
+
+    sequence: Sequence
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
