@@ -18,7 +18,7 @@ from offline.stage import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.workbench import Workbench
 from server.engine import KVCache, SkipMask, TokenBatch
 
-MAX_DRAFT = 12
+LONGEST_DRAFT = 12
 """Longest draft that is considered; verification is measured up to one row more."""
 CONTEXT = 128
 CHAIN = 4
@@ -57,7 +57,7 @@ class MeasuredCost(StageRecord):
 
 
 def measure_cost(bench: Workbench, work: Path) -> MeasuredCost:
-    digest = digest_of(bench.digest, torch.get_num_threads(), MAX_DRAFT, CONTEXT, ROUNDS)
+    digest = digest_of(bench.digest, torch.get_num_threads(), LONGEST_DRAFT, CONTEXT, ROUNDS)
     return reused_or_made(work / "cost.json", MeasuredCost, digest, lambda: make_cost(bench, digest))
 
 
@@ -65,10 +65,10 @@ def make_cost(bench: Workbench, digest: str) -> MeasuredCost:
     """Times draft passes of several masks and full passes of several rows, in turn, so that noise spreads evenly."""
     num_layers = bench.model.config.num_layers
     masks = timing_masks(num_layers)
-    context = min(CONTEXT, bench.model.config.max_length - MAX_DRAFT - 1)
-    cache = bench.model.new_cache(1, context + MAX_DRAFT + 1)
+    context = min(CONTEXT, bench.model.config.max_length - LONGEST_DRAFT - 1)
+    cache = bench.model.new_cache(1, context + LONGEST_DRAFT + 1)
     drafts = [partial(draft_passes, bench, cache, context, mask) for mask in masks]
-    checks = [partial(full_pass, bench, cache, context, rows) for rows in range(1, MAX_DRAFT + 2)]
+    checks = [partial(full_pass, bench, cache, context, rows) for rows in range(1, LONGEST_DRAFT + 2)]
     times = interleaved_quartiles([*drafts, *checks], ROUNDS)
     per_token = [seconds / CHAIN for seconds in times[: len(masks)]]
     fitted = fit(num_layers, masks, per_token, times[len(masks) :])

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from offline.cost import MAX_DRAFT, CostModel
+from offline.cost import LONGEST_DRAFT, CostModel
 from offline.stage import Strict
 from server.engine import SkipMask
 
@@ -25,7 +25,7 @@ class DraftRule(Strict):
 FIRST_RULE = DraftRule(max_draft=8, confidence=0.5)
 RULES = tuple(
     DraftRule(max_draft=length, confidence=confidence)
-    for length in (2, 4, 6, 8, MAX_DRAFT)
+    for length in (2, 4, 6, 8, LONGEST_DRAFT)
     for confidence in (0.0, 0.2, 0.35, 0.5, 0.65, 0.8)
 )
 

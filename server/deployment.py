@@ -84,4 +84,7 @@ def load(source: Source, config: EngineConfig) -> Deployment:
             source.name,
             config.method,
         )
-    return Deployment(source.name, checkpoint, codec, Engine(Decoder(checkpoint), config, artifact))
+    model = Decoder(checkpoint)
+    # The decoder has its own fused copies; together they would take twice the model's memory.
+    checkpoint.weights.clear()
+    return Deployment(source.name, checkpoint, codec, Engine(model, config, artifact))

@@ -112,7 +112,8 @@ class Engine:
         while self.waiting and self.free_slots:
             sequence = self.waiting.popleft()
             sequence.slot = heapq.heappop(self.free_slots)
-            self.cache.clear(sequence.slot)
+            if self.model.native is None:
+                self.cache.clear(sequence.slot)
             sequence.admitted_at = time.perf_counter()
             self.running.append(sequence)
 
