@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.cost import MAX_DRAFT, CostModel, fit, timing_masks
+from offline.cost import LONGEST_DRAFT, CostModel, fit, timing_masks
 from offline.drafting import RULES, DraftRule, Trace, best_rule, replay
 from server.engine import FULL, SkipMask
 
 HALF = SkipMask(frozenset({2, 3}), frozenset({2, 3}))
-COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=2.0, full=[13.0] * 8 + [15.0] * (MAX_DRAFT - 7))
+COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=2.0, full=[13.0] * 8 + [15.0] * (LONGEST_DRAFT - 7))
 
 places = st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=60)
 rules = st.sampled_from(RULES)

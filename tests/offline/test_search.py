@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from offline.cost import MAX_DRAFT, CostModel
+from offline.cost import LONGEST_DRAFT, CostModel
 from offline.drafting import FIRST_RULE, replay
 from offline.proposals import FlipSpace, flipped, optimise, prefix_masks, rule_masks
 from offline.score import SPAN, MaskScorer, Score, Text, Texts, score_traces
@@ -26,7 +26,7 @@ from server.engine import (
 
 NUM_LAYERS = 6
 PLANTED = SkipMask(frozenset({1, 2, 4, 5}), frozenset({3, 4, 5}))
-COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=1.0, full=[9.0] * (MAX_DRAFT + 1))
+COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=1.0, full=[9.0] * (LONGEST_DRAFT + 1))
 
 
 def distance(mask: SkipMask) -> int:
