@@ -164,6 +164,7 @@ class NativeDecoder:
         """The full model's greedy token after each of the batch's."""
         flat = np.array(batch.flat, np.int32)
         hidden, results, greedy = self.scratch(batch.num_tokens)
+        greedy.probabilities = None
         self.kernels.decoder_greedy(self.handle, byref(self.rows(flat, hidden, cache, FULL)), byref(greedy))
         tokens: list[int] = results[0].tolist()
         return tokens
