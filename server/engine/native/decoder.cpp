@@ -99,12 +99,14 @@ struct Pair<bf16> {
 #endif
 
 // Adds the products of R rows with P panels; `x_stride` apart are the rows, `pair_stride` the pairs of inputs in a panel.
-template <int R, int P, class T, class Activation>
+// The panels behind these may be fetched meanwhile: the processor's own prefetching ends at each page of 4 KB.
+template <bool FETCH_NEXT, int R, int P, class T, class Activation>
 inline void accumulate(f16 (&acc)[R][P], const Activation *x, size_t x_stride, const T *w, size_t pair_stride,
                        size_t panel_stride, int inputs) {
   for (int k = 0; k < inputs; k += 2, w += pair_stride)
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
+      if constexpr (FETCH_NEXT) __builtin_prefetch(w + (P + p) * panel_stride);
       Pair<T> pair(w + p * panel_stride);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) acc[r][p] = pair.add(acc[r][p], x + r * x_stride + k);
@@ -482,7 +484,7 @@ class Decoder final : public Model {
   void block(int row, const Activation *x, const T *w, int inputs, int panel, F &finish) const {
     f16 acc[R][P] = {};
     const size_t panel_size = size_t(inputs) * LANES;
-    accumulate(acc, x + size_t(row) * inputs, inputs, w + panel * panel_size, 2 * LANES, panel_size, inputs);
+    accumulate<(R > 1)>(acc, x + size_t(row) * inputs, inputs, w + panel * panel_size, 2 * LANES, panel_size, inputs);
     for (int r = 0; r < R; r++)
       for (int p = 0; p < P; p++) finish(row + r, (panel + p) * LANES, acc[r][p]);
   }
@@ -619,7 +621,7 @@ class Decoder final : public Model {
     const int dim = s_.head_dim;
     const float scale = 1.0f / std::sqrt(float(dim));
     f16 acc[Q][P] = {};
-    accumulate(acc, queries, dim, keys + size_t(panel) * LANES * dim, 2 * LANES, size_t(LANES) * dim, dim);
+    accumulate<false>(acc, queries, dim, keys + size_t(panel) * LANES * dim, 2 * LANES, size_t(LANES) * dim, dim);
     for (int i = 0; i < Q; i++)
       for (int p = 0; p < P; p++) store16(scores + i * stride + (panel + p) * LANES, acc[i][p] * scale);
   }
@@ -628,7 +630,7 @@ class Decoder final : public Model {
   void gather(const Activation *shares, int stride, const T *values, int panel, int longest, const f16 (&scale)[Q],
               Activation *const (&out)[Q]) const {
     f16 acc[Q][P] = {};
-    accumulate(acc, shares, stride, values + panel * 2 * LANES, 2 * s_.head_dim, 2 * LANES, longest);
+    accumulate<false>(acc, shares, stride, values + panel * 2 * LANES, 2 * s_.head_dim, 2 * LANES, longest);
     for (int i = 0; i < Q; i++)
       for (int p = 0; p < P; p++) store16(out[i] + (panel + p) * LANES, acc[i][p] * scale[i]);
   }
