@@ -81,7 +81,8 @@ def mix(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     groups = k.shape[1]
     scores = q.reshape(rows, groups, -1, size) @ k.transpose(2, 3) / math.sqrt(size)
     shares = (scores.unflatten(2, (heads // groups, width)) + bias).softmax(-1).to(v.dtype)
-    return (shares.flatten(2, 3) @ v).reshape(rows, heads, width, size)
+    mixed: Tensor = shares.flatten(2, 3) @ v
+    return mixed.reshape(rows, heads, width, size)
 
 
 class Attention(nn.Module):
@@ -193,7 +194,7 @@ class Network(nn.Module):
         cos, sin = self.tables(ids)
         age = ages(ids.shape[1], ids.device)
         bias = as_bias(torch.cat((age > chain, (age >= 0) & (age <= chain)), 1))
-        x = self.model.embed_tokens(ids.flatten())
+        x: Tensor = self.model.embed_tokens(ids.flatten())
         for layer, past, (has_attention, has_mlp) in zip(self.model.blocks, memory, path, strict=True):
             if has_attention:
                 x, _, _ = layer.attend(x, cos, sin, bias, len(ids), past)
@@ -203,7 +204,8 @@ class Network(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         normed: Tensor = self.model.norm(x)
-        return F.linear(normed, self.model.embed_tokens.weight).float()
+        logits: Tensor = F.linear(normed, self.model.embed_tokens.weight)
+        return logits.float()
 
     def forward(self, ids: Tensor, is_target: Tensor, domain: int) -> tuple[Tensor, Tensor, Tensor]:
         """(token loss, draft loss, acceptance) of `ids` [rows, width + 1], all of one domain.
