@@ -37,7 +37,7 @@ def peer_runners(names: Sequence[str], bench: Workbench, settings: EvaluationSet
 
 def peer_runner(name: str, model: PreTrainedModel, bench: Workbench, settings: EvaluationSettings) -> Runner:
     options = ASSISTED[name](bench.model.config.num_layers)
-    eos_ids = sorted(bench.checkpoint.eos_ids)
+    eos_ids = sorted(end_ids(bench, settings))
     pad = bench.checkpoint.tokenizer.pad_token_id
     pad = pad if pad is not None else (eos_ids or [0])[0]
     sampling: dict[str, Any] = {"do_sample": False}
@@ -56,6 +56,11 @@ def peer_runner(name: str, model: PreTrainedModel, bench: Workbench, settings: E
         return [Answer(upto_end(row, eos_ids)) for row in output[:, width:].tolist()]
 
     return run
+
+
+def end_ids(bench: Workbench, settings: EvaluationSettings) -> frozenset[int]:
+    """The tokens that end an answer."""
+    return frozenset() if settings.ignore_eos else bench.checkpoint.eos_ids
 
 
 def upto_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:

@@ -106,6 +106,7 @@ class EvaluationSettings(CommandSettings):
     )
     json_only: bool = Field(False, alias="json", description="print the JSON line without the table")
     max_new_tokens: int = Field(128, ge=1, description="tokens per answer at most")
+    ignore_eos: bool = Field(False, description="write all of --max-new-tokens, past the model's own end")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
     batch_size: int = Field(1, ge=1, description="prompts decoded together")
     limit: int | None = Field(None, ge=1, description="prompts per domain at most")
