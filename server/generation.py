@@ -41,7 +41,7 @@ class Outcome:
     completion_tokens: int
     route: Route
     method: Method
-    max_draft: int
+    longest_draft: int
     stats: SequenceStats
     queue_seconds: float
     prefill_seconds: float
@@ -143,7 +143,7 @@ class Generation:
             completion_tokens=len(sequence.output_ids) - surplus,
             route=sequence.route,
             method=sequence.method,
-            max_draft=sequence.max_draft,
+            longest_draft=sequence.longest_draft,
             stats=cut(self.seen, num_emitted - surplus) if surplus else stats.copy(),
             queue_seconds=admitted_at - sequence.added_at,
             prefill_seconds=first_token_at - admitted_at,
