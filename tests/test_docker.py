@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import Metric
 
 from server.metrics import Metrics
@@ -130,6 +132,13 @@ def test_dashboards_are_what_the_code_makes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(GRAFANA / "dashboards.py"), str(tmp_path)], check=True)
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert made == {path.name: path.read_text() for path in DASHBOARDS}, "run docker/grafana/dashboards.py"
+
+
+def test_grafanas_schema_knows_every_field_of_the_dashboards() -> None:
+    for path in DASHBOARDS:
+        shipped = json.loads(path.read_text())
+        read = json.loads(JSONEncoder().encode(Dashboard.from_json(shipped)))
+        assert read == shipped, path.name
 
 
 def test_dashboards_fit_grafana_and_its_provisioning(services: dict[str, Any]) -> None:
