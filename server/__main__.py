@@ -99,7 +99,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = str(error.strerror or error).partition(" (while")[0]
         raise OSError(f"cannot listen on {host}:{port}: {reason}") from error
-    # Connections inherit it; without it a small write waits up to 40 ms for the client's acknowledgement of the last one.
+    # Connections inherit it. Without it a small write waits up to 40 ms for the acknowledgement of the one before.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
