@@ -5,7 +5,8 @@ Token ids go in and come out, so the file carries no tokenizer. Needs the extra 
 
 import ctypes
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from offline.measure import Answer, Job, Runner
+from offline.peers import end_ids
 from offline.settings import EvaluationSettings, SettingsMistake
 from offline.workbench import Workbench
 from server.engine import DecoderConfig
@@ -40,12 +42,16 @@ def llamacpp_runner(bench: Workbench, settings: EvaluationSettings, longest: int
         path = Path(folder) / "model.gguf"
         write_gguf(path, bench, rope_theta(settings))
         model = Model(path, longest + settings.max_new_tokens, bench.checkpoint.dtype)
-    eos_ids = bench.checkpoint.eos_ids
+    eos_ids = end_ids(bench, settings)
 
-    def run(jobs: Sequence[Job]) -> list[Answer]:
-        return [Answer(list(upto(model.tokens(job.ids), settings.max_new_tokens, eos_ids))) for job in jobs]
+    def answer(job: Job) -> Answer:
+        tokens = upto(model.tokens(job.ids), settings.max_new_tokens, eos_ids)
+        first = next(tokens)
+        prefilled_at = time.perf_counter()
+        ids = [first, *tokens]
+        return Answer(ids, time.perf_counter() - prefilled_at)
 
-    return run
+    return lambda jobs: [answer(job) for job in jobs]
 
 
 def upto(tokens: Iterator[int], limit: int, eos_ids: frozenset[int]) -> Iterator[int]:
