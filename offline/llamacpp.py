@@ -27,6 +27,8 @@ SLOW_BYTES = 2**30
 """A file of this size takes seconds to write."""
 ERROR_LEVEL = 4
 """`GGML_LOG_LEVEL_ERROR` of ggml.h."""
+SILENCE = llama_cpp.llama_log_callback(lambda level, text, data: None)
+"""The library goes on calling what it was given last, so that must never be collected."""
 FILE_TYPES = {
     torch.float32: gguf.GGMLQuantizationType.F32,
     torch.bfloat16: gguf.GGMLQuantizationType.BF16,
@@ -67,8 +69,8 @@ class Model:
 
     def __init__(self, path: Path, length: int, dtype: torch.dtype) -> None:
         errors: list[str] = []
-        self.listener = llama_cpp.llama_log_callback(lambda level, text, _: listen(errors, level, text))
-        llama_cpp.llama_log_set(self.listener, None)
+        listener = llama_cpp.llama_log_callback(lambda level, text, _: listen(errors, level, text))
+        llama_cpp.llama_log_set(listener, None)
         loading = llama_cpp.llama_model_default_params()
         loading.use_mmap = False
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), loading)
@@ -79,6 +81,7 @@ class Model:
             # Keys and values are kept in half precision otherwise.
             running.type_k = running.type_v = int(gguf.GGMLQuantizationType.F32)
         self.context = llama_cpp.llama_init_from_model(self.model, running) if self.model else None
+        llama_cpp.llama_log_set(SILENCE, None)
         if not self.context:
             raise SettingsMistake(f"--methods: llama-cpp cannot load this model: {' '.join(errors[:1])}")
         self.greedy = llama_cpp.llama_sampler_init_greedy()
