@@ -131,7 +131,7 @@ def make_runners(
     if artifact is not None:
         routes = library_routes(artifact, settings)
         runners |= {name: decoding().runner(Method.SKIP, route_of) for name, route_of in routes.items()}
-    runners |= peer_runners(settings.methods, bench, settings)
+    runners |= peer_runners(settings.methods, bench, settings, longest)
     return {name: runners[name] for name in settings.methods}
 
 
