@@ -52,7 +52,8 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
         ({"stop_token_ids": [3, -1]}, "stop_token_ids[1]", "invalid_value"),
         ({"ignore_eos": 1}, "ignore_eos", "invalid_value"),
         ({"echo": True}, "echo", "unknown_parameter"),
-        ({"store": True}, "store", "unsupported_parameter"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
+        ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "unsupported_parameter"),
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens", "unsupported_parameter"),
         ({"sped": 1}, "sped", "unknown_parameter"),
@@ -144,7 +145,7 @@ def test_tokenization_refuses(base_url: str, path: str, body: dict[str, Any], pa
     [
         {"logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none", "parallel_tool_calls": True},
         {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}},
-        {"n": 1, "user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "stop": None},
+        {"n": 1, "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "stop": None},
         {"temperature": 0.0, "top_p": 0, "top_k": -1, "min_p": 1, "seed": -5, "max_completion_tokens": 2},
         {"temperature": 1e-30, "stream": None, "stream_options": None, "messages": [USER | {"name": None}]},
     ],
