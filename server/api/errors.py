@@ -43,6 +43,12 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+def presentable(text: str, limit: int) -> str:
+    """Text that may repeat what was sent: of bounded length, and without lone surrogates, which no answer can carry."""
+    text = text.encode(errors="replace").decode()
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 class ApiError(Exception):
     """An error with a place in OpenAI's vocabulary; `param` names the field at fault."""
 
@@ -52,9 +58,8 @@ class ApiError(Exception):
     headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        # Clients can send lone surrogates, which no response can carry.
-        super().__init__(message.encode(errors="replace").decode())
-        self.param = param.encode(errors="replace").decode() if param else None
+        super().__init__(presentable(message, 1000))
+        self.param = presentable(param, 200) if param else None
         self.code = code or self.code
 
     @property
@@ -123,6 +128,14 @@ UNAVAILABLE = {
 }
 
 
+UNREADABLE: dict[type[BaseException | None], str] = {
+    RecursionError: "The body is nested too deeply.",
+    UnicodeDecodeError: "The body is not valid UTF-8.",
+    ValueError: "The body has a number with too many digits.",
+}
+"""Why JSON could not be read, by what its parser raised."""
+
+
 def api_error(error: Exception) -> ApiError:
     """What a client is told of `error`; whatever is not foreseen is logged and kept from the client."""
     match error:
@@ -182,6 +195,8 @@ def from_http(error: HTTPException, request: Request) -> ApiError:
         case HTTPStatus.METHOD_NOT_ALLOWED:
             message = f"{request.method} is not allowed for {request.url.path}."
             refused = BadRequestError(message, code="method_not_allowed")
+        case HTTPStatus.BAD_REQUEST:
+            refused = BadRequestError(UNREADABLE.get(type(error.__cause__), str(error.detail)))
         case _:
             refused = BadRequestError(str(error.detail))
     refused.status, refused.headers = error.status_code, error.headers or {}

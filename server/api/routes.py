@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
@@ -30,6 +30,8 @@ CHARACTERS_PER_TOKEN = 4
 """A rough measure for a place in the queue, until the prompt is tokenised and counted."""
 
 Documented = dict[int | str, dict[str, Any]]
+EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+"""What an answer is in place of JSON where the body has `stream: true`."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,15 @@ class Api:
             ("/v1/completions", self.complete, TextCompletion),
             ("/v1/responses", self.respond, ResponseAnswer),
         ):
-            documented: Documented = {200: {"model": answer}, **errors}
+            documented: Documented = {200: {"model": answer, "content": EVENTS}, **errors}
             router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=documented)
         tokenization = TokenizationApi(self.worker)
         router.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"], responses=errors)
         router.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"], responses=errors)
         router.add_api_route("/v1/models", self.models, responses=errors)
         router.add_api_route("/v1/models/{name:path}", self.model, responses=errors)
-        router.add_api_route("/health", self.health, response_model=None)
-        router.add_api_route("/ready", self.ready, response_model=None)
-        router.add_api_route("/metrics", self.metrics, response_model=None)
+        unhealthy: Documented = {503: {"description": "Not yet, or not any more"}}
+        router.add_api_route("/health", self.health, response_model=None, responses=unhealthy)
+        router.add_api_route("/ready", self.ready, response_model=None, responses=unhealthy)
+        router.add_api_route("/metrics", self.metrics, response_model=None, response_class=PlainTextResponse)
         return router

@@ -155,11 +155,29 @@ def test_fields_without_effect_are_accepted(base_url: str, changes: dict[str, An
     assert response.status_code == 200, response.text
 
 
-@pytest.mark.parametrize("content", [b'{"model"', b"", b"[1]", b'"text"', b"[" * 100_000, b"\xff"])
-def test_a_body_that_is_no_json_object(base_url: str, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"model"', "not valid JSON"),
+        (b"", "empty"),
+        (b"[1]", "must be a JSON object"),
+        (b'"text"', "must be a JSON object"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"tools":' + b"[" * 2000 + b"]" * 2000 + b"}", "nested too deeply"),
+        (b"\xff", "not valid UTF-8"),
+        (b'{"seed":' + b"9" * 5000 + b"}", "too many digits"),
+    ],
+)
+def test_a_body_that_is_no_json_object(base_url: str, content: bytes, reason: str) -> None:
     headers = {"content-type": "application/json"}
     response = httpx.post(f"{base_url}/v1/chat/completions", content=content, headers=headers)
-    check_error(response, 400, None, None)
+    assert reason in check_error(response, 400, None, None)["message"]
+
+
+def test_errors_repeat_little_of_what_was_sent(base_url: str) -> None:
+    for body in (CHAT | {"x" * 100_000: 1}, CHAT | {"model": "x" * 100_000}):
+        response = httpx.post(f"{base_url}/v1/chat/completions", json=body)
+        assert response.is_client_error and len(response.content) < 2000
 
 
 def test_unknown_model_route_and_method(base_url: str) -> None:
