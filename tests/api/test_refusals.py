@@ -239,6 +239,31 @@ def test_keys_limits_and_origins(guarded_url: str) -> None:
         openai.OpenAI(base_url=f"{guarded_url}/v1", api_key="wrong", max_retries=0).models.list()
 
 
+def test_browsers_may_ask_from_known_origins_only(guarded_url: str) -> None:
+    url = f"{guarded_url}/v1/chat/completions"
+    asked = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type, x-stainless-lang",
+    }
+    preflight = httpx.options(url, headers=asked | {"origin": "http://app.test"})
+    assert preflight.status_code == 200
+    allowed = preflight.headers["access-control-allow-headers"].lower()
+    assert all(name in allowed for name in ("authorization", "content-type", "x-stainless-lang"))
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    refused = httpx.options(url, headers=asked | {"origin": "http://evil.test"})
+    assert refused.status_code == 400 and "access-control-allow-origin" not in refused.headers
+
+    for key, status in (("first", 200), ("wrong", 401)):
+        headers = {"authorization": f"Bearer {key}", "origin": "http://app.test"}
+        response = httpx.post(url, json=CHAT, headers=headers)
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == "http://app.test"
+        exposed = response.headers["access-control-expose-headers"]
+        assert all(name in exposed for name in ("x-request-id", "retry-after", "x-should-retry"))
+    stranger = httpx.post(url, json=CHAT, headers={"authorization": "Bearer first", "origin": "http://evil.test"})
+    assert "access-control-allow-origin" not in stranger.headers
+
+
 def test_queue_full_draining_and_deadline(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:
     worker, engine = make_worker(checkpoint, tiny_artifact, limits=QueueLimits(2, 1000))
     with serve(worker, AppConfig(request_timeout=2)) as url, ThreadPoolExecutor(2) as pool:
