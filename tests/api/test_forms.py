@@ -5,9 +5,12 @@ from typing import Any
 
 import httpx
 import pytest
-from openai.types import Completion, Model
+from openai.types import Completion, Model, chat, completion_create_params, responses
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from server.api.body import Body
+from server.api.responses.schema import ResponseBody
+from server.api.schema import ChatBody, CompletionBody
 from tests.api.strict import check
 
 USER = [{"role": "user", "content": "hi"}]
@@ -51,6 +54,20 @@ def test_text_whole_and_streamed(base_url: str, changes: dict[str, Any]) -> None
             # OpenAI's type of a chunk is that of a whole answer; its own chunks have null before the end.
             choice["finish_reason"] = choice["finish_reason"] or "stop"
         check(chunk, Completion)
+
+
+@pytest.mark.parametrize(
+    ("body", "params"),
+    [
+        (ChatBody, chat.completion_create_params.CompletionCreateParamsStreaming),
+        (CompletionBody, completion_create_params.CompletionCreateParamsStreaming),
+        (ResponseBody, responses.response_create_params.ResponseCreateParamsStreaming),
+    ],
+)
+def test_every_field_of_openai_is_honoured_or_refused_by_name(body: type[Body], params: Any) -> None:
+    named = params.__required_keys__ | params.__optional_keys__
+    assert len(named) > 15
+    assert named <= body.model_fields.keys() | body.not_honoured.keys()
 
 
 def test_models(base_url: str) -> None:
