@@ -90,7 +90,7 @@ def test_many_clients_that_leave_at_all_times_leave_nothing(
         assert httpx.post(f"{url}/v1/chat/completions", json=body).json()["choices"] == before
         wait_until(lambda: not worker.tickets.open and not worker.generations)
         gc.collect()
-        kept = Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, REQUEST_STATE))
+        kept = Counter(type(thing).__name__ for thing in gc.get_objects() if type(thing) in REQUEST_STATE)
         assert not kept
 
 
