@@ -30,7 +30,7 @@ CHARACTERS_PER_TOKEN = 4
 """A rough measure for a place in the queue, until the prompt is tokenised and counted."""
 
 Documented = dict[int | str, dict[str, Any]]
-EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+EVENTS: dict[str, Any] = {"text/event-stream": {}}
 """What an answer is in place of JSON where the body has `stream: true`."""
 
 

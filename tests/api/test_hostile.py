@@ -100,7 +100,7 @@ content_types = st.sampled_from(
 
 @pytest.mark.parametrize("path", BODIES)
 def test_hostile_bodies_are_answered_and_leave_nothing(base_url: str, path: str) -> None:
-    with httpx.Client(base_url=base_url, timeout=60) as client:
+    with httpx.Client(base_url=base_url, timeout=300) as client:
         usual = client.post("/v1/completions", json=BODIES["/v1/completions"]).json()["choices"]
 
         @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
