@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "30"))
 JSON = {"content-type": "application/json"}
 SHORT: dict[str, Any] = {"model": "tiny", "max_tokens": 2, "seed": 1, "temperature": 1.0}
 BODIES: dict[str, dict[str, Any]] = {

@@ -1,5 +1,6 @@
 """Everything that is refused: status, OpenAI's error body, the field at fault."""
 
+import hmac
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.datastructures import Headers
 
+from server.api.auth import KeyGuard
 from server.app import AppConfig
 from server.engine import Checkpoint, RoutingArtifact
 from server.tickets import QueueLimits
@@ -237,6 +240,21 @@ def test_keys_limits_and_origins(guarded_url: str) -> None:
     check_error(response, 413, None, "request_too_large")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{guarded_url}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_a_key_is_compared_with_all_keys_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+    whole_comparison = hmac.compare_digest
+
+    def noted(given: bytes, key: bytes) -> bool:
+        compared.append(key)
+        return whole_comparison(given, key)
+
+    monkeypatch.setattr(hmac, "compare_digest", noted)
+    guard = KeyGuard(lambda *_: None, ("first", "second", "third"))  # type: ignore[arg-type]
+    for given, is_allowed in (("first", True), ("third", True), ("firs", False)):
+        assert guard.is_allowed(Headers({"authorization": f"Bearer {given}"})) == is_allowed
+    assert compared == [b"first", b"second", b"third"] * 3
 
 
 def test_browsers_may_ask_from_known_origins_only(guarded_url: str) -> None:
