@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from server.api.auth import KeyGuard
-from server.api.errors import install_handlers
+from server.api.handlers import install_handlers
 from server.api.routes import Api, RequestLimits
 from server.api.transport import BodyLimit, Exchange
 from server.worker import Worker
@@ -49,6 +49,6 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id"],
+            expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
         )
     return app

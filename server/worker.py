@@ -184,10 +184,10 @@ class Worker:
     def advance(self, emission: Emission, stats: StepStats, now: float) -> tuple[Ticket, Piece]:
         ticket, generation = self.generations[emission.sequence.id]
         generation.spend(stats)
-        if generation.first_token_at is None:
-            self.metrics.observe_first_token(now - ticket.arrived_at)
-        else:
+        if generation.first_token_at is not None:
             self.metrics.observe_further_tokens(len(emission.token_ids), now - generation.last_token_at)
+        elif emission.token_ids:
+            self.metrics.observe_first_token(now - ticket.arrived_at)
         piece = generation.advance(emission, now)
         if piece.outcome:
             self.end(generation)

@@ -13,15 +13,10 @@ ApiError                 status, type and code of the error body
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from http import HTTPStatus
-from typing import Any
+from collections.abc import Mapping
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 
 from server.engine import ChatError, PromptTooLongError
 from server.tickets import DeadlineError, QueueFullError
@@ -43,6 +38,12 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+def presentable(text: str, limit: int) -> str:
+    """Text that may repeat what was sent: of bounded length, and without lone surrogates, which no answer can carry."""
+    text = text.encode(errors="replace").decode()
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 class ApiError(Exception):
     """An error with a place in OpenAI's vocabulary; `param` names the field at fault."""
 
@@ -52,9 +53,8 @@ class ApiError(Exception):
     headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        # Clients can send lone surrogates, which no response can carry.
-        super().__init__(message.encode(errors="replace").decode())
-        self.param = param.encode(errors="replace").decode() if param else None
+        super().__init__(presentable(message, 1000))
+        self.param = presentable(param, 200) if param else None
         self.code = code or self.code
 
     @property
@@ -143,66 +143,3 @@ def api_error(error: Exception) -> ApiError:
             return BadRequestError(str(error), "messages")
     logger.error("unexpected error", exc_info=error)
     return InternalError("The server had an unexpected error.")
-
-
-def from_validation(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a request body; `param` is its path, as in `messages[0].role`."""
-    first = error.errors()[0]
-    param = path_of(first["loc"][1:], str(first.get("ctx", {}).get("field", "")))
-    match first["type"]:
-        case "json_invalid":
-            return BadRequestError(f"The body is not valid JSON: {first['ctx']['error']}.")
-        case "missing" if not param:
-            return BadRequestError("The body is empty; it must be a JSON object.")
-        case "missing":
-            return BadRequestError(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
-        case "extra_forbidden":
-            return BadRequestError(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
-        case "unsupported":
-            return BadRequestError(f"'{param}': {first['msg']}", param, "unsupported_parameter")
-        case "string_unicode" if not param:
-            return BadRequestError("A parameter's name is not valid Unicode.")
-    if not param:
-        return BadRequestError("The body must be a JSON object, sent with content type application/json.")
-    return BadRequestError(f"Invalid value for '{param}': {first['msg']}.", param, "invalid_value")
-
-
-def path_of(location: Sequence[Any], field: str) -> str | None:
-    """`messages[0].role` from ("messages", 0, "role"); union branches (`<list>`) and keys (`[key]`) are no fields."""
-    parts = [part for part in (*location, *([field] if field else [])) if not str(part).startswith(("<", "["))]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    return path.removeprefix(".") or None
-
-
-def from_http(error: HTTPException, request: Request) -> ApiError:
-    """What the framework refuses by itself: unknown routes, wrong methods, bodies that cannot be parsed."""
-    match error.status_code:
-        case HTTPStatus.NOT_FOUND:
-            refused = BadRequestError(f"Unknown request URL: {request.method} {request.url.path}.", code="unknown_url")
-        case HTTPStatus.METHOD_NOT_ALLOWED:
-            message = f"{request.method} is not allowed for {request.url.path}."
-            refused = BadRequestError(message, code="method_not_allowed")
-        case _:
-            refused = BadRequestError(str(error.detail))
-    refused.status, refused.headers = error.status_code, error.headers or {}
-    return refused
-
-
-def install_handlers(app: FastAPI) -> None:
-    """Every error that a route raises leaves in OpenAI's form."""
-
-    async def on_error(request: Request, error: Exception) -> JSONResponse:
-        return api_error(error).response
-
-    async def on_validation(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return from_validation(error).response
-
-    async def on_http(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        return from_http(error, request).response
-
-    for kind in (ApiError, QueueFullError, UnavailableError, DeadlineError, PromptTooLongError, ChatError):
-        app.add_exception_handler(kind, on_error)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)

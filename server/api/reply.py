@@ -12,16 +12,6 @@ from server.tickets import Ticket
 from server.worker import Worker
 
 
-async def after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
-    """All frames; an error after the first, when the status was sent, becomes an event that ends the stream."""
-    yield first
-    try:
-        async for text in rest:
-            yield text
-    except Exception as error:
-        yield f"data: {api_error(error).body.model_dump_json()}\n\n"
-
-
 class Reply(Response):
     """Answers from a ticket for as long as the client is there, and releases it whatever happens."""
 
@@ -58,8 +48,17 @@ class Reply(Response):
         # Until there is something to say, an error still gets its own status.
         first = await anext(frames)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        response = StreamingResponse(after(first, frames), headers=headers, media_type="text/event-stream")
+        response = StreamingResponse(self.after(first, frames), headers=headers, media_type="text/event-stream")
         await response.stream_response(send)
+
+    async def after(self, first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+        """All frames; an error after the first, when the status was sent, becomes an event that ends the stream."""
+        yield first
+        try:
+            async for text in rest:
+                yield text
+        except Exception as error:
+            yield self.transcript.failure(api_error(error))
 
 
 async def disconnection(receive: Receive) -> None:

@@ -57,7 +57,8 @@ def stop_conditions(body: GenerationBody, max_tokens: int | None, deployment: De
         message = f"Invalid value for 'min_tokens': {min_tokens} is more than the {max_tokens} of max_tokens."
         raise BadRequestError(message, "min_tokens", "invalid_value")
     ends = set(body.stop_token_ids or []).union(() if body.ignore_eos else deployment.checkpoint.eos_ids)
-    return StopConditions(max_tokens or deployment.max_length, frozenset(ends), min_tokens)
+    limit = deployment.max_length if max_tokens is None else max_tokens
+    return StopConditions(limit, frozenset(ends), min_tokens)
 
 
 def adjustments(body: GenerationBody) -> Adjustments:

@@ -2,21 +2,24 @@
 
 import asyncio
 import time
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
 from server.api.errors import ErrorBody
 from server.api.reply import Reply
-from server.api.requests import check_body, check_ids, check_model, prompts
+from server.api.requests import check_body, check_ids, check_model, prompts, sampling
+from server.api.responses.answers import ResponseAnswer, echo
+from server.api.responses.schema import ResponseBody
+from server.api.responses.stream import ResponseTranscript
 from server.api.schema import ChatBody, CompletionBody, GenerationBody
-from server.api.stream import ChatTranscript, TextTranscript, Transcript
+from server.api.sources import PromptSource, chat_source, text_source
+from server.api.stream import ChatTranscript, Form, TextTranscript
 from server.api.tokenization import TokenizationApi
 from server.deployment import Deployment
 from server.worker import Worker
@@ -27,6 +30,8 @@ CHARACTERS_PER_TOKEN = 4
 """A rough measure for a place in the queue, until the prompt is tokenised and counted."""
 
 Documented = dict[int | str, dict[str, Any]]
+EVENTS: dict[str, Any] = {"text/event-stream": {}}
+"""What an answer is in place of JSON where the body has `stream: true`."""
 
 
 @dataclass(frozen=True)
@@ -45,48 +50,36 @@ class Api:
         self.limits = limits
 
     async def chat(self, body: ChatBody) -> Response:
-        messages = [message.for_template for message in body.messages]
-        num_characters = sum(len(message["content"]) for message in messages)
         max_tokens = body.max_completion_tokens or body.max_tokens
-
-        def encode(deployment: Deployment) -> list[list[int]]:
-            return [deployment.codec.encode_chat(messages)]
-
-        return await self.generate(body, encode, 1, num_characters, max_tokens, ChatTranscript)
+        return await self.generate(body, chat_source(body.messages, "messages"), max_tokens, ChatTranscript)
 
     async def complete(self, body: CompletionBody) -> Response:
-        texts = body.prompts
-        num_characters = sum(len(text) for text in texts)
+        max_tokens = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        return await self.generate(body, text_source(body.prompts), max_tokens, TextTranscript)
 
-        def encode(deployment: Deployment) -> list[list[int]]:
-            return [deployment.codec.encode_text(text) if isinstance(text, str) else text for text in texts]
-
-        max_tokens = body.max_tokens or COMPLETION_TOKENS
-        return await self.generate(body, encode, len(texts), num_characters, max_tokens, TextTranscript)
+    async def respond(self, body: ResponseBody) -> Response:
+        chat = body.as_chat
+        applied = sampling(chat, self.worker.check_available().checkpoint.defaults)
+        form = partial(ResponseTranscript, echo(body, applied))
+        return await self.generate(chat, chat_source(chat.messages, "input"), body.max_output_tokens, form)
 
     async def generate(
-        self,
-        body: GenerationBody,
-        encode: Callable[[Deployment], list[list[int]]],
-        num_prompts: int,
-        num_characters: int,
-        max_tokens: int | None,
-        form: type[Transcript],
+        self, body: GenerationBody, source: PromptSource, max_tokens: int | None, form: Form
     ) -> Response:
         """Takes a place before tokenising, so that a burst of requests costs nothing where it is refused."""
         deployment = self.worker.check_available()
         check_body(body, deployment, self.limits.max_choices)
-        num_choices = num_prompts * (body.n or 1)
-        ticket = self.worker.reserve(num_choices, num_characters // CHARACTERS_PER_TOKEN, self.limits.timeout)
+        num_choices = source.num_prompts * (body.n or 1)
+        num_tokens = source.num_characters // CHARACTERS_PER_TOKEN
+        ticket = self.worker.reserve(num_choices, num_tokens, self.limits.timeout)
         try:
-            encoded = await asyncio.to_thread(encode, deployment)
-            check_ids(encoded, form.prompt_field, deployment.vocabulary_size)
+            encoded = await asyncio.to_thread(source.encode, deployment)
+            check_ids(encoded, source.field, deployment.vocabulary_size)
             self.worker.submit(ticket, prompts(body, encoded, max_tokens, deployment))
         except BaseException:
             self.worker.release(ticket)
             raise
         head = {
-            "id": f"{form.id_prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": deployment.name,
             "system_fingerprint": f"fp_{deployment.checkpoint.fingerprint[:10]}",
@@ -131,15 +124,17 @@ class Api:
         for path, endpoint, answer in (
             ("/v1/chat/completions", self.chat, ChatCompletion),
             ("/v1/completions", self.complete, TextCompletion),
+            ("/v1/responses", self.respond, ResponseAnswer),
         ):
-            documented: Documented = {200: {"model": answer}, **errors}
+            documented: Documented = {200: {"model": answer, "content": EVENTS}, **errors}
             router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=documented)
         tokenization = TokenizationApi(self.worker)
         router.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"], responses=errors)
         router.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"], responses=errors)
         router.add_api_route("/v1/models", self.models, responses=errors)
         router.add_api_route("/v1/models/{name:path}", self.model, responses=errors)
-        router.add_api_route("/health", self.health, response_model=None)
-        router.add_api_route("/ready", self.ready, response_model=None)
-        router.add_api_route("/metrics", self.metrics, response_model=None)
+        unhealthy: Documented = {503: {"description": "Not yet, or not any more"}}
+        router.add_api_route("/health", self.health, response_model=None, responses=unhealthy)
+        router.add_api_route("/ready", self.ready, response_model=None, responses=unhealthy)
+        router.add_api_route("/metrics", self.metrics, response_model=None, response_class=PlainTextResponse)
         return router

@@ -56,15 +56,15 @@ class Speculation(Body):
 
 
 StopString = Annotated[Text, Field(min_length=1, max_length=1024)]
-Identifier = Annotated[str, Field(max_length=512)] | None
+Identifier = Annotated[Text, Field(max_length=512)] | None
 
 
 BiasedId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
 """A token id as a key of a JSON object."""
 
 
-class GenerationBody(Body):
-    """What chat and text completions share."""
+class SamplingBody(Body):
+    """What all generating requests share: how tokens are drawn, when they end, who asks."""
 
     operation: ClassVar[Operation]
     model: str
@@ -79,11 +79,9 @@ class GenerationBody(Body):
         None
     )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
     stop: (
         Annotated[
             Annotated[StopString, Tag("<text>")] | Annotated[list[StopString], Field(max_length=16), Tag("<list>")],
@@ -92,21 +90,29 @@ class GenerationBody(Body):
         | None
     ) = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     speculation: Speculation | None = None
     user: Identifier = None
     safety_identifier: Identifier = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[Text, Text] | None = None
+    store: bool | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class GenerationBody(SamplingBody):
+    """What chat and text completions share."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
     def check_stream_options(self) -> Self:
         if self.stream_options and not self.stream:
             raise refusal("stream_options", "Only with stream: true.")
         return self
-
-    @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
     def num_logprobs(self) -> int | None:
@@ -162,6 +168,7 @@ class CompletionBody(GenerationBody):
     operation = "text_completion"
     not_honoured = NOT_HONOURED_IN_COMPLETIONS
     reasons = INSTEAD_IN_COMPLETIONS
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     prompt: Annotated[

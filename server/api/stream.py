@@ -3,9 +3,12 @@
 Both kinds read the same iterator; `reply.py` sends either.
 """
 
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, ClassVar, Literal, cast
+
+from pydantic import BaseModel
 
 from server.api.answers import (
     Answer,
@@ -20,6 +23,7 @@ from server.api.answers import (
     TextCompletion,
     Usage,
 )
+from server.api.errors import ApiError
 from server.api.logprobs import ChatLogprobs, TextLogprobs
 from server.engine import Vocabulary
 from server.generation import Outcome, Piece, ShownToken
@@ -31,13 +35,12 @@ class Transcript(ABC):
     """One answer in the making: its text so far, and how each of its choices ended."""
 
     id_prefix: ClassVar[str]
-    prompt_field: ClassVar[str]
 
     def __init__(
         self, head: dict[str, Any], prompt_tokens: int, num_choices: int, vocabulary: Vocabulary | None
     ) -> None:
         """`vocabulary` names the tokens where log-probabilities are asked for."""
-        self.head = head
+        self.head = {"id": f"{self.id_prefix}{uuid.uuid4().hex}", **head}
         self.prompt_tokens = prompt_tokens
         self.vocabulary = vocabulary
         self.texts = [""] * num_choices
@@ -46,21 +49,46 @@ class Transcript(ABC):
         self.outcomes: dict[int, Outcome] = {}
 
     @abstractmethod
-    def chunks(self, piece: Piece) -> list[Answer]:
-        """What a stream says about one piece."""
+    def whole(self) -> BaseModel:
+        """The answer, once every choice has ended."""
 
     @abstractmethod
-    def empty_chunk(self) -> Answer: ...
+    def frames(self, pieces: AsyncIterator[Piece], includes_usage: bool) -> AsyncIterator[str]:
+        """Server-sent events; none before the first piece, so that until then an error has its own status."""
 
-    @abstractmethod
-    def whole(self) -> Answer:
-        """The answer without its usage and metrics."""
+    def failure(self, error: ApiError) -> str:
+        """What a stream ends with where it cannot go on."""
+        return f"data: {error.body.model_dump_json()}\n\n"
 
     def take(self, piece: Piece) -> None:
         self.texts[piece.index] += piece.text
         self.tokens[piece.index] += piece.tokens
         if piece.outcome:
             self.outcomes[piece.index] = piece.outcome
+
+    async def fold(self, pieces: AsyncIterator[Piece]) -> BaseModel:
+        async for piece in pieces:
+            self.take(piece)
+        return self.whole()
+
+    @property
+    def metrics(self) -> RequestMetrics | None:
+        return RequestMetrics.of(self.outcomes[0]) if len(self.texts) == 1 else None
+
+
+Form = Callable[[dict[str, Any], int, int, Vocabulary | None], Transcript]
+"""Begins an answer of one kind, from what `Transcript` begins with."""
+
+
+class ChoicesTranscript(Transcript):
+    """What chats and text completions share: choices, sent as chunks of the same form."""
+
+    @abstractmethod
+    def chunks(self, piece: Piece) -> list[Answer]:
+        """What a stream says about one piece."""
+
+    @abstractmethod
+    def empty_chunk(self) -> Answer: ...
 
     def finish_reason(self, index: int) -> Literal["stop", "length"] | None:
         outcome = self.outcomes.get(index)
@@ -69,16 +97,10 @@ class Transcript(ABC):
     def seal(self, answer: Answer) -> Answer:
         """Adds what is known at the end only."""
         usage = Usage.of(self.prompt_tokens, list(self.outcomes.values()))
-        metrics = RequestMetrics.of(self.outcomes[0]) if len(self.texts) == 1 else None
-        return answer.model_copy(update={"usage": usage, "metrics": metrics})
-
-    async def fold(self, pieces: AsyncIterator[Piece]) -> Answer:
-        async for piece in pieces:
-            self.take(piece)
-        return self.seal(self.whole())
+        return answer.model_copy(update={"usage": usage, "metrics": self.metrics})
 
     async def frames(self, pieces: AsyncIterator[Piece], includes_usage: bool) -> AsyncIterator[str]:
-        """Server-sent events; the last chunk carries the metrics, and the usage where it was asked for."""
+        """The last chunk carries the metrics, and the usage where it was asked for."""
         hidden = {"metrics"} if includes_usage else {"metrics", "usage"}
         async for piece in pieces:
             self.take(piece)
@@ -92,11 +114,10 @@ class Transcript(ABC):
         yield DONE
 
 
-class ChatTranscript(Transcript):
+class ChatTranscript(ChoicesTranscript):
     """POST /v1/chat/completions"""
 
-    id_prefix = "chatcmpl"
-    prompt_field = "messages"
+    id_prefix = "chatcmpl-"
 
     def chunks(self, piece: Piece) -> list[Answer]:
         index = piece.index
@@ -127,17 +148,16 @@ class ChatTranscript(Transcript):
             )
             for i, text in enumerate(self.texts)
         ]
-        return ChatCompletion(**self.head, choices=choices)
+        return self.seal(ChatCompletion(**self.head, choices=choices))
 
     def logprobs(self, tokens: Sequence[ShownToken]) -> ChatLogprobs | None:
         return ChatLogprobs.of(tokens, self.vocabulary) if self.vocabulary else None
 
 
-class TextTranscript(Transcript):
+class TextTranscript(ChoicesTranscript):
     """POST /v1/completions"""
 
-    id_prefix = "cmpl"
-    prompt_field = "prompt"
+    id_prefix = "cmpl-"
 
     def chunks(self, piece: Piece) -> list[Answer]:
         logprobs = self.logprobs(piece.tokens) if piece.tokens else None
@@ -147,7 +167,8 @@ class TextTranscript(Transcript):
         return self.answer([])
 
     def whole(self) -> Answer:
-        return self.answer([self.choice(i, text, self.logprobs(self.tokens[i])) for i, text in enumerate(self.texts)])
+        choices = [self.choice(i, text, self.logprobs(self.tokens[i])) for i, text in enumerate(self.texts)]
+        return self.seal(self.answer(choices))
 
     def answer(self, choices: list[TextChoice]) -> TextCompletion:
         return TextCompletion(**self.head, choices=choices)

@@ -7,6 +7,9 @@ NOT_HONOURED: NoEffect = {
 }
 NOT_HONOURED_IN_CHAT: NoEffect = {
     **NOT_HONOURED,
+    "moderation": (None,),
+    "prompt_cache_options": (None,),
+    "prompt_cache_retention": (None,),
     "response_format": (None, {"type": "text"}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
@@ -17,7 +20,6 @@ NOT_HONOURED_IN_CHAT: NoEffect = {
     "audio": (None,),
     "prediction": (None,),
     "reasoning_effort": (None, "none"),
-    "store": (None, False),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }

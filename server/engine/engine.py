@@ -135,6 +135,10 @@ class Engine:
         if not sequence.is_prefilled:
             stats.prefill_seconds = time.perf_counter() - started
             return []
+        if sequence.room <= 0:
+            stats.prefill_seconds = time.perf_counter() - started
+            self.finish(sequence, FinishReason.LENGTH)
+            return [Emission(sequence, [], sequence.finish_reason)]
         (first,) = choices(self.model.logits(hidden[-1:]), [Span(sequence, [], num_rows=1)])
         emission = self.emit(sequence, *first)
         stats.prefill_seconds = time.perf_counter() - started

@@ -45,12 +45,12 @@ def check_request(request: GenerationRequest, vocabulary_size: int, max_length: 
         raise ValueError("the prompt has no tokens")
     if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary_size:
         raise ValueError(f"prompt token ids are between 0 and {vocabulary_size - 1}")
-    if request.stop.max_tokens < 1:
-        raise ValueError("max_tokens is at least 1")
+    if request.stop.max_tokens < 0:
+        raise ValueError("max_tokens is at least 0")
     biased = (token for token, _ in request.sampling.adjustments.logit_bias)
     if not all(0 <= token < vocabulary_size for token in biased):
         raise ValueError(f"biased token ids are between 0 and {vocabulary_size - 1}")
     if request.max_draft is not None and not 0 <= request.max_draft <= MAX_DRAFT:
         raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
-    if len(request.prompt_ids) >= max_length:
+    if len(request.prompt_ids) + min(request.stop.max_tokens, 1) > max_length:
         raise PromptTooLongError(len(request.prompt_ids), max_length)

@@ -84,6 +84,7 @@ class SamplingParams:
 class StopConditions:
     """When a sequence ends: after `max_tokens`, or at one of `token_ids` (which is not emitted as text).
 
+    Zero tokens are a prompt that is only read, for its log-probabilities.
     The first `min_tokens` tokens are none of `token_ids`.
     """
 

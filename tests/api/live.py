@@ -4,7 +4,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import uvicorn
 
 from server.__main__ import listen
@@ -17,7 +19,10 @@ from server.worker import Worker
 
 
 class GatedEngine(Engine):
-    """The real engine, held between steps while the gate is shut; `error` is raised by the next step."""
+    """The real engine, held between steps while the gate is shut.
+
+    `error` is raised by the next step; at step `fatal_step` the engine dies.
+    """
 
     def __init__(self, model: Decoder, config: EngineConfig, artifact: RoutingArtifact | None = None) -> None:
         super().__init__(model, config, artifact)
@@ -25,12 +30,13 @@ class GatedEngine(Engine):
         self.gate.set()
         self.error: Exception | None = None
         self.num_steps = 0
+        self.fatal_step: int | None = None
 
     def step(self) -> tuple[list[Emission], StepStats]:
         self.num_steps += 1
         self.gate.wait(30)
-        if self.error:
-            raise self.error
+        if self.error or self.num_steps == self.fatal_step:
+            raise self.error or RuntimeError("secret detail")
         return super().step()
 
 
@@ -63,6 +69,29 @@ def serve(worker: Worker, config: AppConfig | None = None) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextlib.contextmanager
+def serve_full(checkpoint: Checkpoint) -> Iterator[str]:
+    """The base URL of a server whose queue is full until it has refused a request."""
+    worker, engine = make_worker(checkpoint, None, limits=QueueLimits(1, 1000))
+    not_refused = b'knnssd_request_rejections_total{reason="queue_full"} 0.0'
+    with serve(worker) as url, ThreadPoolExecutor(2) as pool:
+        engine.gate.clear()
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
+        held = pool.submit(httpx.post, f"{url}/v1/completions", json=body, timeout=30)
+        wait_until(lambda: engine.num_steps > 0)
+
+        def open_at_the_first_refusal() -> None:
+            try:
+                wait_until(lambda: not_refused not in worker.metrics.render())
+            finally:
+                engine.gate.set()
+
+        opening = pool.submit(open_at_the_first_refusal)
+        yield url
+        opening.result()
+        assert held.result().status_code == 200
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

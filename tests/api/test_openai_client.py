@@ -1,6 +1,5 @@
 """The official SDK against a live server: what its users see."""
 
-import asyncio
 from typing import Any
 
 import httpx
@@ -149,24 +148,3 @@ def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     assert extra(cards[0], "domains") == ["stories", "sql", "other"]
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("some/other")
-
-
-def test_eight_requests_at_once_get_what_each_gets_alone(client: openai.OpenAI, base_url: str) -> None:
-    prompts = [f"Story number {i}" for i in range(8)]
-
-    async def ask_all() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0) as together:
-            answers = await asyncio.gather(*(ask(together, prompt) for prompt in prompts))
-        return list(answers)
-
-    async def ask(together: openai.AsyncOpenAI, prompt: str) -> str:
-        stream = await together.chat.completions.create(
-            messages=[{"role": "user", "content": prompt}], stream=True, **SAMPLED
-        )
-        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
-
-    alone = [
-        text_of(client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **SAMPLED))
-        for prompt in prompts
-    ]
-    assert asyncio.run(ask_all()) == alone

@@ -1,5 +1,6 @@
 """Everything that is refused: status, OpenAI's error body, the field at fault."""
 
+import hmac
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.datastructures import Headers
 
+from server.api.auth import KeyGuard
 from server.app import AppConfig
 from server.engine import Checkpoint, RoutingArtifact
 from server.tickets import QueueLimits
@@ -52,7 +55,8 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
         ({"stop_token_ids": [3, -1]}, "stop_token_ids[1]", "invalid_value"),
         ({"ignore_eos": 1}, "ignore_eos", "invalid_value"),
         ({"echo": True}, "echo", "unknown_parameter"),
-        ({"store": True}, "store", "unsupported_parameter"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
+        ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "unsupported_parameter"),
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens", "unsupported_parameter"),
         ({"sped": 1}, "sped", "unknown_parameter"),
@@ -144,7 +148,7 @@ def test_tokenization_refuses(base_url: str, path: str, body: dict[str, Any], pa
     [
         {"logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none", "parallel_tool_calls": True},
         {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}},
-        {"n": 1, "user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "stop": None},
+        {"n": 1, "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "stop": None},
         {"temperature": 0.0, "top_p": 0, "top_k": -1, "min_p": 1, "seed": -5, "max_completion_tokens": 2},
         {"temperature": 1e-30, "stream": None, "stream_options": None, "messages": [USER | {"name": None}]},
     ],
@@ -154,11 +158,29 @@ def test_fields_without_effect_are_accepted(base_url: str, changes: dict[str, An
     assert response.status_code == 200, response.text
 
 
-@pytest.mark.parametrize("content", [b'{"model"', b"", b"[1]", b'"text"', b"[" * 100_000, b"\xff"])
-def test_a_body_that_is_no_json_object(base_url: str, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"model"', "not valid JSON"),
+        (b"", "empty"),
+        (b"[1]", "must be a JSON object"),
+        (b'"text"', "must be a JSON object"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"tools":' + b"[" * 2000 + b"]" * 2000 + b"}", "nested too deeply"),
+        (b"\xff", "not valid UTF-8"),
+        (b'{"seed":' + b"9" * 5000 + b"}", "too many digits"),
+    ],
+)
+def test_a_body_that_is_no_json_object(base_url: str, content: bytes, reason: str) -> None:
     headers = {"content-type": "application/json"}
     response = httpx.post(f"{base_url}/v1/chat/completions", content=content, headers=headers)
-    check_error(response, 400, None, None)
+    assert reason in check_error(response, 400, None, None)["message"]
+
+
+def test_errors_repeat_little_of_what_was_sent(base_url: str) -> None:
+    for body in (CHAT | {"x" * 100_000: 1}, CHAT | {"model": "x" * 100_000}):
+        response = httpx.post(f"{base_url}/v1/chat/completions", json=body)
+        assert response.is_client_error and len(response.content) < 2000
 
 
 def test_unknown_model_route_and_method(base_url: str) -> None:
@@ -218,6 +240,46 @@ def test_keys_limits_and_origins(guarded_url: str) -> None:
     check_error(response, 413, None, "request_too_large")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{guarded_url}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_a_key_is_compared_with_all_keys_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+    whole_comparison = hmac.compare_digest
+
+    def noted(given: bytes, key: bytes) -> bool:
+        compared.append(key)
+        return whole_comparison(given, key)
+
+    monkeypatch.setattr(hmac, "compare_digest", noted)
+    guard = KeyGuard(lambda *_: None, ("first", "second", "third"))  # type: ignore[arg-type]
+    for given, is_allowed in (("first", True), ("third", True), ("firs", False)):
+        assert guard.is_allowed(Headers({"authorization": f"Bearer {given}"})) == is_allowed
+    assert compared == [b"first", b"second", b"third"] * 3
+
+
+def test_browsers_may_ask_from_known_origins_only(guarded_url: str) -> None:
+    url = f"{guarded_url}/v1/chat/completions"
+    asked = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type, x-stainless-lang",
+    }
+    preflight = httpx.options(url, headers=asked | {"origin": "http://app.test"})
+    assert preflight.status_code == 200
+    allowed = preflight.headers["access-control-allow-headers"].lower()
+    assert all(name in allowed for name in ("authorization", "content-type", "x-stainless-lang"))
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    refused = httpx.options(url, headers=asked | {"origin": "http://evil.test"})
+    assert refused.status_code == 400 and "access-control-allow-origin" not in refused.headers
+
+    for key, status in (("first", 200), ("wrong", 401)):
+        headers = {"authorization": f"Bearer {key}", "origin": "http://app.test"}
+        response = httpx.post(url, json=CHAT, headers=headers)
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == "http://app.test"
+        exposed = response.headers["access-control-expose-headers"]
+        assert all(name in exposed for name in ("x-request-id", "retry-after", "x-should-retry"))
+    stranger = httpx.post(url, json=CHAT, headers={"authorization": "Bearer first", "origin": "http://evil.test"})
+    assert "access-control-allow-origin" not in stranger.headers
 
 
 def test_queue_full_draining_and_deadline(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:

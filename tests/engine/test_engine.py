@@ -112,7 +112,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_both_lengths(model: Decode
         ({"prompt_ids": []}, "no tokens"),
         ({"prompt_ids": [1, 262]}, "between 0 and 261"),
         ({"prompt_ids": [1, -1]}, "between 0 and 261"),
-        ({"stop": StopConditions(0)}, "max_tokens"),
+        ({"stop": StopConditions(-1)}, "max_tokens"),
         ({"max_draft": -1}, "max_draft"),
         ({"max_draft": MAX_DRAFT + 1}, "max_draft"),
     ],

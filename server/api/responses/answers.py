@@ -1,0 +1,112 @@
+"""OpenAI's response object, its parts, and the events of its stream; `metrics` beside them is this server's."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field
+
+from server.api.answers import RequestMetrics
+from server.api.logprobs import ChatTokenLogprob
+from server.api.responses.schema import ResponseBody
+from server.engine import SamplingParams
+from server.generation import Outcome
+
+Status = Literal["in_progress", "completed", "incomplete", "failed"]
+
+
+class InputTokensDetails(BaseModel):
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+class OutputTokensDetails(BaseModel):
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails = InputTokensDetails()
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    total_tokens: int
+
+    @classmethod
+    def of(cls, prompt_tokens: int, outcome: Outcome) -> Self:
+        output_tokens = outcome.completion_tokens
+        return cls(input_tokens=prompt_tokens, output_tokens=output_tokens, total_tokens=prompt_tokens + output_tokens)
+
+
+class OutputText(BaseModel):
+    type: Literal["output_text"] = "output_text"
+    text: str = ""
+    annotations: list[Any] = []
+    logprobs: list[ChatTokenLogprob] = []
+
+
+class OutputMessage(BaseModel):
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    status: Literal["in_progress", "completed", "incomplete"] = "in_progress"
+    content: list[OutputText] = []
+
+
+class IncompleteDetails(BaseModel):
+    reason: Literal["max_output_tokens"] = "max_output_tokens"
+
+
+class Failure(BaseModel):
+    """OpenAI names this one code for whatever is not the client's fault."""
+
+    code: Literal["server_error"] = "server_error"
+    message: str
+
+
+class ResponseAnswer(BaseModel):
+    """The answer, and what it was asked with; nothing is stored, whatever `store` asked for."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: Status = "in_progress"
+    background: bool = False
+    error: Failure | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: None = None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputMessage] = []
+    parallel_tool_calls: bool = True
+    previous_response_id: None = None
+    prompt_cache_key: str | None
+    reasoning: dict[str, None] = Field(default={"effort": None, "summary": None})
+    safety_identifier: str | None
+    service_tier: Literal["default"] = "default"
+    store: bool = False
+    temperature: float
+    text: dict[str, Any] = Field(default={"format": {"type": "text"}, "verbosity": "medium"})
+    tool_choice: Literal["auto"] = "auto"
+    tools: list[Any] = []
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    user: str | None
+    metrics: RequestMetrics | None = None
+
+
+def echo(body: ResponseBody, sampling: SamplingParams) -> dict[str, Any]:
+    """The fields of an answer that repeat its request; temperature and top_p as they were applied."""
+    return {
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "prompt_cache_key": body.prompt_cache_key,
+        "safety_identifier": body.safety_identifier,
+        "temperature": sampling.temperature,
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": sampling.top_p,
+        "user": body.user,
+    }

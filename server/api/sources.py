@@ -1,0 +1,41 @@
+"""The prompts of a request, from its body to token ids; tokenising is left to a thread."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.api.errors import BadRequestError
+from server.api.schema import Message
+from server.deployment import Deployment
+from server.engine import ChatError
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Prompts that are still to be tokenised; `field` is what the body calls them."""
+
+    field: str
+    num_prompts: int
+    num_characters: int
+    encode: Callable[[Deployment], list[list[int]]]
+
+
+def chat_source(messages: Sequence[Message], field: str) -> PromptSource:
+    """Messages as the chat template puts them into one prompt; what it refuses is the field's fault."""
+    turns = [message.for_template for message in messages]
+
+    def encode(deployment: Deployment) -> list[list[int]]:
+        try:
+            return [deployment.codec.encode_chat(turns)]
+        except ChatError as error:
+            raise BadRequestError(str(error), field) from error
+
+    return PromptSource(field, 1, sum(len(turn["content"]) for turn in turns), encode)
+
+
+def text_source(prompts: Sequence[str | list[int]]) -> PromptSource:
+    """Prompts of a text completion, as text or token ids."""
+
+    def encode(deployment: Deployment) -> list[list[int]]:
+        return [deployment.codec.encode_text(text) if isinstance(text, str) else text for text in prompts]
+
+    return PromptSource("prompt", len(prompts), sum(len(prompt) for prompt in prompts), encode)
