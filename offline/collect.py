@@ -97,7 +97,9 @@ def collect(bench: Workbench, prompt_set: PromptSet, settings: CalibrationSettin
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
         rows[name].append(row)
-    check_sizes({prompt.domain: 0 for prompt in prompt_set.prompts if prompt.domain} | {n: len(r) for n, r in rows.items()})
+    check_sizes(
+        {prompt.domain: 0 for prompt in prompt_set.prompts if prompt.domain} | {n: len(r) for n, r in rows.items()}
+    )
     known = load_file(work / clusters.vector_file)["vectors"] if clusters else None
     domains, vectors = {}, {}
     for name, members in rows.items():

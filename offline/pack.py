@@ -114,7 +114,7 @@ def pack(
         max_draft=verdicts.rule.max_draft,
         confidence=verdicts.rule.confidence,
         seed=settings.seed,
-        settings=settings.model_dump(mode="json", exclude=set(PLACES)),
+        settings=settings.model_dump(mode="json", include=set(CalibrationSettings.model_fields) - PLACES),
         prompts_digest=prompts.digest,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),

@@ -53,8 +53,8 @@ def draw_map(prompts: Groups, anchors: Groups, seed: int) -> Figure:
     for number, name in enumerate(prompts):
         colour = COLOURS[number % len(COLOURS)]
         points, marks = parts[number], parts[len(prompts) + number]
-        axes.scatter(*points.T, s=9, color=colour, alpha=0.55, linewidths=0, label=label(name))
-        axes.scatter(*marks.T, s=60, color=colour, marker="D", edgecolors="black", linewidths=0.9)
+        axes.scatter(points[:, 0], points[:, 1], s=9, color=colour, alpha=0.55, linewidths=0, label=label(name))
+        axes.scatter(marks[:, 0], marks[:, 1], s=60, color=colour, marker="D", edgecolors="black", linewidths=0.9)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -77,7 +77,9 @@ def draw_masks(masks: Mapping[str, SkipMask], num_layers: int) -> Figure:
     axes.set_yticks([layer + 0.5 for layer in range(0, num_layers, step)], [str(i) for i in range(0, num_layers, step)])
     axes.set_ylabel("layer")
     centres = [3 * column + 1 for column in range(len(masks))]
-    axes.set_xticks(centres, [f"{label(name)}\n{mask.num_skipped} skipped" for name, mask in masks.items()], rotation=25)
+    axes.set_xticks(
+        centres, [f"{label(name)}\n{mask.num_skipped} skipped" for name, mask in masks.items()], rotation=25
+    )
     axes.tick_params(length=0)
     for column in range(len(masks)):
         for offset, part in enumerate(("attn", "MLP")):
@@ -89,13 +91,13 @@ def draw_speeds(verdicts: Sequence[Verdict], measured: Mapping[str, Interval]) -
     """Acceptance, and the predicted and measured speed of each domain, with 95 % intervals."""
     figure = Figure(figsize=(3 + 1.3 * len(verdicts), 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
-    places, names = np.arange(len(verdicts)), [label(verdict.name) for verdict in verdicts]
+    places, names = range(len(verdicts)), [label(verdict.name) for verdict in verdicts]
     left.bar(places, [verdict.score.acceptance for verdict in verdicts], 0.6, color=COLOURS[2])
     left.set_ylabel("share of drafted tokens accepted")
     left.set_ylim(0, 1)
-    bars(right, places - 0.2, [verdict.interval for verdict in verdicts], "predicted", COLOURS[0])
+    bars(right, [place - 0.2 for place in places], [verdict.interval for verdict in verdicts], "predicted", COLOURS[0])
     known = [(place, measured[v.name]) for place, v in zip(places, verdicts, strict=True) if v.name in measured]
-    bars(right, np.array([place + 0.2 for place, _ in known]), [each for _, each in known], "measured", COLOURS[1])
+    bars(right, [place + 0.2 for place, _ in known], [each for _, each in known], "measured", COLOURS[1])
     right.axhline(1, color="black", linewidth=0.8, linestyle="--")
     right.set_ylabel("speed over plain decoding")
     right.legend(frameon=False, fontsize=9, loc="upper right", ncols=2, bbox_to_anchor=(1, 1.1))
@@ -105,7 +107,7 @@ def draw_speeds(verdicts: Sequence[Verdict], measured: Mapping[str, Interval]) -
     return figure
 
 
-def bars(axes: Axes, places: NDArray[np.float64], values: Sequence[Interval], name: str, colour: str) -> None:
+def bars(axes: Axes, places: Sequence[float], values: Sequence[Interval], name: str, colour: str) -> None:
     heights = [value.median for value in values]
     axes.bar(places, heights, 0.36, color=colour, label=name, yerr=errors(values), capsize=3, error_kw={"linewidth": 1})
 

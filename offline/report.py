@@ -3,7 +3,7 @@
 import base64
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -15,12 +15,13 @@ from offline import pictures
 from offline.anchors import Anchors
 from offline.collect import Collection
 from offline.cost import MeasuredCost
-from offline.page import CAPTIONS, PAGE, SECTION
 from offline.pack import Measured
+from offline.page import CAPTIONS, PAGE, SECTION
 from offline.search import MIXED, DomainMasks
 from offline.stage import write_atomically
 from offline.texts import Texts
 from offline.trust import Verdict, Verdicts
+from offline.workbench import Workbench
 from server.engine import OTHER_DOMAIN, Manifest
 
 PICTURES = "report"
@@ -32,8 +33,10 @@ HEAD = ("domain", "prompts", "mask", "skipped", "draft cost", "acceptance", "pre
 
 @dataclass(frozen=True)
 class Calibration:
-    """What all stages found."""
+    """A finished calibration: what all stages found, and the model to go on with."""
 
+    bench: Workbench
+    work: Path
     manifest: Manifest
     collection: Collection
     anchors: Anchors
@@ -59,11 +62,14 @@ class Calibration:
         }
 
 
-def write_report(calibration: Calibration, out: Path) -> str:
-    """Writes `report.html` and `report/*.png` in `out`; returns the table as plain text."""
+def write_report(calibration: Calibration, out: Path, further: Sequence[tuple[str, Figure]] = ()) -> str:
+    """Writes `report.html` and `report/*.png` in `out`; returns the table as plain text.
+
+    `further` are pictures by name, to come after the report's own.
+    """
     rows = [HEAD, *table_rows(calibration)]
     sections = []
-    for name, figure in figures(calibration):
+    for name, figure in [*figures(calibration), *further]:
         png = rendered(figure)
         write_atomically(out / PICTURES / f"{name}.png", png)
         title, caption = CAPTIONS[name]
@@ -113,8 +119,11 @@ def rendered(figure: Figure) -> bytes:
 
 def summary(calibration: Calibration) -> str:
     verdicts, count = calibration.verdicts, len(calibration.verdicts.domains)
+    total = sum(calibration.seconds.values())
     paying = [verdict.name for verdict in verdicts.domains if verdict.pays]
-    gained = f"{', '.join(paying)} gain from a mask of their own" if paying else "no domain gains from a mask of its own"
+    gained = (
+        f"{', '.join(paying)} gain from a mask of their own" if paying else "no domain gains from a mask of its own"
+    )
     found = calibration.collection.clusters
     clustering = found.clustering if found else None
     how = ""
@@ -125,7 +134,7 @@ def summary(calibration: Calibration) -> str:
     return (
         f"Of {count} domains, {gained} beyond the noise of the search; they use {verdicts.num_masks} different masks. "
         f"Drafts are at most {verdicts.rule.max_draft} tokens long and end after a token of less than "
-        f"{verdicts.rule.confidence:.0%} confidence. Calibration took {sum(calibration.seconds.values()):.0f} seconds.{how}"
+        f"{verdicts.rule.confidence:.0%} confidence. Calibration took {total:.0f} seconds.{how}"
     )
 
 

@@ -8,6 +8,7 @@ chance (`trust.py`).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -93,13 +94,12 @@ class Searcher:
             masks += cosine_masks(depths, self.cost) + knapsack_masks(depths, self.cost)
         return list(dict.fromkeys(masks))
 
-    def run(self, name: str, groups: Sequence[Sequence[Text]], rule: DraftRule, seed: int) -> MaskRun:
-        """One search on these texts; goes on from its file of trials."""
-        texts = list(chain.from_iterable(groups))
-        objective = self.objective(groups, texts, rule)
+    def run(
+        self, name: str, texts: Sequence[Text], objective: Callable[[SkipMask], Score], rule: DraftRule, seed: int
+    ) -> MaskRun:
+        """One search; goes on from its file of trials."""
         path = self.folder / f"trials-{name}.jsonl"
-        label = f"masks for {self.folder.name}, {name}"
-        with tqdm(desc=label, delay=2, leave=False, unit="mask") as bar:
+        with tqdm(desc=f"masks for {self.folder.name}, {name}", delay=2, leave=False, unit="mask") as bar:
 
             def compute(mask: SkipMask) -> Score:
                 bar.update()
@@ -111,13 +111,22 @@ class Searcher:
             explore(STRATEGIES[STRATEGY], trials, self.num_layers, self.settings.budget, seed)
         return MaskRun(mask=MaskRecord.of(trials.best), curve=[round(value, 4) for value in trials.curve])
 
-    def objective(
-        self, groups: Sequence[Sequence[Text]], texts: Sequence[Text], rule: DraftRule
-    ) -> Callable[[SkipMask], Score]:
+    def objective(self, groups: Sequence[Sequence[Text]], rule: DraftRule) -> Callable[[SkipMask], Score]:
+        """What a search on these texts makes as high as it can; a mask is scored once."""
         if self.settings.objective is Objective.WALLCLOCK:
+            texts = list(chain.from_iterable(groups))
             return WallClock(self.bench, texts, rule, self.settings.continuation_tokens)
         group = TextGroup(self.bench.model, groups)
-        return lambda mask: score_traces(group.traces(mask), mask, rule, self.cost)
+        return cache(lambda mask: score_traces(group.traces(mask), mask, rule, self.cost))
+
+    def controls(self, own: Callable[[SkipMask], Score], texts: Sequence[Text], rule: DraftRule) -> dict[str, MaskRun]:
+        """The same search with another seed, and on either half of the texts where there are two."""
+        seed = self.settings.seed
+        runs = {OTHER_SEED: self.run(OTHER_SEED, texts, own, rule, seed + 1)}
+        if len(texts) > 1:
+            for name, half in ((FIRST_HALF, texts[::2]), (SECOND_HALF, texts[1::2])):
+                runs[name] = self.run(name, half, self.objective([half], rule), rule, seed)
+        return runs
 
 
 def spread(texts: Sequence[Text]) -> Sequence[Text]:
@@ -138,22 +147,15 @@ def search_domain(
     chosen = (settings.objective, settings.budget, settings.seed, settings.controls, STRATEGY)
     digest = digest_of(digest, name, cost.model_dump_json(), chosen)
     searcher = Searcher(bench, cost, settings, folder, digest)
-    seed = settings.seed
 
     def make() -> DomainMasks:
         rule = searcher.first_rule(TextGroup(bench.model, groups))
-        own = searcher.run(OWN, groups, rule, seed)
-        controls: dict[str, MaskRun] = {}
-        if settings.controls and name != MIXED:
-            (texts,) = groups
-            controls[OTHER_SEED] = searcher.run(OTHER_SEED, groups, rule, seed + 1)
-            if len(texts) > 1:
-                controls[FIRST_HALF] = searcher.run(FIRST_HALF, [texts[::2]], rule, seed)
-                controls[SECOND_HALF] = searcher.run(SECOND_HALF, [texts[1::2]], rule, seed)
+        texts, objective = list(chain.from_iterable(groups)), searcher.objective(groups, rule)
+        own = searcher.run(OWN, texts, objective, rule, settings.seed)
+        has_controls = settings.controls and name != MIXED
+        controls = searcher.controls(objective, texts, rule) if has_controls else {}
         best = own.mask.mask
-        log.info(
-            "search: %s, best of %d masks %.3f, skips %d", name, len(own.curve), own.curve[-1], best.num_skipped
-        )
+        log.info("search: %s, best of %d masks %.3f, skips %d", name, len(own.curve), own.curve[-1], best.num_skipped)
         return DomainMasks(digest=digest, name=name, rule=rule, own=own, controls=controls)
 
     return reused_or_made(folder / "masks.json", DomainMasks, digest, make)

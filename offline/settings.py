@@ -101,12 +101,23 @@ class CalibrationSettings(CommandSettings):
     threshold_quantile: float = Field(
         0.01, ge=0, le=0.5, description="share of in-domain prompts that may fall under the similarity threshold"
     )
-    budget: int = Field(300, ge=0, description="masks scored per domain after the simple rules")
+    budget: int = Field(150, ge=0, description="masks scored per domain after the simple rules")
     objective: Objective = Field(
         Objective.SCORE, description="score: predicted from one pass; wallclock: timed decoding, as in the paper"
     )
-    controls: bool = Field(True, description="search again with another seed and on half the prompts, to know the noise")
+    controls: bool = Field(
+        True, description="search again with another seed and on half the prompts, to know the noise"
+    )
     measure_prompts: int = Field(4, ge=0, description="held-out prompts per domain decoded for real; 0: none")
+
+
+class StudySettings(CalibrationSettings):
+    """Checks a calibration: score against measured speed, strategies of search, another artifact."""
+
+    masks: int = Field(64, ge=3, description="masks that are decoded and compared with their scores")
+    seeds: int = Field(3, ge=1, description="runs of each strategy of search on each domain")
+    repeats: int = Field(2, ge=1, description="times that each prompt is decoded with each mask")
+    rival: Path | None = Field(None, description="another artifact of the model, to decode the same prompts with")
 
 
 class EvaluationSettings(CommandSettings):
