@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from offline.domains import Clustering, find_domains
+from offline.domains import ONE_DOMAIN, Clustering, find_domains
 from offline.prompts import Prompt, PromptError, PromptSet
 from offline.settings import CalibrationSettings
 from offline.stage import StageRecord, Strict, digest_of, folder_name, log, reused_or_made, write_atomically
@@ -92,6 +92,7 @@ def collect(bench: Workbench, prompt_set: PromptSet, settings: CalibrationSettin
     usable = usable_prompts(bench, prompt_set, settings)
     clusters, names = None, [each.prompt.domain or "" for each in usable]
     if not prompt_set.is_labelled:
+        check_sizes({ONE_DOMAIN: len(usable)})
         clusters = cluster(bench, usable, settings, work)
         names = clusters.clustering.names
     rows: dict[str, list[int]] = defaultdict(list)
