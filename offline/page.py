@@ -22,7 +22,7 @@ CAPTIONS = {
     ),
     "cross": (
         "The mask of one domain on the prompts of another",
-        "Predicted speed on held-out prompts: a row per mask, a column per domain. Good for domains of their own: "
+        "Predicted speed on held-out prompts: a row per mask, a column per domain, shaded within the column. Good: "
         "the diagonal is the largest figure of its column by more than the noise. A column of equal figures says "
         "that any of the masks will do.",
     ),

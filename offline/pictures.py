@@ -161,17 +161,20 @@ def draw_seconds(seconds: Mapping[str, float]) -> Figure:
     return figure
 
 
-def draw_matrix(values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], form: str) -> Figure:
-    """A table of figures, shaded by value; `form` is the format of a figure."""
+def draw_matrix(
+    values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], form: str, axis: int
+) -> Figure:
+    """A table of figures, shaded from least to most along an axis; `form` is the format of a figure."""
+    least, most = values.min(axis, keepdims=True), values.max(axis, keepdims=True)
+    shades = (values - least) / np.maximum(most - least, 1e-12)
     figure, axes = panel(2.8 + 0.95 * len(columns), 1.6 + 0.42 * len(rows))
-    axes.imshow(values, cmap="Blues", aspect="auto")
+    axes.imshow(shades, cmap="Blues", aspect="auto", vmin=0, vmax=1.3)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_xticks(range(len(columns)), [label(name) for name in columns], rotation=25, ha="right")
     axes.set_yticks(range(len(rows)), [label(name) for name in rows])
     axes.tick_params(length=0)
-    middle = (values.min() + values.max()) / 2
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > middle else "black"
+        colour = "white" if shades[row, column] > 0.7 else "black"
         axes.text(column, row, format(value, form), ha="center", va="center", color=colour, fontsize=9)
     return figure

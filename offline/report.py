@@ -98,12 +98,15 @@ def figures(calibration: Calibration) -> Iterator[tuple[str, Figure]]:
     yield "speeds", pictures.draw_speeds(pooled, calibration.measured.speedups)
     masks = {name: found.own.mask.mask for name, found in calibration.found.items()}
     yield "masks", pictures.draw_masks(masks, manifest.num_layers)
-    yield "cross", pictures.draw_matrix(np.array(verdicts.cross), [f"mask: {n}" for n in [*names, MIXED]], names, ".2f")
+    yield (
+        "cross",
+        pictures.draw_matrix(np.array(verdicts.cross), [f"mask: {n}" for n in [*names, MIXED]], names, ".2f", 0),
+    )
     vectors = {name: each[:MAX_POINTS].numpy() for name, each in calibration.collection.vectors.items()}
     anchors, owners = calibration.anchors.tensor.numpy(), np.array(calibration.anchors.domains)
     yield "map", pictures.draw_map(vectors, {n: anchors[owners == i] for i, n in enumerate(names)}, manifest.seed)
     confusion = np.array(calibration.anchors.confusion, dtype=float)
-    yield "routing", pictures.draw_matrix(confusion, names, [*names, OTHER_DOMAIN], ".0f")
+    yield "routing", pictures.draw_matrix(confusion, names, [*names, OTHER_DOMAIN], ".0f", 1)
     yield "curves", pictures.draw_curves({name: found.own.curve for name, found in calibration.found.items()})
     yield "seconds", pictures.draw_seconds(calibration.seconds)
 

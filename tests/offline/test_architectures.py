@@ -14,7 +14,10 @@ from server.engine import RoutingArtifact
 from tests.tiny import byte_tokenizer
 
 STEPS = 120
-OPTIONS = "--budget 20 --continuation-tokens 24 --search-prompts 5 --heldout-prompts 5 --measure-prompts 1 --anchors-per-domain 2"
+OPTIONS = (
+    "--budget 20 --continuation-tokens 24 --search-prompts 5 --heldout-prompts 5 --measure-prompts 1 "
+    "--anchors-per-domain 2"
+)
 KINDS = {"counting": "0123456789", "spelling": "abcdefghij"}
 
 

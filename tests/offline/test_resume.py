@@ -69,6 +69,8 @@ def test_killed_in_every_stage_it_ends_in_the_same_artifact(tiny_checkpoint: Pat
     for pattern in KILLED_AFTER:
         assert killed_at(arguments(tiny_checkpoint, prompts, cut), cut, pattern) == -signal.SIGKILL, pattern
         assert not (cut / "manifest.json").exists()
+    assert killed_at(arguments(tiny_checkpoint, prompts, cut), cut, "manifest.json") == -signal.SIGKILL
+    assert not (cut / "report.html").exists()
     assert main(arguments(tiny_checkpoint, prompts, cut)) == 0
     made = sorted(
         path.relative_to(whole) for path in whole.rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors")
