@@ -34,10 +34,13 @@ def compare_strategies(done: Calibration, name: str, settings: StudySettings) ->
 
     def make() -> DomainStrategies:
         searcher = Searcher(done.bench, done.cost.model, settings, folder, digest)
-        objective = searcher.objective([texts.search], rule)
         starts = searcher.starting_masks(texts.search)
         found = {}
         for strategy in tqdm(STRATEGIES, f"strategies for {name}", leave=False):
+            # Scores are remembered, so each strategy gets an objective of its own, which knows the starts only.
+            objective = searcher.objective([texts.search], rule)
+            for mask in starts:
+                objective(mask)
             started = time.perf_counter()
             runs = [one_curve(searcher, strategy, starts, objective, settings.seed + i) for i in range(settings.seeds)]
             found[strategy] = StrategyRuns(curves=runs, seconds=(time.perf_counter() - started) / settings.seeds)

@@ -85,18 +85,6 @@ def pack(
 ) -> RoutingArtifact:
     """Saves the artifact in `settings.out` and returns it."""
 
-    def record(verdict: Verdict, num_prompts: int) -> DomainRecord:
-        found = measured.speedups.get(verdict.name)
-        return DomainRecord(
-            name=verdict.name,
-            mask=verdict.mask,
-            num_prompts=num_prompts,
-            acceptance=verdict.score.acceptance,
-            predicted_speedup=verdict.score.speedup,
-            measured_speedup=found.median if found else None,
-            mask_of=verdict.mask_of,
-        )
-
     config = bench.model.config
     manifest = Manifest(
         model_fingerprint=bench.checkpoint.fingerprint,
@@ -105,8 +93,8 @@ def pack(
         hidden_size=config.hidden_size,
         dtype=bench.dtype,
         chat_template_hash=bench.codec.template_hash,
-        domains=[record(verdict, len(collection.domains[verdict.name].prompts)) for verdict in verdicts.domains],
-        mixed=record(verdicts.mixed, collection.num_prompts),
+        domains=[record(each, len(collection.domains[each.name].prompts), measured) for each in verdicts.domains],
+        mixed=record(verdicts.mixed, collection.num_prompts, measured),
         anchor_domains=anchors.domains,
         similarity_threshold=anchors.similarity_threshold,
         false_reject_rate=anchors.false_reject_rate,
@@ -122,3 +110,16 @@ def pack(
     artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre)
     artifact.save(settings.out)
     return artifact
+
+
+def record(verdict: Verdict, num_prompts: int, measured: Measured) -> DomainRecord:
+    found = measured.speedups.get(verdict.name)
+    return DomainRecord(
+        name=verdict.name,
+        mask=verdict.mask,
+        num_prompts=num_prompts,
+        acceptance=verdict.score.acceptance,
+        predicted_speedup=verdict.score.speedup,
+        measured_speedup=found.median if found else None,
+        mask_of=verdict.mask_of,
+    )

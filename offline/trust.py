@@ -5,20 +5,19 @@ beats the mixed one by more than the noise of the search and by more than the pr
 domains whose masks do for each other share one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offline.cost import CostModel
-from offline.drafting import DraftRule, Trace, best_rule, replay
+from offline.drafting import DraftRule, Outcome, Trace, best_rule
 from offline.score import MaskScorer, Score, score_traces
 from offline.search import FIRST_HALF, MIXED, OTHER_SEED, SECOND_HALF, DomainMasks
 from offline.settings import CalibrationSettings
 from offline.stage import StageRecord, Strict, digest_of, log, reused_or_made
-from offline.summary import RESAMPLES, Interval, interval
+from offline.summary import Interval, interval
 from offline.texts import Texts
 from offline.workbench import Workbench
 from server.engine import Decoder, MaskRecord, SkipMask
@@ -65,33 +64,6 @@ class Verdicts(StageRecord):
     @property
     def num_masks(self) -> int:
         return len({verdict.mask_of for verdict in self.domains})
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a mask does on each text: tokens emitted and seconds, in units of a plain token's [texts]."""
-
-    tokens: NDArray[np.float64]
-    seconds: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, traces: Sequence[Trace], mask: SkipMask, rule: DraftRule, cost: CostModel) -> "Outcome":
-        if mask.is_empty:
-            lengths = np.array([len(trace.agrees) for trace in traces], dtype=float)
-            return cls(lengths, lengths)
-        replays = [replay([trace], rule) for trace in traces]
-        seconds = [each.seconds(mask, cost) / cost.plain for each in replays]
-        return cls(np.array([each.num_emitted for each in replays], dtype=float), np.array(seconds, dtype=float))
-
-    def speedups(self, seed: int) -> NDArray[np.float64]:
-        """Of all texts, then of each of `RESAMPLES` resamples: the same ones for every mask on the same texts."""
-        count = len(self.tokens)
-        if count == 0:
-            return np.ones(RESAMPLES + 1)
-        drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-        rows = np.concatenate((np.arange(count)[None], drawn))
-        speedups: NDArray[np.float64] = self.tokens[rows].sum(1) / self.seconds[rows].sum(1)
-        return speedups
 
 
 def judge(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = "--budget 30 --continuation-tokens 24 --search-prompts 4 --heldout-prompts 4 --measure-prompts 2 --seed 3"
 KILLED_AFTER = ("work/*/collect.json", "work/*/texts.json", "work/one-*/trials-own.jsonl", "work/search.json")
 """What is on disk when the process is killed: in the stage after it, or in the search itself."""
-FURTHER_SECONDS = 60
+FURTHER_SECONDS = 120
 LETTERS = {"one": "0123456789", "two": "abcdefghij", "three": "uvwxyz"}
 
 

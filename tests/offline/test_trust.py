@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from offline.cost import LONGEST_DRAFT, CostModel
-from offline.drafting import DraftRule, Trace
+from offline.drafting import DraftRule, Outcome, Trace
 from offline.score import Score
 from offline.search import FIRST_HALF, MIXED, OTHER_SEED, SECOND_HALF, DomainMasks, search_domain
 from offline.settings import CalibrationSettings
 from offline.summary import Interval
 from offline.texts import Text, Texts
-from offline.trust import Judge, Outcome, Verdict, share
+from offline.trust import Judge, Verdict, share
 from offline.workbench import Workbench
 from server.engine import FULL, MaskRecord, SkipMask
 
