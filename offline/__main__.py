@@ -9,7 +9,8 @@ from offline.calibrate import Stage, calibrate
 from offline.evaluate import evaluate
 from offline.plot import draw_speedups
 from offline.prompts import PromptError
-from offline.settings import CalibrationSettings, EvaluationSettings, SettingsMistake, read_settings
+from offline.settings import CalibrationSettings, EvaluationSettings, SettingsMistake, StudySettings, read_settings
+from offline.study import study
 from offline.summary import table
 from server.engine import ArtifactError, CheckpointError
 
@@ -21,6 +22,7 @@ Commands:
   anchors     2: the points that the router compares prompts with
   search      3: the sub-layers that each domain's drafts skip
   pack        4: the routing artifact
+  study       checks a calibration: its score, its search, its budget
   evaluate    speed, acceptance and exactness of methods side by side
 
 `knn-ssd-offline COMMAND --help` lists the options; each is a KNNSSD_* environment variable too.
@@ -51,11 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
 def run(command: str, options: list[str]) -> None:
     if command == "evaluate":
         run_evaluation(read_settings(EvaluationSettings, command, options))
+    elif command == "study":
+        print(study(read_settings(StudySettings, command, options)).model_dump_json())
     elif command == "calibrate" or command in list(Stage):
         last = Stage.PACK if command == "calibrate" else Stage(command)
-        print(calibrate(read_settings(CalibrationSettings, command, options), last))
+        print(calibrate(read_settings(CalibrationSettings, command, options), last).message)
     else:
-        raise SettingsMistake(f"unknown command {command!r}; known are calibrate, {', '.join(Stage)}, evaluate")
+        raise SettingsMistake(f"unknown command {command!r}; known are calibrate, {', '.join(Stage)}, study, evaluate")
 
 
 def run_evaluation(settings: EvaluationSettings) -> None:

@@ -1,7 +1,7 @@
 """Stage 2: prompt vectors -> anchors, the points that the router compares a prompt with.
 
 Each domain gets the centres of a k-means over its anchor prompts; the mean of all anchors is the
-centre that the router subtracts. The threshold is read from prompts that placed no anchor.
+centre that the router subtracts. Search prompts set the threshold, held-out prompts judge it.
 """
 
 from pathlib import Path
@@ -12,20 +12,29 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from offline.collect import Collection, Part, read_vectors
+from offline.collect import Collection, Part
 from offline.settings import CalibrationSettings
 from offline.stage import StageRecord, digest_of, log, reused_or_made
 from server.engine import similarities
 
 
 class Anchors(StageRecord):
-    """Anchor rows [anchors, hidden_size] with the index of each one's domain, and how well they route."""
+    """Anchor rows [anchors, hidden_size] with the index of each one's domain, and how well they route.
+
+    `confusion` counts held-out prompts by their own domain (rows) and by where they go: the domains
+    in order, then those under the threshold.
+    """
 
     rows: list[list[float]]
     domains: list[int]
     similarity_threshold: float
     routing_accuracy: float
-    """Share of the unused prompts whose nearest anchor is of their own domain, before the threshold."""
+    """Share of the held-out prompts whose nearest anchor is of their own domain, before the threshold."""
+    false_reject_rate: float
+    """Share of the held-out prompts that fall under the threshold."""
+    false_accept_rate: float | None
+    """Share of a domain's prompts that would pass if the domain were unknown, its anchors taken away."""
+    confusion: list[list[int]]
 
     @property
     def tensor(self) -> Tensor:
@@ -37,36 +46,63 @@ class Anchors(StageRecord):
 
 
 def place_anchors(collection: Collection, settings: CalibrationSettings, work: Path) -> Anchors:
-    digest = digest_of(collection.digest, settings.anchors_per_domain, settings.threshold_quantile, settings.seed)
-
-    def make() -> Anchors:
-        vectors = read_vectors(collection, work)
-        return make_anchors(collection, vectors, settings, digest)
-
-    return reused_or_made(work / "anchors.json", Anchors, digest, make)
+    digests = [domain.digest for domain in collection.domains.values()]
+    digest = digest_of(digests, settings.anchors_per_domain, settings.threshold_quantile, settings.seed)
+    return reused_or_made(work / "anchors.json", Anchors, digest, lambda: make_anchors(collection, settings, digest))
 
 
-def make_anchors(collection: Collection, vectors: Tensor, settings: CalibrationSettings, digest: str) -> Anchors:
-    rows, owners = [], []
-    for index, domain in enumerate(collection.domains):
-        points = vectors[collection.chosen(domain, Part.ANCHOR)].numpy()
-        found = cluster_centres(points, settings.anchors_per_domain, settings.seed)
-        rows.append(torch.from_numpy(found))
-        owners += [index] * len(found)
-    anchors = torch.cat(rows)
-    unused = [i for domain in collection.domains for i in collection.chosen(domain, Part.SEARCH, Part.HELDOUT)]
-    labels = [collection.domains.index(collection.prompts[i].domain) for i in unused]
-    nearest = similarities(vectors[unused], anchors, anchors.mean(0)).max(1)
-    threshold = float(nearest.values.quantile(settings.threshold_quantile))
-    accuracy = float((torch.tensor(owners)[nearest.indices] == torch.tensor(labels)).float().mean())
-    log.info("anchors: %d, threshold %.3f, nearest anchor right for %.1f %%", len(owners), threshold, 100 * accuracy)
-    return Anchors(
+def make_anchors(collection: Collection, settings: CalibrationSettings, digest: str) -> Anchors:
+    names = list(collection.domains)
+    centres = [
+        cluster_centres(collection.part(name, Part.ANCHOR).numpy(), settings.anchors_per_domain, settings.seed)
+        for name in names
+    ]
+    anchors = torch.from_numpy(np.concatenate(centres))
+    owners = torch.tensor([index for index, found in enumerate(centres) for _ in found])
+    searched = torch.cat([collection.part(name, Part.SEARCH) for name in names])
+    threshold = float(nearest(searched, anchors)[0].quantile(settings.threshold_quantile))
+    confusion = torch.zeros(len(names), len(names) + 1, dtype=torch.long)
+    num_right = 0
+    for index, name in enumerate(names):
+        similarity, anchor = nearest(collection.part(name, Part.HELDOUT), anchors)
+        num_right += int((owners[anchor] == index).sum())
+        chosen = torch.where(similarity < threshold, len(names), owners[anchor])
+        confusion[index] = chosen.bincount(minlength=len(names) + 1)
+    count = int(confusion.sum())
+    found = Anchors(
         digest=digest,
         rows=anchors.tolist(),
-        domains=owners,
+        domains=owners.tolist(),
         similarity_threshold=threshold,
-        routing_accuracy=accuracy,
+        routing_accuracy=num_right / count,
+        false_reject_rate=int(confusion[:, -1].sum()) / count,
+        false_accept_rate=false_accept_rate(collection, anchors, owners, threshold),
+        confusion=confusion.tolist(),
     )
+    log.info(
+        "anchors: %d, threshold %.3f, nearest anchor right for %.1f %%",
+        len(owners),
+        threshold,
+        100 * found.routing_accuracy,
+    )
+    return found
+
+
+def nearest(vectors: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """(similarity to the nearest anchor, its row) of each of `vectors` [n, hidden_size]."""
+    found = similarities(vectors, anchors, anchors.mean(0)).max(1)
+    return found.values, found.indices
+
+
+def false_accept_rate(collection: Collection, anchors: Tensor, owners: Tensor, threshold: float) -> float | None:
+    """Each domain in turn stands for prompts of an unknown kind; None where there is no other domain."""
+    if len(collection.domains) == 1:
+        return None
+    accepted = [
+        nearest(collection.part(name, Part.SEARCH, Part.HELDOUT), anchors[owners != index])[0] >= threshold
+        for index, name in enumerate(collection.domains)
+    ]
+    return float(torch.cat(accepted).float().mean())
 
 
 def cluster_centres(points: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:

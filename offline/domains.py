@@ -7,45 +7,81 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import silhouette_score
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from offline.prompts import RESERVED_DOMAINS
+from offline.stage import Strict
 
 MAX_CLUSTERS = 10
 MIN_CLUSTER_SIZE = 6
 MIN_SILHOUETTE = 0.1
+MIN_STABILITY = 0.8
+RESAMPLES = 8
+RESAMPLED_SHARE = 0.8
 ONE_DOMAIN = "general"
 
+Vectors = NDArray[np.float32]
+Labels = NDArray[np.int_]
 
-def find_domains(vectors: NDArray[np.float32], texts: Sequence[str], seed: int) -> list[str]:
-    """A domain name for each of `vectors` [n, hidden]; one domain where nothing separates them.
 
-    The number of clusters is the one of the highest cosine silhouette over the centred vectors.
+class Clustering(Strict):
+    """A domain for each prompt; how far clusters lie apart, and how alike they are found in samples of the prompts.
+
+    Both are None where there is one cluster only: `silhouette` by cosine, `stability` as the mean
+    adjusted Rand index between the clusters and those of resampled prompts.
+    """
+
+    names: list[str]
+    silhouette: float | None = None
+    stability: float | None = None
+
+
+def find_domains(vectors: Vectors, texts: Sequence[str], seed: int) -> Clustering:
+    """Clusters of `vectors` [n, hidden]; one domain where nothing separates them.
+
+    Of the numbers of clusters that resampling confirms, the one of the highest silhouette.
     """
     centred = vectors - vectors.mean(0)
     centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    best_score, best = MIN_SILHOUETTE, np.zeros(len(vectors), dtype=int)
-    for count in range(2, min(MAX_CLUSTERS, len(vectors) // MIN_CLUSTER_SIZE, len(np.unique(centred, axis=0))) + 1):
-        labels = KMeans(count, n_init=5, random_state=seed).fit_predict(centred)
-        score = silhouette_score(centred, labels, metric="cosine")
-        if score > best_score and np.bincount(labels).min() >= 3:
-            best_score, best = score, labels
-    names = name_clusters(best, texts)
-    return [names[label] for label in best]
+    most = min(MAX_CLUSTERS, len(vectors) // MIN_CLUSTER_SIZE, len(np.unique(centred, axis=0)))
+    candidates = [KMeans(count, n_init=5, random_state=seed).fit_predict(centred) for count in range(2, most + 1)]
+    scored = [(float(silhouette_score(centred, labels, metric="cosine")), labels) for labels in candidates]
+    for silhouette, labels in sorted(scored, key=lambda pair: -pair[0]):
+        if silhouette < MIN_SILHOUETTE:
+            break
+        if np.bincount(labels).min() >= 3 and (agreement := stability(centred, labels, seed)) >= MIN_STABILITY:
+            names = name_clusters(labels, texts)
+            return Clustering(names=[names[i] for i in labels], silhouette=silhouette, stability=agreement)
+    return Clustering(names=[ONE_DOMAIN] * len(vectors))
 
 
-def name_clusters(labels: NDArray[np.int_], texts: Sequence[str]) -> list[str]:
-    """A distinct ASCII name per cluster: its two words of highest TF-IDF weight against the other clusters."""
+def stability(points: Vectors, labels: Labels, seed: int) -> float:
+    """Mean adjusted Rand index of `labels` [n] against clusters of random parts of `points` [n, hidden]."""
+    chance, count = np.random.default_rng(seed), int(labels.max()) + 1
+    indices = []
+    for number in range(RESAMPLES):
+        part = chance.choice(len(points), round(RESAMPLED_SHARE * len(points)), replace=False)
+        found = KMeans(count, n_init=2, random_state=seed + number).fit_predict(points[part])
+        indices.append(adjusted_rand_score(labels[part], found))
+    return float(np.mean(indices))
+
+
+def name_clusters(labels: Labels, texts: Sequence[str]) -> list[str]:
+    """A distinct ASCII name per cluster: its two words of highest class-based TF-IDF.
+
+    A word's weight is its share of the cluster's words times log(1 + words per cluster / its count in
+    all of them), as in BERTopic (arXiv 2203.05794).
+    """
     count = int(labels.max()) + 1
-    if count == 1:
-        return [ONE_DOMAIN]
     documents = [" ".join(text for text, label in zip(texts, labels, strict=True) if label == i) for i in range(count)]
     try:
-        vectoriser = TfidfVectorizer(token_pattern=r"[^\W\d_]{3,}", stop_words="english", sublinear_tf=True)
-        weights = vectoriser.fit_transform(map(ascii_text, documents)).toarray()
+        vectoriser = CountVectorizer(token_pattern=r"[^\W\d_]{3,}", stop_words="english")
+        counts = vectoriser.fit_transform(map(ascii_text, documents)).toarray()
     except ValueError:  # no cluster has a word of three letters
         return [f"domain-{i + 1}" for i in range(count)]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    weights = shares * np.log1p(counts.sum() / count / counts.sum(0))
     words = vectoriser.get_feature_names_out()
     names: list[str] = []
     for i, row in enumerate(weights):

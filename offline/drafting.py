@@ -10,8 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from offline.cost import LONGEST_DRAFT, CostModel
 from offline.stage import Strict
+from offline.summary import RESAMPLES
 from server.engine import SkipMask
 
 
@@ -99,3 +103,30 @@ def best_rule(traces: Sequence[tuple[SkipMask, Sequence[Trace]]], cost: CostMode
         return math.prod(replay(group, rule).speedup(mask, cost) for mask, group in traces)
 
     return max(RULES, key=worth)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a mask does on each text: tokens emitted and seconds, in units of a plain token's [texts]."""
+
+    tokens: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, traces: Sequence[Trace], mask: SkipMask, rule: DraftRule, cost: CostModel) -> "Outcome":
+        if mask.is_empty:
+            lengths = np.array([len(trace.agrees) for trace in traces], dtype=float)
+            return cls(lengths, lengths)
+        replays = [replay([trace], rule) for trace in traces]
+        seconds = [each.seconds(mask, cost) / cost.plain for each in replays]
+        return cls(np.array([each.num_emitted for each in replays], dtype=float), np.array(seconds, dtype=float))
+
+    def speedups(self, seed: int) -> NDArray[np.float64]:
+        """Of all texts, then of each of `RESAMPLES` resamples: the same ones for every mask on the same texts."""
+        count = len(self.tokens)
+        if count == 0:
+            return np.ones(RESAMPLES + 1)
+        drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+        rows = np.concatenate((np.arange(count)[None], drawn))
+        speedups: NDArray[np.float64] = self.tokens[rows].sum(1) / self.seconds[rows].sum(1)
+        return speedups

@@ -123,6 +123,8 @@ def checked_domain(domain: Any) -> str | None:
         return None
     if not isinstance(domain, str) or not 0 < len(domain.strip()) <= MAX_DOMAIN_LENGTH:
         raise ValueError(f"`domain` must be a text of 1 to {MAX_DOMAIN_LENGTH} characters")
+    if not domain.strip().isprintable():
+        raise ValueError("`domain` must be of printable characters, without line breaks")
     if domain.strip() in RESERVED_DOMAINS:
         raise ValueError(f"`domain` cannot be {domain.strip()!r}, the router uses that name")
     return domain.strip()
@@ -137,5 +139,12 @@ def checked_messages(messages: Any) -> tuple[dict[str, str], ...]:
             raise ValueError("each message must be an object with a `role`")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise ValueError(f"{'`prompt`' if len(messages) == 1 else 'a message'} must be text that is not blank")
+        if not is_text(message["content"]) or not is_text(message["role"]):
+            raise ValueError("a message holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
         checked.append({"role": message["role"], "content": message["content"]})
     return tuple(checked)
+
+
+def is_text(value: str) -> bool:
+    """JSON can escape halves of surrogate pairs, which no encoding of text has."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)

@@ -1,149 +1,105 @@
-"""Which masks to try: simple rules, local changes, and Bayesian optimisation near the best mask so far.
+"""Which masks to try next: random, greedy, evolutionary and Bayesian proposals.
 
-Everything here is generic over a function from masks to scores, and deterministic for a seed.
+A strategy is an endless generator: it yields a mask, is sent that mask's score, and reads what was
+scored before in `known`. It is deterministic for a seed. `explore` runs one within a budget.
 """
 
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Mapping
+from itertools import chain
 
-import numpy as np
-from bayes_opt import BayesianOptimization
-from bayes_opt.acquisition import UpperConfidenceBound
-from bayes_opt.target_space import TargetSpace
-from numpy.random import RandomState
-from numpy.typing import NDArray
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import Matern
-
+from offline.bayes import bayesian
+from offline.starts import flipped
+from offline.trials import Trials
 from server.engine import FULL, SkipMask
 
-ScoreMask = Callable[[SkipMask], float]
+Proposals = Generator[SkipMask, float, None]
+Known = Mapping[SkipMask, float]
+Strategy = Callable[[Known, int, int], Proposals]
 
-EXPECTED_FLIPS = 3
-"""Sub-layers that a random Bayesian sample changes on average: further away, hardly any mask is good."""
-NUM_REGISTERED = 60
-NUM_SAMPLES = 2000
-KAPPA = 1.0
-
-
-def prefix_masks(num_layers: int) -> list[SkipMask]:
-    """All masks that skip every sub-layer from some layer on: early exits."""
-    return [SkipMask(*[frozenset(range(first, num_layers))] * 2) for first in range(1, num_layers)]
+KICK = 4
+"""Sub-layers that a new ascent changes in the best mask."""
+POPULATION = 16
+TOURNAMENT = 3
+PATIENCE = 50
+"""Proposals in a row that bring no new mask, after which there is nothing left to try."""
 
 
-def rule_masks(num_layers: int) -> list[SkipMask]:
-    """The starting points: no skipping, early exits, and every other layer."""
-    odd, inner = frozenset(range(1, num_layers, 2)), frozenset(range(1, num_layers - 1))
-    none: frozenset[int] = frozenset()
-    others = [SkipMask(odd, odd), SkipMask(odd & inner, odd & inner), SkipMask(odd, none), SkipMask(inner, none)]
-    return list(dict.fromkeys([FULL, *prefix_masks(num_layers), *others]))
-
-
-def flipped(mask: SkipMask, places: set[int], num_layers: int) -> SkipMask:
-    """The mask with these sub-layers changed over; place i is attention i, place num_layers + i is MLP i."""
-    attention = mask.attention ^ {place for place in places if place < num_layers}
-    return SkipMask(attention, mask.mlp ^ {place - num_layers for place in places if place >= num_layers})
-
-
-def climb(start: SkipMask, score: ScoreMask, num_layers: int, allowance: int, seed: int) -> SkipMask:
-    """Hill climbing by single flips in random order, by random pairs where no single flip helps any more."""
-    chance = random.Random(seed)
-    best, best_score = start, score(start)
-    neighbours = single_flips(num_layers, chance)
-    pairs_left = 2 * num_layers
-    for _ in range(allowance):
-        places = next(neighbours, None)
-        if places is None:
-            if pairs_left == 0:
-                break
-            pairs_left -= 1
-            places = set(chance.sample(range(2 * num_layers), 2))
-        candidate = flipped(best, places, num_layers)
-        candidate_score = score(candidate)
-        if candidate_score > best_score:
-            best, best_score = candidate, candidate_score
-            neighbours, pairs_left = single_flips(num_layers, chance), 2 * num_layers
-    return best
-
-
-def single_flips(num_layers: int, chance: random.Random) -> Iterator[set[int]]:
-    places = list(range(2 * num_layers))
-    chance.shuffle(places)
-    return ({place} for place in places)
-
-
-class FlipSpace:
-    """Masks near a centre mask as points of a box: a coordinate above 0.5 skips its sub-layer.
-
-    The box reaches past 0.5 just far enough that a random point flips `EXPECTED_FLIPS` of the centre.
-    """
-
-    def __init__(self, centre: SkipMask, num_layers: int) -> None:
-        self.num_layers = num_layers
-        share = min(EXPECTED_FLIPS / (2 * num_layers), 0.5)
-        self.reach = 0.5 * share / (1 - share)
-        skipped = self.bits(centre)
-        self.bounds = {
-            f"{place:04d}": (0.5 - self.reach, 1.0) if skip else (0.0, 0.5 + self.reach)
-            for place, skip in enumerate(skipped)
-        }
-
-    def bits(self, mask: SkipMask) -> list[bool]:
-        layers = range(self.num_layers)
-        return [i in mask.attention for i in layers] + [i in mask.mlp for i in layers]
-
-    def point(self, mask: SkipMask) -> dict[str, float]:
-        """The middle of the mask's part of the box."""
-        return {
-            name: (0.5 + high) / 2 if skip else (low + 0.5) / 2
-            for (name, (low, high)), skip in zip(self.bounds.items(), self.bits(mask), strict=True)
-        }
-
-    def mask(self, point: dict[str, float]) -> SkipMask:
-        skipped = [int(name) for name, value in point.items() if value > 0.5]
-        return flipped(FULL, set(skipped), self.num_layers)
-
-
-class SampledBound(UpperConfidenceBound):
-    """Upper confidence bound, maximised over random points of the box.
-
-    The default goes on with gradients, which takes seconds a proposal in this many dimensions and
-    cannot see a function that is constant between thresholds.
-    """
-
-    def suggest(
-        self,
-        gp: GaussianProcessRegressor,
-        target_space: TargetSpace,
-        n_random: int = NUM_SAMPLES,
-        n_smart: int = 0,
-        fit_gp: bool = True,
-        random_state: int | RandomState | None = None,
-    ) -> NDArray[np.floating[Any]]:
-        return super().suggest(gp, target_space, NUM_SAMPLES, 0, fit_gp, random_state)
-
-
-def optimise(known: dict[SkipMask, float], score: ScoreMask, num_layers: int, allowance: int, seed: int) -> None:
-    """Bayesian optimisation around the best of `known`, warm-started with the best masks and scores there.
-
-    The kernel is fixed: refitting its length at every step costs more than scoring a mask.
-    """
-    if allowance == 0:
+def explore(strategy: Strategy, trials: Trials, num_layers: int, budget: int, seed: int) -> None:
+    """Scores at most `budget` new masks; small models have fewer."""
+    if budget == 0:
         return
-    ranked = sorted(known, key=lambda mask: -known[mask])[:NUM_REGISTERED]
-    space = FlipSpace(ranked[0], num_layers)
-    optimiser = BayesianOptimization(
-        f=None,
-        pbounds=space.bounds,
-        acquisition_function=SampledBound(kappa=KAPPA),
-        random_state=seed,
-        verbose=0,
-        allow_duplicate_points=True,
-    )
-    optimiser.set_gp_params(kernel=Matern(length_scale=1.0, nu=2.5), optimizer=None, alpha=1e-4)
-    for mask in ranked:
-        optimiser.register(space.point(mask), known[mask])
-    for _ in range(allowance):
-        point = {name: float(value) for name, value in optimiser.suggest().items()}
-        optimiser.register(point, score(space.mask(point)))
+    last = len(trials.speedups) + budget
+    proposals, patience = strategy(trials.speedups, num_layers, seed), PATIENCE
+    mask = next(proposals)
+    while patience:
+        patience = patience - 1 if mask in trials.speedups else PATIENCE
+        score = trials.speedup(mask)
+        if len(trials.speedups) == last:
+            return
+        mask = proposals.send(score)
+
+
+def best_of(known: Known) -> SkipMask:
+    """The mask of highest score, the earliest among equals; the full model where nothing is known."""
+    return max(known, key=lambda mask: known[mask], default=FULL)
+
+
+def at_random(known: Known, num_layers: int, seed: int) -> Proposals:
+    """Masks of any size, each size as likely."""
+    chance = random.Random(seed)
+    while True:
+        size = chance.randint(1, 2 * num_layers)
+        yield flipped(FULL, set(chance.sample(range(2 * num_layers), size)), num_layers)
+
+
+def greedy(known: Known, num_layers: int, seed: int) -> Proposals:
+    """Ascends from the best mask by single flips, then by pairs; then again from a changed best mask."""
+    chance = random.Random(seed)
+    yield from ascent(best_of(known), num_layers, chance)
+    while True:
+        kick = set(chance.sample(range(2 * num_layers), min(KICK, 2 * num_layers)))
+        yield from ascent(flipped(best_of(known), kick, num_layers), num_layers, chance)
+
+
+def ascent(start: SkipMask, num_layers: int, chance: random.Random) -> Proposals:
+    """Takes the first flip that helps, until neither a single one nor some random pairs do."""
+    best, best_score = start, (yield start)
+    is_rising = True
+    while is_rising:
+        is_rising = False
+        singles = [{place} for place in chance.sample(range(2 * num_layers), 2 * num_layers)]
+        pairs = (set(chance.sample(range(2 * num_layers), 2)) for _ in range(2 * num_layers))
+        for places in chain(singles, pairs):
+            candidate = flipped(best, places, num_layers)
+            score = yield candidate
+            if score > best_score:
+                best, best_score, is_rising = candidate, score, True
+                break
+
+
+def evolution(known: Known, num_layers: int, seed: int) -> Proposals:
+    """Children of two of the best masks: each place from either parent, then about one flip."""
+    chance = random.Random(seed)
+    places = range(2 * num_layers)
+    while True:
+        fittest = sorted(known, key=lambda mask: -known[mask])[:POPULATION] or [FULL]
+        one, other = (min(chance.choices(range(len(fittest)), k=TOURNAMENT)) for _ in range(2))
+        differing = flips_between(fittest[one], fittest[other], num_layers)
+        crossed = {place for place in differing if chance.random() < 0.5}
+        mutated = {place for place in places if chance.random() < 1 / len(places)}
+        yield flipped(fittest[one], crossed ^ mutated, num_layers)
+
+
+def flips_between(one: SkipMask, other: SkipMask, num_layers: int) -> list[int]:
+    """The places in which two masks differ, in order: a set's own order would differ between runs."""
+    mlp = {num_layers + layer for layer in one.mlp ^ other.mlp}
+    return sorted((one.attention ^ other.attention) | mlp)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "random": at_random,
+    "greedy": greedy,
+    "evolution": evolution,
+    "bayesian": bayesian,
+}

@@ -1,54 +1,25 @@
 """Scores a mask without decoding: one teacher-forced pass of the masked model over the full model's own text.
 
-The full model writes continuations once. Each is cut into spans; every span has a cache slot in which
-the full model has processed all that comes before it, as a verification leaves it. A pass with a mask
-then covers all spans at once and writes only inside them, so the next mask finds the same state.
+Each text is cut into spans; every span has a cache slot in which the full model has processed all that
+comes before it, as a verification leaves it. A pass with a mask then covers all spans at once and writes
+only inside them, so the next mask finds the same state.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from offline.collect import Collection, Part
 from offline.cost import CostModel
 from offline.drafting import DraftRule, Trace, replay
-from offline.settings import CalibrationSettings
-from offline.stage import StageRecord, Strict, digest_of, reused_or_made
-from offline.workbench import Workbench
-from server.engine import (
-    Decoder,
-    Engine,
-    EngineConfig,
-    GenerationRequest,
-    Method,
-    Row,
-    SamplingParams,
-    SkipMask,
-    StopConditions,
-    TokenBatch,
-)
+from offline.stage import Strict
+from offline.texts import Text
+from server.engine import Decoder, Row, SkipMask, TokenBatch
 
 SPAN = 16
 """Places per span: short, because a real draft sees only few keys and values of its own making."""
 HEAD_ROWS = 512
 """Rows that go through the output head at once, which bounds the memory of large vocabularies."""
-WRITERS = 8
-
-
-class Text(Strict):
-    """A prompt and what the full model greedily answers."""
-
-    prompt_ids: list[int]
-    output_ids: list[int]
-
-
-class Texts(StageRecord):
-    """Texts by domain, for the search and for checking what it found."""
-
-    search: dict[str, list[Text]]
-    heldout: dict[str, list[Text]]
 
 
 class Score(Strict):
@@ -56,29 +27,6 @@ class Score(Strict):
 
     speedup: float
     acceptance: float
-
-
-def write_texts(bench: Workbench, collection: Collection, settings: CalibrationSettings, work: Path) -> Texts:
-    digest = digest_of(collection.digest, settings.continuation_tokens)
-
-    def make() -> Texts:
-        length = settings.continuation_tokens
-        search = make_texts(bench, collection, Part.SEARCH, length)
-        return Texts(digest=digest, search=search, heldout=make_texts(bench, collection, Part.HELDOUT, length))
-
-    return reused_or_made(work / "texts.json", Texts, digest, make)
-
-
-def make_texts(bench: Workbench, collection: Collection, part: Part, length: int) -> dict[str, list[Text]]:
-    prompts = {domain: collection.ids(domain, part) for domain in collection.domains}
-    longest = max(len(ids) for group in prompts.values() for ids in group) + length
-    engine = Engine(bench.model, EngineConfig(max_batch=WRITERS, max_length=longest, method=Method.PLAIN))
-    stop = StopConditions(length, bench.checkpoint.eos_ids)
-    texts: dict[str, list[Text]] = {}
-    for domain, group in tqdm(prompts.items(), f"texts for {part}", delay=2, leave=False):
-        sequences = engine.generate([GenerationRequest(ids, SamplingParams(), stop) for ids in group])
-        texts[domain] = [Text(prompt_ids=s.request.prompt_ids, output_ids=s.output_ids) for s in sequences]
-    return texts
 
 
 class MaskScorer:
@@ -108,13 +56,17 @@ class MaskScorer:
         self.batch = TokenBatch.of(rows, self.cache)
 
     @torch.inference_mode()
+    def hidden_states(self, mask: SkipMask) -> Tensor:
+        """States [places, hidden_size] after the final norm."""
+        return self.model.forward(self.batch, self.cache, mask)
+
+    @torch.inference_mode()
     def traces(self, mask: SkipMask) -> list[Trace]:
         """One trace per text; the first token of an answer comes from the prefill and is never drafted."""
         if not self.texts:
             return []
-        hidden = self.model.forward(self.batch, self.cache, mask)
         tops, tokens = [], []
-        for rows in hidden.split(HEAD_ROWS):
+        for rows in self.hidden_states(mask).split(HEAD_ROWS):
             top, token = torch.softmax(self.model.logits(rows), -1).max(-1)
             tops.append(top)
             tokens.append(token)

@@ -1,148 +1,161 @@
-"""Stage 3: the masks. One search per domain and one over all of them (`mixed`), checked on held-out texts.
+"""Stage 3, the search: a mask for each domain and one over all of them (`mixed`).
 
-A search goes through the simple rules, climbs from the best of them, and ends with rounds of Bayesian
-optimisation. A domain keeps a mask of its own only where that beats the mixed mask on its held-out texts.
+A search scores its starting masks, then what the default strategy proposes. Each domain has a record
+of its own that depends on nothing but its own texts, so a new domain leaves the others' as they are.
+Beside its mask, a domain gets three more from control searches: they tell what part of a mask is
+chance (`trust.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
 from offline.cost import CostModel
 from offline.drafting import FIRST_RULE, DraftRule, Trace, best_rule
-from offline.proposals import ScoreMask, climb, optimise, prefix_masks, rule_masks
-from offline.score import MaskScorer, Score, Text, Texts, score_traces
-from offline.settings import CalibrationSettings
+from offline.proposals import STRATEGIES, explore
+from offline.score import MaskScorer, Score, score_traces
+from offline.settings import CalibrationSettings, Objective
 from offline.stage import StageRecord, Strict, digest_of, log, reused_or_made
+from offline.starts import Depths, cosine_masks, knapsack_masks, prefix_masks, rule_masks
+from offline.texts import Text
 from offline.trials import Trials
+from offline.wallclock import WallClock
 from offline.workbench import Workbench
 from server.engine import Decoder, MaskRecord, SkipMask
 
 MIXED = "mixed"
-CLIMB_SHARE = 0.6
-ROUNDS = 4
-"""Rounds of Bayesian optimisation, each around the best mask so far."""
-FINALISTS = 5
+STRATEGY = "evolution"
+"""The best of the strategies at this budget by `study`; see LOG.md."""
+START_TEXTS = 4
+START_TOKENS = 17
+"""Texts and tokens that the starting masks are made from: similarities need fewer than scores."""
+OWN, OTHER_SEED, FIRST_HALF, SECOND_HALF = "own", "other-seed", "first-half", "second-half"
 
 
-class Choice(Strict):
-    """A domain's mask with its held-out score, and the held-out scores of what it was chosen between."""
+class MaskRun(Strict):
+    """One search: its best mask, and the best score after each scored mask."""
+
+    mask: MaskRecord
+    curve: list[float]
+
+
+class DomainMasks(StageRecord):
+    """What the searches of a domain found; `controls` by their names, none for the mixed mask."""
 
     name: str
-    mask: MaskRecord
-    score: Score
-    is_own: bool
-    own: Score
-    mixed: Score
-    num_trials: int
-
-
-class SearchResult(StageRecord):
     rule: DraftRule
-    mixed: Choice
-    domains: list[Choice]
+    own: MaskRun
+    controls: dict[str, MaskRun]
 
 
-class TextGroups:
-    """Scorers of several domains, so that a mask can be scored on one domain or on all."""
+class TextGroup:
+    """A scorer for each of some groups of texts: one batch of all would be as long as the longest of them."""
 
-    def __init__(self, model: Decoder, texts: dict[str, list[Text]]) -> None:
-        self.scorers = {domain: MaskScorer(model, group) for domain, group in texts.items()}
+    def __init__(self, model: Decoder, groups: Sequence[Sequence[Text]]) -> None:
+        self.scorers = [MaskScorer(model, texts) for texts in groups]
 
-    def traces(self, name: str, mask: SkipMask) -> list[Trace]:
-        chosen = self.scorers.values() if name == MIXED else [self.scorers[name]]
-        return [trace for scorer in chosen for trace in scorer.traces(mask)]
-
-    def score(self, name: str, mask: SkipMask, rule: DraftRule, cost: CostModel) -> Score:
-        return score_traces(self.traces(name, mask), mask, rule, cost)
+    def traces(self, mask: SkipMask) -> list[Trace]:
+        return [trace for scorer in self.scorers for trace in scorer.traces(mask)]
 
 
-def search_masks(
-    bench: Workbench, texts: Texts, cost: CostModel, settings: CalibrationSettings, work: Path
-) -> SearchResult:
-    digest = digest_of(texts.digest, cost.model_dump_json(), settings.budget, settings.seed)
+@dataclass(frozen=True)
+class Searcher:
+    """What all searches of one domain share."""
 
-    def make() -> SearchResult:
-        return Search(bench.model, texts, cost, settings.budget, settings.seed, work, digest).run()
+    bench: Workbench
+    cost: CostModel
+    settings: CalibrationSettings
+    folder: Path
+    digest: str
 
-    return reused_or_made(work / "search.json", SearchResult, digest, make)
+    @property
+    def num_layers(self) -> int:
+        return self.bench.model.config.num_layers
 
-
-class Search:
-    """The searches of one calibration; deterministic for its texts, cost model, budget and seed."""
-
-    def __init__(
-        self, model: Decoder, texts: Texts, cost: CostModel, budget: int, seed: int, work: Path, digest: str
-    ) -> None:
-        self.num_layers = model.config.num_layers
-        self.cost = cost
-        self.budget = budget
-        self.seed = seed
-        self.work = work
-        self.digest = digest
-        self.seen = TextGroups(model, texts.search)
-        self.heldout = TextGroups(model, texts.heldout)
-        self.names = [MIXED, *texts.search]
-
-    def run(self) -> SearchResult:
-        rule = self.first_rule()
-        trials = {name: self.search_one(number, name, rule) for number, name in enumerate(self.names)}
-        winners = [(name, trials[name].best(1)[0]) for name in self.names[1:]]
-        rule = best_rule([(mask, self.seen.traces(name, mask)) for name, mask in winners], self.cost)
-        log.info("search: drafts of at most %d tokens, confidence %.2f", rule.max_draft, rule.confidence)
-        finalists = {name: self.best_heldout(name, trials[name].best(FINALISTS), rule) for name in self.names}
-        choices = [self.choose(name, finalists, rule, len(trials[name].scores)) for name in self.names]
-        return SearchResult(digest=self.digest, rule=rule, mixed=choices[0], domains=choices[1:])
-
-    def first_rule(self) -> DraftRule:
+    def first_rule(self, group: TextGroup) -> DraftRule:
         """The rule that suits the best early exit, to search with."""
-        exits = tqdm(prefix_masks(self.num_layers), "early exits", delay=2, leave=False)
-        speedups = {mask: self.seen.score(MIXED, mask, FIRST_RULE, self.cost).speedup for mask in exits}
-        if not speedups:
+        traces = {mask: group.traces(mask) for mask in prefix_masks(self.num_layers)}
+        if not traces:
             return FIRST_RULE
-        best = max(speedups, key=lambda mask: speedups[mask])
-        return best_rule([(best, self.seen.traces(MIXED, best))], self.cost)
+        best = max(traces, key=lambda mask: score_traces(traces[mask], mask, FIRST_RULE, self.cost).speedup)
+        return best_rule([(best, traces[best])], self.cost)
 
-    def search_one(self, number: int, name: str, rule: DraftRule) -> Trials:
-        path = self.work / f"trials-{number:02d}.jsonl"
-        digest = digest_of(self.digest, name, rule)
-        trials = Trials(path, digest, lambda mask: self.seen.score(name, mask, rule, self.cost))
-        with tqdm(desc=f"masks for {name}", delay=2, leave=False, unit="mask") as bar:
+    def starting_masks(self, texts: Sequence[Text]) -> list[SkipMask]:
+        """All starting masks, each once."""
+        few = [text.model_copy(update={"output_ids": text.output_ids[:START_TOKENS]}) for text in spread(texts)]
+        scorer = MaskScorer(self.bench.model, few)
+        masks = rule_masks(self.num_layers)
+        if scorer.texts:
+            depths = Depths(scorer.hidden_states, self.num_layers)
+            masks += cosine_masks(depths, self.cost) + knapsack_masks(depths, self.cost)
+        return list(dict.fromkeys(masks))
 
-            def score(mask: SkipMask) -> float:
-                bar.update(mask not in trials.scores)
-                return trials.speedup(mask)
+    def run(
+        self, name: str, texts: Sequence[Text], objective: Callable[[SkipMask], Score], rule: DraftRule, seed: int
+    ) -> MaskRun:
+        """One search; goes on from its file of trials."""
+        path = self.folder / f"trials-{name}.jsonl"
+        with tqdm(desc=f"masks for {self.folder.name}, {name}", delay=2, leave=False, unit="mask") as bar:
 
-            explore(trials, score, self.num_layers, self.budget, self.seed + number)
-        best, count = trials.best(1)[0], len(trials.scores)
-        log.info("search: %s, best of %d masks %.3f, skips %d", name, count, trials.speedup(best), best.num_skipped)
-        return trials
+            def compute(mask: SkipMask) -> Score:
+                bar.update()
+                return objective(mask)
 
-    def best_heldout(self, name: str, masks: Sequence[SkipMask], rule: DraftRule) -> SkipMask:
-        scores = {mask: self.heldout.score(name, mask, rule, self.cost).speedup for mask in masks}
-        return max(scores, key=lambda mask: scores[mask])
+            trials = Trials(path, digest_of(self.digest, name, rule, seed), compute)
+            for mask in self.starting_masks(texts):
+                trials.speedup(mask)
+            explore(STRATEGIES[STRATEGY], trials, self.num_layers, self.settings.budget, seed)
+        return MaskRun(mask=MaskRecord.of(trials.best), curve=[round(value, 4) for value in trials.curve])
 
-    def choose(self, name: str, finalists: dict[str, SkipMask], rule: DraftRule, num_trials: int) -> Choice:
-        own_mask, mixed_mask = finalists[name], finalists[MIXED]
-        own, mixed = (self.heldout.score(name, mask, rule, self.cost) for mask in (own_mask, mixed_mask))
-        is_own = own.speedup > mixed.speedup
-        return Choice(
-            name=name,
-            mask=MaskRecord.of(own_mask if is_own else mixed_mask),
-            score=own if is_own else mixed,
-            is_own=is_own,
-            own=own,
-            mixed=mixed,
-            num_trials=num_trials,
-        )
+    def objective(self, groups: Sequence[Sequence[Text]], rule: DraftRule) -> Callable[[SkipMask], Score]:
+        """What a search on these texts makes as high as it can; a mask is scored once."""
+        if self.settings.objective is Objective.WALLCLOCK:
+            texts = list(chain.from_iterable(groups))
+            return WallClock(self.bench, texts, rule, self.settings.continuation_tokens)
+        group = TextGroup(self.bench.model, groups)
+        return cache(lambda mask: score_traces(group.traces(mask), mask, rule, self.cost))
+
+    def controls(self, own: Callable[[SkipMask], Score], texts: Sequence[Text], rule: DraftRule) -> dict[str, MaskRun]:
+        """The same search with another seed, and on either half of the texts where there are two."""
+        seed = self.settings.seed
+        runs = {OTHER_SEED: self.run(OTHER_SEED, texts, own, rule, seed + 1)}
+        if len(texts) > 1:
+            for name, half in ((FIRST_HALF, texts[::2]), (SECOND_HALF, texts[1::2])):
+                runs[name] = self.run(name, half, self.objective([half], rule), rule, seed)
+        return runs
 
 
-def explore(trials: Trials, score: ScoreMask, num_layers: int, budget: int, seed: int) -> None:
-    """Simple rules, then hill climbing, then Bayesian optimisation; `budget` bounds the proposals of the last two."""
-    for mask in rule_masks(num_layers):
-        score(mask)
-    climbing = round(CLIMB_SHARE * budget)
-    climb(trials.best(1)[0], score, num_layers, climbing, seed)
-    for number in range(ROUNDS):
-        optimise(trials.speedups, score, num_layers, (budget - climbing) // ROUNDS, seed + number)
+def spread(texts: Sequence[Text]) -> Sequence[Text]:
+    """A few texts from all over the list."""
+    return texts[:: max(len(texts) // START_TEXTS, 1)][:START_TEXTS]
+
+
+def search_domain(
+    bench: Workbench,
+    name: str,
+    groups: Sequence[Sequence[Text]],
+    digest: str,
+    cost: CostModel,
+    settings: CalibrationSettings,
+    folder: Path,
+) -> DomainMasks:
+    """Masks for one domain, or for `mixed` over the texts of all, given in `groups` of digest `digest`."""
+    chosen = (settings.objective, settings.budget, settings.seed, settings.controls, STRATEGY)
+    digest = digest_of(digest, name, cost.model_dump_json(), chosen)
+    searcher = Searcher(bench, cost, settings, folder, digest)
+
+    def make() -> DomainMasks:
+        rule = searcher.first_rule(TextGroup(bench.model, groups))
+        texts, objective = list(chain.from_iterable(groups)), searcher.objective(groups, rule)
+        own = searcher.run(OWN, texts, objective, rule, settings.seed)
+        has_controls = settings.controls and name != MIXED
+        controls = searcher.controls(objective, texts, rule) if has_controls else {}
+        best = own.mask.mask
+        log.info("search: %s, best of %d masks %.3f, skips %d", name, len(own.curve), own.curve[-1], best.num_skipped)
+        return DomainMasks(digest=digest, name=name, rule=rule, own=own, controls=controls)
+
+    return reused_or_made(folder / "masks.json", DomainMasks, digest, make)

@@ -3,6 +3,7 @@
 One class per kind of command. Lists take a flag per item, or items parted by commas.
 """
 
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -25,6 +26,13 @@ METHODS = (
     "llama-cpp",
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Objective(StrEnum):
+    """What a mask search makes as high as it can."""
+
+    SCORE = "score"
+    WALLCLOCK = "wallclock"
 
 
 class SettingsMistake(Exception):
@@ -89,14 +97,29 @@ class CalibrationSettings(CommandSettings):
     out: Path = Field(description="folder of the artifact; the stages keep their files in its work/")
     prompts_per_domain: int = Field(160, ge=3, description="prompts used at most per domain")
     search_prompts: int = Field(16, ge=1, description="of these, prompts per domain that masks are scored on")
-    heldout_prompts: int = Field(16, ge=1, description="of these, prompts per domain that the choice is checked on")
+    heldout_prompts: int = Field(32, ge=1, description="of these, prompts per domain that results are judged on")
     continuation_tokens: int = Field(64, ge=8, description="tokens the full model writes per scored prompt")
     anchors_per_domain: int = Field(10, ge=1, description="k-means centres per domain")
     threshold_quantile: float = Field(
         0.01, ge=0, le=0.5, description="share of in-domain prompts that may fall under the similarity threshold"
     )
-    budget: int = Field(300, ge=0, description="masks scored per domain after the simple rules")
+    budget: int = Field(150, ge=0, description="masks scored per domain after the simple rules")
+    objective: Objective = Field(
+        Objective.SCORE, description="score: predicted from one pass; wallclock: timed decoding, as in the paper"
+    )
+    controls: bool = Field(
+        True, description="search again with another seed and on half the prompts, to know the noise"
+    )
     measure_prompts: int = Field(4, ge=0, description="held-out prompts per domain decoded for real; 0: none")
+
+
+class StudySettings(CalibrationSettings):
+    """Checks a calibration: score against measured speed, strategies of search, another artifact."""
+
+    masks: int = Field(64, ge=3, description="masks that are decoded and compared with their scores")
+    seeds: int = Field(3, ge=1, description="runs of each strategy of search on each domain")
+    repeats: int = Field(2, ge=1, description="times that each prompt is decoded with each mask")
+    rival: Path | None = Field(None, description="another artifact of the model, to decode the same prompts with")
 
 
 class EvaluationSettings(CommandSettings):

@@ -7,12 +7,15 @@ reused where that digest is the same, and made again where it is not.
 import hashlib
 import logging
 import os
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+WORK = "work"
 log = logging.getLogger("offline")
 
 
@@ -21,9 +24,10 @@ class Strict(BaseModel):
 
 
 class StageRecord(Strict):
-    """What one stage found; `digest` is that of its inputs."""
+    """What one stage found; `digest` is that of its inputs, `seconds` what making it took."""
 
     digest: str
+    seconds: float = 0.0
 
 
 R = TypeVar("R", bound=StageRecord)
@@ -32,6 +36,17 @@ R = TypeVar("R", bound=StageRecord)
 def digest_of(*parts: object) -> str:
     """A short digest of plain values, in order."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def folder_name(domain: str) -> str:
+    """A name for a domain's folder that every file system takes: its plain letters, and a digest of all of it."""
+    letters = re.sub(r"[^a-z0-9]+", "-", domain.lower())[:40].strip("-")
+    return f"{letters or 'domain'}-{digest_of(domain)[:6]}"
+
+
+def label(path: Path) -> str:
+    """What the log calls a record: its name, after that of its folder inside the work folder."""
+    return path.stem if path.parent.name == WORK else f"{path.parent.name}/{path.stem}"
 
 
 def read_record(path: Path, kind: type[R], digest: str) -> R | None:
@@ -52,12 +67,17 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def reused_or_made(path: Path, kind: type[R], digest: str, make: Callable[[], R]) -> R:
-    """The stage's record: read where it is finished, otherwise made and written."""
+    """The stage's record: read where it is finished, otherwise made and written.
+
+    `seconds` are those of the run that finished it.
+    """
     record = read_record(path, kind, digest)
     if record is not None:
-        log.info("%s: finished before, reused", path.stem)
+        log.info("%s: finished before, reused", label(path))
         return record
-    log.info("%s: started", path.stem)
+    log.info("%s: started", label(path))
+    started = time.perf_counter()
     record = make()
+    record = record.model_copy(update={"seconds": round(time.perf_counter() - started, 2)})
     write_atomically(path, record.model_dump_json().encode())
     return record

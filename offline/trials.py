@@ -4,12 +4,13 @@ The first line holds the digest of what the scores depend on; a file with anothe
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from offline.score import Score
-from offline.stage import StageRecord, Strict
+from offline.stage import StageRecord, Strict, write_atomically
 from server.engine import MaskRecord, SkipMask
 
 
@@ -19,37 +20,43 @@ class Trial(Strict):
 
 
 class Trials:
-    """Scores by mask: remembered, read from the file, or computed and appended."""
+    """Scores by mask: remembered, read from the file, or computed and appended.
 
-    def __init__(self, path: Path, digest: str, compute: Callable[[SkipMask], Score]) -> None:
+    Without a file they are only remembered. `speedups` holds what was asked for, in that order.
+    """
+
+    def __init__(self, path: Path | None, digest: str, compute: Callable[[SkipMask], Score]) -> None:
         self.path = path
         self.compute = compute
-        self.recorded = {trial.mask.mask: trial.score for trial in read_trials(path, digest)}
-        self.scores: dict[SkipMask, Score] = {}
-        header = StageRecord(digest=digest).model_dump_json()
-        trials = [Trial(mask=MaskRecord.of(m), score=s).model_dump_json() for m, s in self.recorded.items()]
-        # Written anew, which drops the half line that an interruption may have left.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([header, *trials]) + "\n")
+        self.recorded = {trial.mask.mask: trial.score for trial in read_trials(path, digest)} if path else {}
+        self.speedups: dict[SkipMask, float] = {}
+        if path:
+            header = StageRecord(digest=digest).model_dump_json()
+            trials = [Trial(mask=MaskRecord.of(m), score=s).model_dump_json() for m, s in self.recorded.items()]
+            # Written anew, which drops the half line that an interruption may have left.
+            write_atomically(path, ("\n".join([header, *trials]) + "\n").encode())
 
     def speedup(self, mask: SkipMask) -> float:
-        if mask not in self.scores:
-            self.scores[mask] = self.recorded[mask] if mask in self.recorded else self.add(mask)
-        return self.scores[mask].speedup
+        if mask not in self.speedups:
+            self.speedups[mask] = (self.recorded.get(mask) or self.add(mask)).speedup
+        return self.speedups[mask]
 
     def add(self, mask: SkipMask) -> Score:
         score = self.compute(mask)
-        with self.path.open("a") as file:
-            file.write(Trial(mask=MaskRecord.of(mask), score=score).model_dump_json() + "\n")
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(Trial(mask=MaskRecord.of(mask), score=score).model_dump_json() + "\n")
         return score
 
     @property
-    def speedups(self) -> dict[SkipMask, float]:
-        return {mask: score.speedup for mask, score in self.scores.items()}
+    def best(self) -> SkipMask:
+        """The mask of highest score, the earliest among equals."""
+        return max(self.speedups, key=lambda mask: self.speedups[mask])
 
-    def best(self, count: int) -> list[SkipMask]:
-        """The masks of highest score, the earliest first among equals."""
-        return sorted(self.scores, key=lambda mask: -self.scores[mask].speedup)[:count]
+    @property
+    def curve(self) -> list[float]:
+        """The best score after each scored mask."""
+        return list(accumulate(self.speedups.values(), max))
 
 
 def read_trials(path: Path, digest: str) -> list[Trial]:

@@ -5,12 +5,13 @@ model and chat template; loading it for another is refused.
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from server.engine.types import MAX_DRAFT, OTHER_DOMAIN, SkipMask
@@ -54,6 +55,8 @@ class DomainRecord(Strict):
     acceptance: Annotated[float, Field(ge=0, le=1)]
     predicted_speedup: float
     measured_speedup: float | None = None
+    mask_of: str | None = None
+    """Whose mask it is: the domain's own, another's that does as well, or the mixed one."""
 
 
 class Manifest(Strict):
@@ -73,9 +76,16 @@ class Manifest(Strict):
     """Index into `domains` of each anchor row."""
     similarity_threshold: float
     """Centred cosine under which a prompt is out of domain and drafts with the mixed mask."""
+    false_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of held-out prompts of the domains that fall under the threshold."""
+    false_accept_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of prompts above it, each domain in turn taken for an unknown one."""
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)]
     confidence: Annotated[float, Field(ge=0, le=1)]
     seed: int
+    settings: dict[str, JsonValue] = {}
+    """All options of the calibration; with the same prompts, model and versions they repeat it."""
+    prompts_digest: str | None = None
     created: str
     versions: dict[str, str] = {}
 
@@ -110,11 +120,18 @@ class RoutingArtifact:
         self.centre = centre
 
     def save(self, folder: Path) -> None:
-        """Writes both files; the manifest last, so that a half-written folder does not load."""
+        """Writes both files, each at once or not at all: an interruption leaves what was there before."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"anchors": self.anchors.float().contiguous(), "centre": self.centre.float().contiguous()}
-        save_file(tensors, folder / "anchors.safetensors")
-        (folder / "manifest.json").write_text(self.manifest.model_dump_json(indent=2) + "\n")
+        contents = {"anchors.safetensors": save(tensors), "manifest.json": self.manifest_text.encode()}
+        for name, content in contents.items():
+            (folder / (name + ".part")).write_bytes(content)
+        for name in contents:
+            os.replace(folder / (name + ".part"), folder / name)
+
+    @property
+    def manifest_text(self) -> str:
+        return self.manifest.model_dump_json(indent=2) + "\n"
 
     @classmethod
     def load(cls, folder: Path) -> "RoutingArtifact":

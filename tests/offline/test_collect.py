@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.collect import Part, prompt_vectors, split
-from offline.domains import ONE_DOMAIN, find_domains
+from offline.collect import Part, check_sizes, prompt_vectors, split
+from offline.domains import MIN_STABILITY, ONE_DOMAIN, Vectors, find_domains, stability
 from offline.prompts import PromptError
 from server.engine import (
     Decoder,
@@ -19,25 +19,26 @@ from server.engine import (
 )
 
 
-@given(st.lists(st.sampled_from("abc"), min_size=3), st.integers(1, 9), st.integers(1, 9), st.integers(0, 5))
+@given(st.integers(3, 60), st.integers(1, 9), st.integers(1, 9), st.integers(0, 5))
 def test_every_domain_gets_all_parts_and_no_part_takes_too_much(
-    extra: list[str], num_search: int, num_heldout: int, seed: int
+    count: int, num_search: int, num_heldout: int, seed: int
 ) -> None:
-    domains = [*extra, *"aaabbbccc"]
-    parts = split(domains, num_search, num_heldout, seed)
-    assert parts == split(domains, num_search, num_heldout, seed)
-    assert len(parts) == len(domains)
-    for domain in "abc":
-        own = [part for part, name in zip(parts, domains, strict=True) if name == domain]
-        assert 1 <= own.count(Part.SEARCH) <= num_search
-        assert 1 <= own.count(Part.HELDOUT) <= num_heldout
-        assert own.count(Part.ANCHOR) >= len(own) / 3
+    parts = split(count, num_search, num_heldout, str(seed))
+    assert parts == split(count, num_search, num_heldout, str(seed))
+    assert len(parts) == count
+    assert 1 <= parts.count(Part.SEARCH) <= num_search
+    assert 1 <= parts.count(Part.HELDOUT) <= num_heldout
+    assert parts.count(Part.ANCHOR) >= count / 3
 
 
-def test_a_split_depends_on_the_seed_and_needs_three_prompts() -> None:
-    assert split(["a"] * 30, 5, 5, 0) != split(["a"] * 30, 5, 5, 1)
-    with pytest.raises(PromptError, match="domain 'a' has 2 usable prompts, at least 3"):
-        split(["a", "a"], 5, 5, 0)
+def test_a_split_depends_on_the_seed() -> None:
+    assert split(30, 5, 5, "0 a") != split(30, 5, 5, "1 a")
+
+
+def test_a_domain_needs_three_prompts() -> None:
+    check_sizes({"a": 3})
+    with pytest.raises(PromptError, match="domain 'b' has 2 usable prompts, at least 3"):
+        check_sizes({"a": 3, "b": 2})
 
 
 def test_the_vector_is_the_one_that_the_engine_routes_by(model: Decoder) -> None:
@@ -48,24 +49,37 @@ def test_the_vector_is_the_one_that_the_engine_routes_by(model: Decoder) -> None
     torch.testing.assert_close(prompt_vectors(model, [ids])[0], sequence.prompt_vector.cpu())
 
 
-def test_clusters_are_found_and_named_by_their_words() -> None:
+def two_clouds() -> Vectors:
     noise = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
-    directions = np.repeat(np.eye(16, dtype=np.float32)[:2] * 20, 20, axis=0)
-    texts = ["select rows from the café table"] * 20 + ["the dragon and the princess"] * 20
-    names = find_domains(noise + directions, texts, seed=0)
+    return noise + np.repeat(np.eye(16, dtype=np.float32)[:2] * 20, 20, axis=0)
+
+
+def test_clusters_are_found_and_named_by_their_words() -> None:
+    texts = ["select rows from the café table"] * 20 + ["the dragon and the princess of the table"] * 20
+    found = find_domains(two_clouds(), texts, seed=0)
+    names = found.names
     assert len(set(names[:20])) == len(set(names[20:])) == 1
     assert names[0] != names[20]
-    assert set(names[20].split("-")) == {"dragon", "princess"}
+    assert set(names[20].split("-")) == {"dragon", "princess"}, "table is a word of both"
     assert all(name.isascii() for name in names)
-    assert names == find_domains(noise + directions, texts, seed=0)
+    assert found.silhouette is not None and found.silhouette > 0.5
+    assert found.stability == 1.0
+    assert found == find_domains(two_clouds(), texts, seed=0)
+
+
+def test_clusters_that_other_samples_do_not_confirm_are_unstable() -> None:
+    points = np.random.default_rng(1).normal(size=(60, 16)).astype(np.float32)
+    arbitrary = np.arange(60) % 4
+    assert stability(points, arbitrary, 0) < MIN_STABILITY
+    assert stability(two_clouds(), np.arange(40) // 20, 0) == 1.0
 
 
 def test_nothing_to_separate_gives_one_domain() -> None:
-    assert set(find_domains(np.ones((20, 4), dtype=np.float32), ["same"] * 20, 0)) == {ONE_DOMAIN}
-    assert find_domains(np.ones((1, 4), dtype=np.float32), ["one"], 0) == [ONE_DOMAIN]
+    for points in (np.ones((20, 4), dtype=np.float32), np.ones((1, 4), dtype=np.float32)):
+        found = find_domains(points, ["same"] * len(points), 0)
+        assert set(found.names) == {ONE_DOMAIN}
+        assert found.silhouette is None and found.stability is None
 
 
 def test_clusters_without_words_are_numbered() -> None:
-    points = np.repeat(np.eye(8, dtype=np.float32)[:2], 10, axis=0)
-    points += np.random.default_rng(0).normal(scale=0.01, size=points.shape).astype(np.float32)
-    assert set(find_domains(points, ["1 2"] * 20, 0)) == {"domain-1", "domain-2"}
+    assert set(find_domains(two_clouds(), ["1 2"] * 40, 0).names) == {"domain-1", "domain-2"}

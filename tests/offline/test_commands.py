@@ -11,6 +11,7 @@ from offline.__main__ import main
 from offline.evaluate import Evaluation, stream
 from offline.measure import Job
 from offline.peers import LLAMA_CPP
+from offline.search import DomainMasks
 from offline.settings import METHODS as ALL_METHODS
 from offline.stage import log
 from server.engine import (
@@ -73,7 +74,9 @@ def test_calibration_makes_an_artifact_that_routes(
     request = GenerationRequest(ids, SamplingParams(), StopConditions(4))
     sequence = Engine(model, EngineConfig(max_batch=1), artifact).generate([request])[0]
     assert sequence.route.domain in {"digits", "letters", "other"}
-    assert "| digits |" in (calibrated / "report.md").read_text()
+    assert all(record.mask_of for record in [*manifest.domains, manifest.mixed])
+    assert manifest.settings["budget"] == 6 and manifest.prompts_digest
+    assert manifest.false_reject_rate is not None and manifest.false_accept_rate is not None
 
 
 def test_finished_stages_are_reused_and_an_interrupted_one_is_made_again(
@@ -86,14 +89,13 @@ def test_finished_stages_are_reused_and_an_interrupted_one_is_made_again(
     anchors = (calibrated / "anchors.safetensors").read_bytes()
     (calibrated / "work" / "search.json").unlink()
     (calibrated / "manifest.json").unlink()
-    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--measure-prompts", "0"]
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--measure-prompts", "1"]
     assert main(["calibrate", *common, "--out", str(calibrated), *FAST]) == 0
-    assert "collect: finished before, reused" in messages.text
-    assert "texts: finished before, reused" in messages.text
+    for stage in ("collect", "texts", "masks", "measured"):
+        assert f"{stage}: finished before, reused" in messages.text
+        assert f"{stage}: started" not in messages.text
     assert "search: started" in messages.text
     after = json.loads((calibrated / "manifest.json").read_text())
-    for record in [*before["domains"], before["mixed"], *after["domains"], after["mixed"]]:
-        record["measured_speedup"] = None
     assert after | {"created": ""} == before | {"created": ""}
     assert (calibrated / "anchors.safetensors").read_bytes() == anchors
 
@@ -114,8 +116,19 @@ def test_unlabelled_prompts_get_domains(
     common = ["--model", str(tiny_checkpoint), "--prompts", str(path), "--out", str(tmp_path / "out")]
     assert main(["collect", *common, *FAST]) == 0
     assert "24 prompts of" in capsys.readouterr().out
-    record = json.loads((tmp_path / "out" / "work" / "collect.json").read_text())
-    assert all(prompt["domain"].isascii() for prompt in record["prompts"])
+    record = json.loads((tmp_path / "out" / "work" / "clusters.json").read_text())
+    assert len(record["clustering"]["names"]) == 24
+    assert all(name.isascii() for name in record["clustering"]["names"])
+
+
+def test_the_objective_of_the_paper_is_timed(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--out", str(tmp_path), "--no-controls"]
+    assert main(["search", *common, *FAST, "--budget", "2", "--objective", "wallclock"]) == 0
+    (path,) = tmp_path.glob("work/digits-*/masks.json")
+    found = DomainMasks.model_validate_json(path.read_bytes())
+    assert not found.controls
+    assert len(set(found.own.curve)) >= 1 and min(found.own.curve) > 0
+    assert not list(tmp_path.glob("work/digits-*/trials-other-seed.jsonl"))
 
 
 def test_evaluation_prints_a_table_and_one_json_line(

@@ -1,15 +1,18 @@
 """Proposals find a planted optimum; trials survive interruptions; scores mean what they say."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from offline.bayes import FlipSpace
 from offline.cost import LONGEST_DRAFT, CostModel
 from offline.drafting import FIRST_RULE, replay
-from offline.proposals import FlipSpace, flipped, optimise, prefix_masks, rule_masks
-from offline.score import SPAN, MaskScorer, Score, Text, Texts, score_traces
-from offline.search import MIXED, Search, explore
+from offline.proposals import STRATEGIES, Strategy, explore
+from offline.score import SPAN, MaskScorer, Score, score_traces
+from offline.starts import prefix_masks, rule_masks
+from offline.texts import Text
 from offline.trials import Trials
 from server.engine import (
     FULL,
@@ -46,17 +49,6 @@ def texts_of(model: Decoder, count: int, length: int = 40) -> list[Text]:
     return [Text(prompt_ids=s.request.prompt_ids, output_ids=s.output_ids) for s in engine.generate(requests)]
 
 
-def test_rules_hold_all_early_exits_and_no_mask_twice() -> None:
-    masks = rule_masks(NUM_LAYERS)
-    assert set(prefix_masks(NUM_LAYERS)) < set(masks)
-    assert len(masks) == len(set(masks))
-    assert rule_masks(1)[0] == FULL
-
-
-def test_flips_undo_themselves() -> None:
-    assert flipped(flipped(PLANTED, {0, 9}, NUM_LAYERS), {0, 9}, NUM_LAYERS) == PLANTED
-
-
 def test_points_stand_for_their_masks() -> None:
     space = FlipSpace(PLANTED, NUM_LAYERS)
     for mask in [PLANTED, FULL, *prefix_masks(NUM_LAYERS)]:
@@ -65,21 +57,37 @@ def test_points_stand_for_their_masks() -> None:
         assert all(low <= point[name] <= high for name, (low, high) in space.bounds.items())
 
 
-def test_the_search_finds_a_planted_optimum(tmp_path: Path) -> None:
-    trials = Trials(tmp_path / "trials.jsonl", "d", planted_score)
-    explore(trials, trials.speedup, NUM_LAYERS, 100, seed=0)
-    assert trials.best(1) == [PLANTED]
+def started(path: Path | None, compute: Callable[[SkipMask], Score] = planted_score) -> Trials:
+    trials = Trials(path, "d", compute)
+    for mask in rule_masks(NUM_LAYERS):
+        trials.speedup(mask)
+    return trials
 
 
-def test_bayesian_optimisation_improves_on_the_rules() -> None:
-    known = {mask: planted_score(mask).speedup for mask in rule_masks(NUM_LAYERS)}
-    before = max(known.values())
+@pytest.mark.parametrize("name", ["greedy", "evolution", "bayesian"])
+def test_a_strategy_finds_a_planted_optimum(name: str) -> None:
+    trials = started(None)
+    explore(STRATEGIES[name], trials, NUM_LAYERS, 100, seed=0)
+    assert trials.best == PLANTED
 
-    def score(mask: SkipMask) -> float:
-        return known.setdefault(mask, planted_score(mask).speedup)
 
-    optimise(dict(known), score, NUM_LAYERS, 25, seed=0)
-    assert max(known.values()) > before
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_strategy_keeps_to_its_budget_and_its_seed(strategy: Strategy) -> None:
+    curves = []
+    for seed in (0, 0, 1):
+        trials = started(None)
+        before = len(trials.curve)
+        explore(strategy, trials, NUM_LAYERS, 12, seed)
+        assert len(trials.curve) == before + 12
+        curves.append(list(trials.speedups))
+    assert curves[0] == curves[1] != curves[2]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_strategy_ends_where_no_mask_is_left(strategy: Strategy) -> None:
+    trials = Trials(None, "d", planted_score)
+    explore(strategy, trials, 1, 100, seed=0)
+    assert 1 <= len(trials.speedups) <= 4
 
 
 def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path: Path) -> None:
@@ -88,18 +96,19 @@ def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path: Path) -> None
             raise KeyboardInterrupt
         return planted_score(mask)
 
-    whole = Trials(tmp_path / "whole.jsonl", "d", planted_score)
-    explore(whole, whole.speedup, NUM_LAYERS, 60, seed=3)
+    strategy = STRATEGIES["evolution"]
+    whole = started(tmp_path / "whole.jsonl")
+    explore(strategy, whole, NUM_LAYERS, 60, seed=3)
     path = tmp_path / "cut.jsonl"
-    cut = Trials(path, "d", failing)
+    cut = started(path, failing)
     with pytest.raises(KeyboardInterrupt):
-        explore(cut, cut.speedup, NUM_LAYERS, 60, seed=3)
+        explore(strategy, cut, NUM_LAYERS, 60, seed=3)
     with path.open("a") as file:
         file.write('{"mask": {"attention": [1')
-    resumed = Trials(path, "d", planted_score)
+    resumed = started(path)
     assert len(resumed.recorded) == 30
-    explore(resumed, resumed.speedup, NUM_LAYERS, 60, seed=3)
-    assert resumed.scores == whole.scores
+    explore(strategy, resumed, NUM_LAYERS, 60, seed=3)
+    assert resumed.speedups == whole.speedups
     assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
@@ -146,17 +155,3 @@ def test_answers_of_one_token_give_nothing_to_score(model: Decoder) -> None:
     scorer = MaskScorer(model, [Text(prompt_ids=[5, 6], output_ids=[2])])
     assert scorer.traces(FULL) == []
     assert score_traces([], SkipMask(frozenset({1})), FIRST_RULE, COST).speedup == 1.0
-
-
-def test_a_domain_keeps_its_own_mask_only_where_it_beats_the_mixed_one(model: Decoder, tmp_path: Path) -> None:
-    found = {"a": texts_of(model, 4)[:2], "b": texts_of(model, 4)[2:]}
-    texts = Texts(digest="t", search=found, heldout={"a": found["b"], "b": found["a"]})
-    result = Search(model, texts, COST, budget=20, seed=0, work=tmp_path, digest="d").run()
-    assert [choice.name for choice in result.domains] == ["a", "b"]
-    assert result.mixed.name == MIXED
-    for choice in result.domains:
-        assert choice.is_own == (choice.own.speedup > choice.mixed.speedup)
-        assert choice.score == (choice.own if choice.is_own else choice.mixed)
-        assert choice.is_own or choice.mask == result.mixed.mask
-    again = Search(model, texts, COST, budget=20, seed=0, work=tmp_path / "again", digest="d").run()
-    assert again == result
