@@ -10,6 +10,7 @@ from server.engine.artifact import (
 from server.engine.cache import KVCache, Row, TokenBatch
 from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.engine.engine import Engine
+from server.engine.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
 from server.engine.model import Decoder
 from server.engine.requests import EngineConfig, PromptTooLongError
 from server.engine.router import Router, prompt_vector, similarities
@@ -47,6 +48,7 @@ __all__ = [
     "ChatError",
     "Checkpoint",
     "CheckpointError",
+    "CompiledGrammar",
     "Decoder",
     "DecoderConfig",
     "DomainRecord",
@@ -55,6 +57,9 @@ __all__ = [
     "EngineConfig",
     "FinishReason",
     "GenerationRequest",
+    "Grammar",
+    "GrammarCompiler",
+    "GrammarError",
     "KVCache",
     "Manifest",
     "MaskRecord",
@@ -77,6 +82,7 @@ __all__ = [
     "TokenLogprobs",
     "TokenText",
     "Vocabulary",
+    "json_rule",
     "load_checkpoint",
     "prompt_vector",
     "similarities",
