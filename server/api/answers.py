@@ -112,13 +112,55 @@ class RequestMetrics(BaseModel):
         )
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class CalledFunction(BaseModel):
+    """Its arguments are JSON in a string."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Sparse(BaseModel):
+    """Fields without a value are left out, as OpenAI does."""
+
+    @model_serializer(mode="wrap")
+    def without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+
+class FunctionDelta(Sparse):
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(Sparse):
+    """New arguments of a call; its id and name come with the first of them."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
 
 
 class AssistantMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+
+    @model_serializer(mode="wrap")
+    def without_calls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """OpenAI leaves the calls out where there are none."""
+        fields: dict[str, Any] = serialize(self)
+        return fields if self.tool_calls else {name: fields[name] for name in fields if name != "tool_calls"}
 
 
 class ChatChoice(BaseModel):
@@ -135,15 +177,12 @@ class TextChoice(BaseModel):
     finish_reason: FinishReason | None
 
 
-class Delta(BaseModel):
-    """What a chunk adds to a message; fields without a value are left out, as OpenAI does."""
+class Delta(Sparse):
+    """What a chunk adds to a message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
-
-    @model_serializer(mode="wrap")
-    def without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in serialize(self).items() if value is not None}
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):

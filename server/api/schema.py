@@ -7,7 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.api.body import Body, NoEffect, Text, TokenId, refusal, text_or_list
+from server.api.body import Body, NoEffect, Text, TokenId, missing, refusal, text_or_list
+from server.api.response_format import ResponseFormat
+from server.api.tools.schema import Tool, ToolCall, ToolChoice, Toolset
 from server.api.unsupported import (
     INSTEAD_IN_COMPLETIONS,
     NOT_HONOURED_IN_CHAT,
@@ -24,21 +26,42 @@ class TextPart(Body):
 
 class Message(Body):
     not_honoured = NOT_HONOURED_IN_MESSAGES
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], Discriminator(text_or_list)
-    ]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: (
+        Annotated[
+            Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], Discriminator(text_or_list)
+        ]
+        | None
+    ) = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_call_id: Annotated[Text, Field(max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def check_role(self) -> Self:
+        """Only calls stand without a text, and only results name their call."""
+        if self.content is None and not self.tool_calls:
+            raise missing("content")
+        if self.tool_calls and self.role != "assistant":
+            raise refusal("tool_calls", "Only messages of the assistant have tool calls.")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise missing("tool_call_id")
+        if self.role != "tool" and self.tool_call_id is not None:
+            raise refusal("tool_call_id", "Only messages of role tool answer a tool call.")
+        return self
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part.text for part in self.content)
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
 
     @property
-    def for_template(self) -> dict[str, str]:
+    def for_template(self) -> dict[str, Any]:
         """Chat templates know `system`; OpenAI's newer name for the same role is `developer`."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        if self.tool_calls:
+            turn["tool_calls"] = [call.for_template for call in self.tool_calls]
+        return turn if self.tool_call_id is None else turn | {"tool_call_id": self.tool_call_id}
 
 
 class StreamOptions(Body):
@@ -105,12 +128,29 @@ class GenerationBody(SamplingBody):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def check_end(self) -> Self:
+        if self.ignore_eos and self.is_constrained and not self.stop_token_ids:
+            raise refusal("ignore_eos", "A constrained answer ends where its grammar does; give stop_token_ids.")
+        return self
 
     @model_validator(mode="after")
     def check_stream_options(self) -> Self:
         if self.stream_options and not self.stream:
             raise refusal("stream_options", "Only with stream: true.")
         return self
+
+    @property
+    def toolset(self) -> Toolset | None:
+        """The tools that may be called, where there are any."""
+        return None
+
+    @property
+    def is_constrained(self) -> bool:
+        is_free = self.response_format is None or self.response_format.schema_of_answer is None
+        return self.toolset is not None or not is_free
 
     @property
     def num_logprobs(self) -> int | None:
@@ -135,6 +175,9 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     prompt_cache_key: Identifier = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
     def check_limits(self) -> Self:
@@ -143,6 +186,15 @@ class ChatBody(GenerationBody):
         if self.top_logprobs and not self.logprobs:
             raise refusal("top_logprobs", "Only with logprobs: true.")
         return self
+
+    @model_validator(mode="after")
+    def check_tools(self) -> Self:
+        Toolset.check(self.tools or [], self.tool_choice)
+        return self
+
+    @property
+    def toolset(self) -> Toolset | None:
+        return Toolset.of(self.tools or [], self.tool_choice, self.parallel_tool_calls is not False)
 
     @property
     def num_logprobs(self) -> int | None:

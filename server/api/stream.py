@@ -6,13 +6,12 @@ Both kinds read the same iterator; `reply.py` sends either.
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel
 
 from server.api.answers import (
     Answer,
-    AssistantMessage,
     ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
@@ -23,9 +22,12 @@ from server.api.answers import (
     TextCompletion,
     Usage,
 )
-from server.api.errors import ApiError
+from server.api.answers import FinishReason as ChoiceEnd
+from server.api.errors import ApiError, BadRequestError
 from server.api.logprobs import ChatLogprobs, TextLogprobs
-from server.engine import Vocabulary
+from server.api.message import MessageBuilder, delta_of
+from server.api.tools.reader import CallReader, Part
+from server.engine import FinishReason, Vocabulary
 from server.generation import Outcome, Piece, ShownToken
 
 DONE = "data: [DONE]\n\n"
@@ -65,6 +67,8 @@ class Transcript(ABC):
         self.tokens[piece.index] += piece.tokens
         if piece.outcome:
             self.outcomes[piece.index] = piece.outcome
+            if piece.outcome.finish_reason is FinishReason.ERROR:
+                raise BadRequestError("The grammar of the answer grew too complex.", code="grammar_too_complex")
 
     async def fold(self, pieces: AsyncIterator[Piece]) -> BaseModel:
         async for piece in pieces:
@@ -90,9 +94,9 @@ class ChoicesTranscript(Transcript):
     @abstractmethod
     def empty_chunk(self) -> Answer: ...
 
-    def finish_reason(self, index: int) -> Literal["stop", "length"] | None:
+    def finish_reason(self, index: int) -> ChoiceEnd | None:
         outcome = self.outcomes.get(index)
-        return cast(Literal["stop", "length"], outcome.finish_reason.value) if outcome else None
+        return cast(ChoiceEnd, outcome.finish_reason.value) if outcome else None
 
     def seal(self, answer: Answer) -> Answer:
         """Adds what is known at the end only."""
@@ -104,30 +108,59 @@ class ChoicesTranscript(Transcript):
         hidden = {"metrics"} if includes_usage else {"metrics", "usage"}
         async for piece in pieces:
             self.take(piece)
-            *chunks, last = self.chunks(piece)
-            for chunk in chunks:
+            chunks = self.chunks(piece)
+            for chunk in chunks[:-1]:
                 yield frame(chunk, hidden)
             is_end = len(self.outcomes) == len(self.texts) and not includes_usage
-            yield frame(self.seal(last), {"usage"}) if is_end else frame(last, hidden)
+            for last in chunks[-1:]:
+                yield frame(self.seal(last), {"usage"}) if is_end else frame(last, hidden)
         if includes_usage:
             yield frame(self.seal(self.empty_chunk()), set())
         yield DONE
 
 
 class ChatTranscript(ChoicesTranscript):
-    """POST /v1/chat/completions"""
+    """POST /v1/chat/completions; where tools are offered, a reader for each choice finds the calls in its text."""
 
     id_prefix = "chatcmpl-"
 
+    def __init__(
+        self,
+        head: dict[str, Any],
+        prompt_tokens: int,
+        num_choices: int,
+        vocabulary: Vocabulary | None,
+        new_reader: Callable[[], CallReader] | None = None,
+    ) -> None:
+        super().__init__(head, prompt_tokens, num_choices, vocabulary)
+        self.readers = [new_reader() for _ in range(num_choices)] if new_reader else []
+        self.messages = [MessageBuilder() for _ in range(num_choices)]
+        self.new_parts: list[Part] = []
+
+    def take(self, piece: Piece) -> None:
+        super().take(piece)
+        self.new_parts = [Part(piece.text)] if piece.text else []
+        if self.readers:
+            reader = self.readers[piece.index]
+            self.new_parts = reader.push(piece.text) + (reader.flush() if piece.outcome else [])
+        for part in self.new_parts:
+            self.messages[piece.index].add(part)
+
+    def finish_reason(self, index: int) -> ChoiceEnd | None:
+        reason = super().finish_reason(index)
+        return "tool_calls" if reason == "stop" and self.messages[index].calls else reason
+
     def chunks(self, piece: Piece) -> list[Answer]:
         index = piece.index
-        choices = []
-        if index not in self.begun:
+        deltas = [delta_of(part) for part in self.new_parts]
+        if piece.tokens and not deltas:
+            deltas = [Delta() if self.readers else Delta(content="")]
+        choices = [ChunkChoice(index=index, delta=delta) for delta in deltas]
+        if piece.tokens:
+            choices[0].logprobs = self.logprobs(piece.tokens)
+        if index not in self.begun and (choices or piece.outcome or not self.readers):
             self.begun.add(index)
-            choices.append(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-        if piece.text or piece.tokens:
-            logprobs = self.logprobs(piece.tokens) if piece.tokens else None
-            choices.append(ChunkChoice(index=index, delta=Delta(content=piece.text), logprobs=logprobs))
+            choices.insert(0, ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
         if piece.outcome:
             choices.append(ChunkChoice(index=index, delta=Delta(), finish_reason=self.finish_reason(index)))
         return [self.chunk([choice]) for choice in choices]
@@ -142,11 +175,11 @@ class ChatTranscript(ChoicesTranscript):
         choices = [
             ChatChoice(
                 index=i,
-                message=AssistantMessage(content=text),
+                message=message.message,
                 logprobs=self.logprobs(self.tokens[i]),
                 finish_reason=self.finish_reason(i) or "stop",
             )
-            for i, text in enumerate(self.texts)
+            for i, message in enumerate(self.messages)
         ]
         return self.seal(ChatCompletion(**self.head, choices=choices))
 

@@ -15,7 +15,8 @@ from server.engine.model import Decoder
 from server.engine.requests import EngineConfig, PromptTooLongError
 from server.engine.router import Router, prompt_vector, similarities
 from server.engine.sequence import Emission, GenerationRequest, Sequence
-from server.engine.tokens import ChatError, TextCodec, TextStream
+from server.engine.tokens import ChatError, TextCodec, TextStream, held_back
+from server.engine.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat
 from server.engine.types import (
     FULL,
     MAX_DRAFT,
@@ -39,7 +40,11 @@ from server.engine.weights import CheckpointError, DecoderConfig
 
 __all__ = [
     "FULL",
+    "GENERIC",
+    "HERMES",
+    "LLAMA",
     "MAX_DRAFT",
+    "MISTRAL",
     "OTHER_DOMAIN",
     "UNADJUSTED",
     "UNROUTED",
@@ -81,7 +86,9 @@ __all__ = [
     "TokenBatch",
     "TokenLogprobs",
     "TokenText",
+    "ToolFormat",
     "Vocabulary",
+    "held_back",
     "json_rule",
     "load_checkpoint",
     "prompt_vector",

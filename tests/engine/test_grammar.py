@@ -256,8 +256,8 @@ def test_grammars_combine_with_the_other_fields(model: Decoder, name: str) -> No
 
 @pytest.mark.parametrize("name", ["greedy", "sampled"])
 def test_a_grammar_that_grows_too_complex_ends_in_an_error(model: Decoder, name: str) -> None:
-    source = Grammar.of_lark("start: /[ab]*a[ab]{12}c/").source
-    limits = LLParserLimits(max_lexer_states=20)
+    source = Grammar.of_lark("start: /[a-z]{60}/").source
+    limits = LLParserLimits(max_lexer_states=24)
     grammar = CompiledGrammar(lambda: LLMatcher(COMPILER.tokens, source, log_level=0, limits=limits), 262, [END])
     outputs = check_lossless(model, plain(grammar, SAMPLINGS[name]))
     assert all(len(ids) < 40 for ids in outputs)
