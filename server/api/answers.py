@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from server.api.logprobs import ChatLogprobs, TextLogprobs
+from server.api.tools.answers import Sparse, ToolCall, ToolCallDelta
 from server.generation import Outcome
 
 
@@ -113,41 +114,6 @@ class RequestMetrics(BaseModel):
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-class CalledFunction(BaseModel):
-    """Its arguments are JSON in a string."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(BaseModel):
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class Sparse(BaseModel):
-    """Fields without a value are left out, as OpenAI does."""
-
-    @model_serializer(mode="wrap")
-    def without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in serialize(self).items() if value is not None}
-
-
-class FunctionDelta(Sparse):
-    name: str | None = None
-    arguments: str
-
-
-class ToolCallDelta(Sparse):
-    """New arguments of a call; its id and name come with the first of them."""
-
-    index: int
-    id: str | None = None
-    type: Literal["function"] | None = None
-    function: FunctionDelta
 
 
 class AssistantMessage(BaseModel):

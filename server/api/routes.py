@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
+from server.api.chat import ChatTranscript
 from server.api.constraint import compiled
 from server.api.errors import ErrorBody
 from server.api.reply import Reply
@@ -20,7 +21,7 @@ from server.api.responses.schema import ResponseBody
 from server.api.responses.stream import ResponseTranscript
 from server.api.schema import ChatBody, CompletionBody, GenerationBody
 from server.api.sources import PromptSource, chat_source, text_source
-from server.api.stream import ChatTranscript, Form, TextTranscript
+from server.api.stream import Form, TextTranscript
 from server.api.tokenization import TokenizationApi
 from server.api.tools.reader import CallReader
 from server.deployment import Deployment

@@ -7,61 +7,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.api.body import Body, NoEffect, Text, TokenId, missing, refusal, text_or_list
+from server.api.body import Body, NoEffect, Text, TokenId, refusal, text_or_list
+from server.api.messages import Message
 from server.api.response_format import ResponseFormat
-from server.api.tools.schema import Tool, ToolCall, ToolChoice, Toolset
+from server.api.tools.schema import Tool, ToolChoice, Toolset
 from server.api.unsupported import (
     INSTEAD_IN_COMPLETIONS,
     NOT_HONOURED_IN_CHAT,
     NOT_HONOURED_IN_COMPLETIONS,
-    NOT_HONOURED_IN_MESSAGES,
 )
 from server.engine import MAX_DRAFT
-
-
-class TextPart(Body):
-    type: Literal["text"]
-    text: Text
-
-
-class Message(Body):
-    not_honoured = NOT_HONOURED_IN_MESSAGES
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: (
-        Annotated[
-            Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], Discriminator(text_or_list)
-        ]
-        | None
-    ) = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
-    tool_call_id: Annotated[Text, Field(max_length=256)] | None = None
-
-    @model_validator(mode="after")
-    def check_role(self) -> Self:
-        """Only calls stand without a text, and only results name their call."""
-        if self.content is None and not self.tool_calls:
-            raise missing("content")
-        if self.tool_calls and self.role != "assistant":
-            raise refusal("tool_calls", "Only messages of the assistant have tool calls.")
-        if self.role == "tool" and self.tool_call_id is None:
-            raise missing("tool_call_id")
-        if self.role != "tool" and self.tool_call_id is not None:
-            raise refusal("tool_call_id", "Only messages of role tool answer a tool call.")
-        return self
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content or ""
-
-    @property
-    def for_template(self) -> dict[str, Any]:
-        """Chat templates know `system`; OpenAI's newer name for the same role is `developer`."""
-        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
-        if self.tool_calls:
-            turn["tool_calls"] = [call.for_template for call in self.tool_calls]
-        return turn if self.tool_call_id is None else turn | {"tool_call_id": self.tool_call_id}
 
 
 class StreamOptions(Body):

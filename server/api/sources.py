@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.api.errors import BadRequestError
-from server.api.schema import Message
+from server.api.messages import Message
 from server.api.tools.schema import Toolset
 from server.deployment import Deployment
 from server.engine import ChatError

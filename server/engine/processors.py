@@ -7,8 +7,9 @@ included. So a row's token is the one that plain decoding would choose there.
 import torch
 from torch import Tensor
 
-from server.engine.grammar import CompiledGrammar, GrammarWalk
+from server.engine.grammar import CompiledGrammar
 from server.engine.types import UNADJUSTED, Adjustments, StopConditions
+from server.engine.walk import GrammarWalk
 
 
 def add_bias(logits: Tensor, token_ids: Tensor, biases: Tensor) -> None:

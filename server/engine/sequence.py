@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from server.engine.grammar import CompiledGrammar, GrammarWalk
+from server.engine.grammar import CompiledGrammar
 from server.engine.processors import LogitsProcessor
 from server.engine.sampling import Draw
 from server.engine.types import (
@@ -19,6 +19,7 @@ from server.engine.types import (
     StopConditions,
     TokenLogprobs,
 )
+from server.engine.walk import GrammarWalk
 
 
 @dataclass(frozen=True)

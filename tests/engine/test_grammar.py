@@ -34,8 +34,8 @@ from server.engine import (
     TextCodec,
     Vocabulary,
 )
-from server.engine.grammar import GrammarWalk
 from server.engine.sampling import Draw, choose, probabilities
+from server.engine.walk import GrammarWalk
 from tests.tiny import byte_tokenizer
 
 END = 2
