@@ -8,16 +8,17 @@ import json
 import re
 from collections.abc import Iterator
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 from server.api.body import invalid, refusal
 
-MAX_CHARACTERS = 64 * 1024
+MAX_CHARACTERS = 128 * 1024
 MAX_DEPTH = 64
 """Levels of braces and brackets; a level of a schema takes two."""
 MAX_PATTERN = 1024
 MAX_REPEATS = 10_000
-"""Copies of a part of a pattern that its counted repetitions make, those inside others multiplied."""
+"""Copies that all counted repetitions of a schema's patterns make, those inside others multiplied."""
 MAX_MULTIPLE = 10_000
 """A divisor becomes as many states, without its decimal point."""
 
@@ -70,6 +71,7 @@ def check_schema(schema: dict[str, Any], field: str, is_lenient: bool = False) -
         raise invalid(field, f"The schema is nested more than {MAX_DEPTH} levels deep")
     if len(json.dumps(schema)) > MAX_CHARACTERS:
         raise invalid(field, f"The schema has more than {MAX_CHARACTERS:,} characters")
+    num_copies = 0
     for place, part in parts(schema, field):
         if isinstance(part, bool):
             continue
@@ -78,7 +80,10 @@ def check_schema(schema: dict[str, Any], field: str, is_lenient: bool = False) -
         if (unknown := sorted(part.keys() - ENFORCED - ANNOTATIONS)) and not is_lenient:
             names = ", ".join(f"'{name}'" for name in unknown[:8])
             raise refusal(place, f"These schema keywords cannot be enforced: {names}.")
-        check_work(place, part)
+        check_multiple(place, part)
+        num_copies += sum(num_repeats(pattern) for pattern in patterns(place, part))
+        if num_copies > MAX_REPEATS:
+            raise invalid(place, f"Patterns have more than {MAX_REPEATS:,} counted repetitions, multiplied if nested")
 
 
 def parts(schema: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -97,16 +102,20 @@ def parts(schema: Any, place: str) -> Iterator[tuple[str, Any]]:
             yield from parts(part, f"{place}.{name}.{key}")
 
 
-def check_work(place: str, schema: dict[str, Any]) -> None:
-    """Refuses what would take a grammar of unreasonable size."""
+def patterns(place: str, schema: dict[str, Any]) -> list[str]:
+    """The regular expressions that the schema itself has; refuses long ones."""
     named = schema.get("patternProperties")
-    patterns = [schema.get("pattern"), *(named if isinstance(named, dict) else ())]
-    for pattern in patterns:
-        if isinstance(pattern, str) and (len(pattern) > MAX_PATTERN or num_repeats(pattern) > MAX_REPEATS):
-            limits = f"{MAX_PATTERN:,} characters or {MAX_REPEATS:,} counted repetitions"
-            raise invalid(f"{place}.pattern", f"The pattern has more than {limits}, nested ones multiplied")
-    multiple = schema.get("multipleOf")
-    if isinstance(multiple, int | float) and not 0 < num_units(multiple) <= MAX_MULTIPLE:
+    found = [schema.get("pattern"), *(named if isinstance(named, dict) else ())]
+    texts = [pattern for pattern in found if isinstance(pattern, str)]
+    if max(map(len, texts), default=0) > MAX_PATTERN:
+        raise invalid(place, f"A pattern has more than {MAX_PATTERN:,} characters")
+    return texts
+
+
+def check_multiple(place: str, schema: dict[str, Any]) -> None:
+    multiple = schema.get("multipleOf", 1)
+    is_number = isinstance(multiple, int | float) and not isinstance(multiple, bool) and isfinite(multiple)
+    if not is_number or not 0 < num_units(multiple) <= MAX_MULTIPLE:
         raise invalid(f"{place}.multipleOf", f"It is above 0, and at most {MAX_MULTIPLE:,} without its decimal point")
 
 

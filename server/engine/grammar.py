@@ -102,11 +102,17 @@ class GrammarCompiler:
         # The first mask tells of what compiling does not: nothing may follow, or too much work.
         compiled.matcher.compute_logit_bias()
         if error := compiled.matcher.get_error():
-            raise GrammarError(error.partition("\n<")[0].strip())
+            raise GrammarError(reason_in(error))
         return compiled
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
         return LLMatcher(self.tokens, grammar.source, log_level=0, limits=LIMITS)
+
+
+def reason_in(error: str) -> str:
+    """The line that says what is wrong; the others quote the grammar."""
+    lines = error.strip().splitlines()
+    return next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
 
 
 class CompiledGrammar:

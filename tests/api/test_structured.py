@@ -55,7 +55,7 @@ def test_the_sdk_parses_a_pydantic_model(client: openai.OpenAI, options: dict[st
 
 
 def test_a_stream_and_the_whole_have_the_same_json(client: openai.OpenAI) -> None:
-    schema = {"name": "boat", "schema": Boat.model_json_schema(), "strict": True}
+    schema = {"name": "boat", "schema": {**Boat.model_json_schema(), "additionalProperties": False}, "strict": True}
     options: dict[str, Any] = {**SAMPLED, "response_format": {"type": "json_schema", "json_schema": schema}}
     stream = client.chat.completions.create(
         messages=[{"role": "user", "content": "A boat"}], stream=True, logprobs=True, **options
@@ -106,12 +106,14 @@ def nested(depth: int) -> dict[str, Any]:
         ({"enum": []}, "", "invalid_value", "nsatisfiable"),
         ({"type": "string", "format": "regex"}, "", "invalid_value", "format"),
         ({"type": "string", "pattern": "(?=a)b"}, "", "invalid_value", "look-around"),
-        ({"type": "string", "pattern": "^(a{1000}){1000}$"}, ".pattern", "invalid_value", "repetitions"),
-        ({"type": "string", "pattern": "a" * 2000}, ".pattern", "invalid_value", "repetitions"),
-        ({"patternProperties": {"((a{99}){99}){99}": {}}}, ".pattern", "invalid_value", "repetitions"),
+        ({"type": "string", "pattern": "^(a{1000}){1000}$"}, "", "invalid_value", "repetitions"),
+        ({"type": "string", "pattern": "a" * 2000}, "", "invalid_value", "1,024 characters"),
+        ({"patternProperties": {"((a{99}){99}){99}": {}}}, "", "invalid_value", "repetitions"),
         ({"type": "integer", "multipleOf": 999_983}, ".multipleOf", "invalid_value", "10,000"),
+        ({"type": "number", "multipleOf": True}, ".multipleOf", "invalid_value", "above 0"),
+        ({"anyOf": [{"pattern": "a{9000}"}, {"pattern": "b{9000}"}]}, ".anyOf[1]", "invalid_value", "repetitions"),
         ({"type": "number", "multipleOf": -1}, ".multipleOf", "invalid_value", "above 0"),
-        ({"enum": ["x" * 70_000]}, "", "invalid_value", "65,536 characters"),
+        ({"enum": ["x" * 140_000]}, "", "invalid_value", "131,072 characters"),
         (nested(70), "", "invalid_value", "64 levels"),
     ],
 )

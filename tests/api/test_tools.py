@@ -1,22 +1,37 @@
 """Tools through the official SDK: required calls always parse, streams build the same calls, histories come back."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 from openai.types.chat import ChatCompletion
 
 from server.api.constraint import calls
 from server.api.tools.reader import CallReader
 from server.api.tools.schema import Tool, Toolset
-from server.engine import GENERIC, HERMES, LLAMA, MISTRAL, Grammar, GrammarCompiler, TextCodec, ToolFormat
+from server.engine import (
+    GENERIC,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    Grammar,
+    GrammarCompiler,
+    RoutingArtifact,
+    TextCodec,
+    ToolFormat,
+    load_checkpoint,
+)
 from server.engine.tool_format import tool_format
 from server.engine.walk import GrammarWalk
+from tests.api.live import make_worker, serve
 from tests.api.test_refusals import CHAT, check_error
 from tests.api.test_structured import GREEDY, SAMPLED
+from tests.tiny import CPU, save_random_model, tiny_config
 
 POINT = {
     "type": "object",
@@ -32,7 +47,23 @@ TOOLS: list[Any] = [
     },
     {"type": "function", "function": {"name": "stay"}},
 ]
+LONG = {"type": "object", "description": "x" * 70_000}
 MESSAGES: list[Any] = [{"role": "user", "content": "Go"}]
+
+
+@pytest.fixture(scope="module")
+def base_url(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: RoutingArtifact) -> Iterator[str]:
+    """The tiny model with room for descriptions of tools, each letter of which takes it a token."""
+    folder = save_random_model(tmp_path_factory.mktemp("long"), tiny_config(max_position_embeddings=2048))
+    worker, _ = make_worker(load_checkpoint(str(folder), torch.float32, CPU), tiny_artifact)
+    with serve(worker) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(base_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
 
 
 def ask(client: openai.OpenAI, **options: Any) -> ChatCompletion:
@@ -73,7 +104,7 @@ def test_calls_that_must_be_made_are_made(client: openai.OpenAI, options: dict[s
 
 
 def test_several_calls_of_one_answer(client: openai.OpenAI) -> None:
-    again = SAMPLED | {"logit_bias": {**SAMPLED["logit_bias"], "2": -100, "204": 0}}
+    again = SAMPLED | {"logit_bias": {**SAMPLED["logit_bias"], "2": -100, "204": -60}}
     answer = ask(client, tool_choice="required", **(again | {"max_tokens": 180}))
     found = check_calls_before_the_cut(answer)
     assert len(found) > 1
@@ -152,6 +183,11 @@ def test_a_conversation_with_calls_and_results_goes_on(client: openai.OpenAI, co
         ({"tools": [], "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools", "invalid_value"),
         ({"tools": TOOLS * 65}, "tools", "invalid_value"),
+        (
+            {"tools": [{"type": "function", "function": {"name": n, "parameters": LONG}} for n in "ab"]},
+            "tools",
+            "invalid_value",
+        ),
         ({"tools": [{"type": "custom"}]}, "tools[0].type", "invalid_value"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value"),

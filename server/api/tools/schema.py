@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.body import Body, Text, invalid, refusal
-from server.api.json_schema import check_schema
+from server.api.json_schema import MAX_CHARACTERS, check_schema
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -114,6 +114,8 @@ class Toolset:
     def check(tools: Sequence[Tool], choice: ToolChoice | None) -> None:
         """Raises the error of the field at fault."""
         names = [tool.function.name for tool in tools]
+        if sum(len(json.dumps(tool.function.parameters)) for tool in tools) > MAX_CHARACTERS:
+            raise invalid("tools", f"Their parameters have more than {MAX_CHARACTERS:,} characters together")
         if len(set(names)) < len(names):
             raise invalid("tools", "Tools have different names")
         if isinstance(choice, NamedTool) and choice.function.name not in names:
