@@ -6,6 +6,7 @@
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from server.engine import (
     Decoder,
     Engine,
     EngineConfig,
+    GrammarCompiler,
     Method,
     Route,
     RoutingArtifact,
@@ -61,6 +63,10 @@ class Deployment:
         """Names that a request may give as its domain; none without a routing artifact."""
         router = self.engine.router
         return [*router.domains, router.mixed.domain] if router else []
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(self.codec.vocabulary, self.vocabulary_size, self.checkpoint.eos_ids)
 
     def route(self, domain: str) -> Route | None:
         return self.engine.router.named(domain) if self.engine.router else None

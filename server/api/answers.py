@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from server.api.logprobs import ChatLogprobs, TextLogprobs
+from server.api.tools.answers import Sparse, ToolCall, ToolCallDelta
 from server.generation import Outcome
 
 
@@ -112,13 +113,20 @@ class RequestMetrics(BaseModel):
         )
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class AssistantMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+
+    @model_serializer(mode="wrap")
+    def without_calls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """OpenAI leaves the calls out where there are none."""
+        fields: dict[str, Any] = serialize(self)
+        return fields if self.tool_calls else {name: fields[name] for name in fields if name != "tool_calls"}
 
 
 class ChatChoice(BaseModel):
@@ -135,15 +143,12 @@ class TextChoice(BaseModel):
     finish_reason: FinishReason | None
 
 
-class Delta(BaseModel):
-    """What a chunk adds to a message; fields without a value are left out, as OpenAI does."""
+class Delta(Sparse):
+    """What a chunk adds to a message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
-
-    @model_serializer(mode="wrap")
-    def without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in serialize(self).items() if value is not None}
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):

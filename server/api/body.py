@@ -48,6 +48,16 @@ Text = Annotated[str, AfterValidator(check_encodable)]
 TokenId = Annotated[int, Field(ge=0)]
 
 
+def missing(field: str) -> PydanticCustomError:
+    """The error of a field that only some values of others require."""
+    return PydanticCustomError("missing", "Field required", {"field": field})
+
+
+def invalid(field: str, message: str) -> PydanticCustomError:
+    """A value that is wrong in itself, from a validator that knows where."""
+    return PydanticCustomError("invalid", "{reason}", {"field": field, "reason": message})
+
+
 def refusal(field: str, message: str) -> PydanticCustomError:
     """An error that names a field, from a validator that sees several."""
     return PydanticCustomError("unsupported", "{reason}", {"field": field, "reason": message})

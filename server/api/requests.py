@@ -5,7 +5,7 @@ from dataclasses import replace
 from server.api.errors import BadRequestError, NotFoundError
 from server.api.schema import GenerationBody, Speculation
 from server.deployment import Deployment
-from server.engine import Adjustments, GenerationRequest, Method, Route, SamplingParams, StopConditions
+from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Method, Route, SamplingParams, StopConditions
 from server.generation import Prompt
 
 GREEDY_BELOW = 1e-4
@@ -29,7 +29,11 @@ def check_body(body: GenerationBody, deployment: Deployment, max_choices: int) -
 
 
 def prompts(
-    body: GenerationBody, encoded: list[list[int]], max_tokens: int | None, deployment: Deployment
+    body: GenerationBody,
+    encoded: list[list[int]],
+    max_tokens: int | None,
+    deployment: Deployment,
+    grammar: CompiledGrammar | None = None,
 ) -> list[Prompt]:
     """One prompt for each choice; the choices of one prompt follow each other, with consecutive seeds."""
     speculation = body.speculation or Speculation()
@@ -42,6 +46,7 @@ def prompts(
         max_draft=speculation.max_draft,
         num_logprobs=body.num_logprobs,
         scores_prompt=body.is_echoed and body.num_logprobs is not None,
+        grammar=grammar,
     )
     shared = (tuple(body.stops), body.is_echoed, body.operation)
     return [

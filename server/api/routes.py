@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
+from server.api.chat import ChatTranscript
+from server.api.constraint import compiled
 from server.api.errors import ErrorBody
 from server.api.reply import Reply
 from server.api.requests import check_body, check_ids, check_model, prompts, sampling
@@ -19,8 +21,9 @@ from server.api.responses.schema import ResponseBody
 from server.api.responses.stream import ResponseTranscript
 from server.api.schema import ChatBody, CompletionBody, GenerationBody
 from server.api.sources import PromptSource, chat_source, text_source
-from server.api.stream import ChatTranscript, Form, TextTranscript
+from server.api.stream import Form, TextTranscript
 from server.api.tokenization import TokenizationApi
+from server.api.tools.reader import CallReader
 from server.deployment import Deployment
 from server.worker import Worker
 
@@ -51,7 +54,11 @@ class Api:
 
     async def chat(self, body: ChatBody) -> Response:
         max_tokens = body.max_completion_tokens or body.max_tokens
-        return await self.generate(body, chat_source(body.messages, "messages"), max_tokens, ChatTranscript)
+        form: Form = ChatTranscript
+        if tools := body.toolset:
+            written = self.worker.check_available().codec.tool_format
+            form = partial(ChatTranscript, new_reader=partial(CallReader, written, tools.names))
+        return await self.generate(body, chat_source(body.messages, "messages", tools), max_tokens, form)
 
     async def complete(self, body: CompletionBody) -> Response:
         max_tokens = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
@@ -75,7 +82,8 @@ class Api:
         try:
             encoded = await asyncio.to_thread(source.encode, deployment)
             check_ids(encoded, source.field, deployment.vocabulary_size)
-            self.worker.submit(ticket, prompts(body, encoded, max_tokens, deployment))
+            grammar = await asyncio.to_thread(compiled, body, deployment)
+            self.worker.submit(ticket, prompts(body, encoded, max_tokens, deployment, grammar))
         except BaseException:
             self.worker.release(ticket)
             raise

@@ -8,38 +8,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.body import Body, NoEffect, Text, TokenId, refusal, text_or_list
+from server.api.messages import Message
+from server.api.response_format import ResponseFormat
+from server.api.tools.schema import Tool, ToolChoice, Toolset
 from server.api.unsupported import (
     INSTEAD_IN_COMPLETIONS,
     NOT_HONOURED_IN_CHAT,
     NOT_HONOURED_IN_COMPLETIONS,
-    NOT_HONOURED_IN_MESSAGES,
 )
 from server.engine import MAX_DRAFT
 from server.generation import Operation
-
-
-class TextPart(Body):
-    type: Literal["text"]
-    text: Text
-
-
-class Message(Body):
-    not_honoured = NOT_HONOURED_IN_MESSAGES
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], Discriminator(text_or_list)
-    ]
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part.text for part in self.content)
-
-    @property
-    def for_template(self) -> dict[str, str]:
-        """Chat templates know `system`; OpenAI's newer name for the same role is `developer`."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
 
 
 class StreamOptions(Body):
@@ -107,12 +85,29 @@ class GenerationBody(SamplingBody):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def check_end(self) -> Self:
+        if self.ignore_eos and self.is_constrained and not self.stop_token_ids:
+            raise refusal("ignore_eos", "A constrained answer ends where its grammar does; give stop_token_ids.")
+        return self
 
     @model_validator(mode="after")
     def check_stream_options(self) -> Self:
         if self.stream_options and not self.stream:
             raise refusal("stream_options", "Only with stream: true.")
         return self
+
+    @property
+    def toolset(self) -> Toolset | None:
+        """The tools that may be called, where there are any."""
+        return None
+
+    @property
+    def is_constrained(self) -> bool:
+        is_free = self.response_format is None or self.response_format.schema_of_answer is None
+        return self.toolset is not None or not is_free
 
     @property
     def num_logprobs(self) -> int | None:
@@ -138,6 +133,9 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     prompt_cache_key: Identifier = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
     def check_limits(self) -> Self:
@@ -146,6 +144,15 @@ class ChatBody(GenerationBody):
         if self.top_logprobs and not self.logprobs:
             raise refusal("top_logprobs", "Only with logprobs: true.")
         return self
+
+    @model_validator(mode="after")
+    def check_tools(self) -> Self:
+        Toolset.check(self.tools or [], self.tool_choice)
+        return self
+
+    @property
+    def toolset(self) -> Toolset | None:
+        return Toolset.of(self.tools or [], self.tool_choice, self.parallel_tool_calls is not False)
 
     @property
     def num_logprobs(self) -> int | None:

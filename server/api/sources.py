@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.api.errors import BadRequestError
-from server.api.schema import Message
+from server.api.messages import Message
+from server.api.tools.schema import Toolset
 from server.deployment import Deployment
 from server.engine import ChatError
 
@@ -19,17 +20,19 @@ class PromptSource:
     encode: Callable[[Deployment], list[list[int]]]
 
 
-def chat_source(messages: Sequence[Message], field: str) -> PromptSource:
+def chat_source(messages: Sequence[Message], field: str, tools: Toolset | None = None) -> PromptSource:
     """Messages as the chat template puts them into one prompt; what it refuses is the field's fault."""
     turns = [message.for_template for message in messages]
+    offered = [tool.for_template for tool in tools.offered] if tools else []
+    num_characters = sum(len(str(turn)) for turn in (*turns, *offered))
 
     def encode(deployment: Deployment) -> list[list[int]]:
         try:
-            return [deployment.codec.encode_chat(turns)]
+            return [deployment.codec.encode_chat(turns, offered)]
         except ChatError as error:
             raise BadRequestError(str(error), field) from error
 
-    return PromptSource(field, 1, sum(len(turn["content"]) for turn in turns), encode)
+    return PromptSource(field, 1, num_characters, encode)
 
 
 def text_source(prompts: Sequence[str | list[int]]) -> PromptSource:

@@ -6,26 +6,21 @@ Both kinds read the same iterator; `reply.py` sends either.
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel
 
 from server.api.answers import (
     Answer,
-    AssistantMessage,
-    ChatChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChunkChoice,
-    Delta,
     RequestMetrics,
     TextChoice,
     TextCompletion,
     Usage,
 )
-from server.api.errors import ApiError
-from server.api.logprobs import ChatLogprobs, TextLogprobs
-from server.engine import Vocabulary
+from server.api.answers import FinishReason as ChoiceEnd
+from server.api.errors import ApiError, BadRequestError
+from server.api.logprobs import TextLogprobs
+from server.engine import FinishReason, Vocabulary
 from server.generation import Outcome, Piece, ShownToken
 
 DONE = "data: [DONE]\n\n"
@@ -65,6 +60,8 @@ class Transcript(ABC):
         self.tokens[piece.index] += piece.tokens
         if piece.outcome:
             self.outcomes[piece.index] = piece.outcome
+            if piece.outcome.finish_reason is FinishReason.ERROR:
+                raise BadRequestError("The grammar of the answer grew too complex.", code="grammar_too_complex")
 
     async def fold(self, pieces: AsyncIterator[Piece]) -> BaseModel:
         async for piece in pieces:
@@ -90,9 +87,9 @@ class ChoicesTranscript(Transcript):
     @abstractmethod
     def empty_chunk(self) -> Answer: ...
 
-    def finish_reason(self, index: int) -> Literal["stop", "length"] | None:
+    def finish_reason(self, index: int) -> ChoiceEnd | None:
         outcome = self.outcomes.get(index)
-        return cast(Literal["stop", "length"], outcome.finish_reason.value) if outcome else None
+        return cast(ChoiceEnd, outcome.finish_reason.value) if outcome else None
 
     def seal(self, answer: Answer) -> Answer:
         """Adds what is known at the end only."""
@@ -104,54 +101,15 @@ class ChoicesTranscript(Transcript):
         hidden = {"metrics"} if includes_usage else {"metrics", "usage"}
         async for piece in pieces:
             self.take(piece)
-            *chunks, last = self.chunks(piece)
-            for chunk in chunks:
+            chunks = self.chunks(piece)
+            for chunk in chunks[:-1]:
                 yield frame(chunk, hidden)
             is_end = len(self.outcomes) == len(self.texts) and not includes_usage
-            yield frame(self.seal(last), {"usage"}) if is_end else frame(last, hidden)
+            for last in chunks[-1:]:
+                yield frame(self.seal(last), {"usage"}) if is_end else frame(last, hidden)
         if includes_usage:
             yield frame(self.seal(self.empty_chunk()), set())
         yield DONE
-
-
-class ChatTranscript(ChoicesTranscript):
-    """POST /v1/chat/completions"""
-
-    id_prefix = "chatcmpl-"
-
-    def chunks(self, piece: Piece) -> list[Answer]:
-        index = piece.index
-        choices = []
-        if index not in self.begun:
-            self.begun.add(index)
-            choices.append(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-        if piece.text or piece.tokens:
-            logprobs = self.logprobs(piece.tokens) if piece.tokens else None
-            choices.append(ChunkChoice(index=index, delta=Delta(content=piece.text), logprobs=logprobs))
-        if piece.outcome:
-            choices.append(ChunkChoice(index=index, delta=Delta(), finish_reason=self.finish_reason(index)))
-        return [self.chunk([choice]) for choice in choices]
-
-    def chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:
-        return ChatCompletionChunk(**self.head, choices=choices)
-
-    def empty_chunk(self) -> Answer:
-        return self.chunk([])
-
-    def whole(self) -> Answer:
-        choices = [
-            ChatChoice(
-                index=i,
-                message=AssistantMessage(content=text),
-                logprobs=self.logprobs(self.tokens[i]),
-                finish_reason=self.finish_reason(i) or "stop",
-            )
-            for i, text in enumerate(self.texts)
-        ]
-        return self.seal(ChatCompletion(**self.head, choices=choices))
-
-    def logprobs(self, tokens: Sequence[ShownToken]) -> ChatLogprobs | None:
-        return ChatLogprobs.of(tokens, self.vocabulary) if self.vocabulary else None
 
 
 class TextTranscript(ChoicesTranscript):

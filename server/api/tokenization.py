@@ -6,8 +6,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field, model_validator
 
 from server.api.body import Body, Text, TokenId, refusal
+from server.api.messages import Message
 from server.api.requests import check_model, check_vocabulary
-from server.api.schema import Message
 from server.worker import Worker
 
 

@@ -10,10 +10,6 @@ NOT_HONOURED_IN_CHAT: NoEffect = {
     "moderation": (None,),
     "prompt_cache_options": (None,),
     "prompt_cache_retention": (None,),
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -38,5 +34,4 @@ NOT_HONOURED_IN_MESSAGES: NoEffect = {
     "function_call": (None,),
     "name": (None,),
     "refusal": (None,),
-    "tool_calls": (None, []),
 }

@@ -10,11 +10,13 @@ from server.engine.artifact import (
 from server.engine.cache import KVCache, Row, TokenBatch
 from server.engine.checkpoint import Checkpoint, load_checkpoint
 from server.engine.engine import Engine
+from server.engine.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
 from server.engine.model import Decoder
 from server.engine.requests import EngineConfig, PromptTooLongError
 from server.engine.router import Router, prompt_vector, similarities
 from server.engine.sequence import Emission, GenerationRequest, Sequence
-from server.engine.tokens import ChatError, TextCodec, TextStream
+from server.engine.tokens import ChatError, TextCodec, TextStream, held_back
+from server.engine.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat
 from server.engine.types import (
     FULL,
     MAX_DRAFT,
@@ -38,7 +40,11 @@ from server.engine.weights import CheckpointError, DecoderConfig
 
 __all__ = [
     "FULL",
+    "GENERIC",
+    "HERMES",
+    "LLAMA",
     "MAX_DRAFT",
+    "MISTRAL",
     "OTHER_DOMAIN",
     "UNADJUSTED",
     "UNROUTED",
@@ -47,6 +53,7 @@ __all__ = [
     "ChatError",
     "Checkpoint",
     "CheckpointError",
+    "CompiledGrammar",
     "Decoder",
     "DecoderConfig",
     "DomainRecord",
@@ -55,6 +62,9 @@ __all__ = [
     "EngineConfig",
     "FinishReason",
     "GenerationRequest",
+    "Grammar",
+    "GrammarCompiler",
+    "GrammarError",
     "KVCache",
     "Manifest",
     "MaskRecord",
@@ -76,7 +86,10 @@ __all__ = [
     "TokenBatch",
     "TokenLogprobs",
     "TokenText",
+    "ToolFormat",
     "Vocabulary",
+    "held_back",
+    "json_rule",
     "load_checkpoint",
     "prompt_vector",
     "similarities",

@@ -1,5 +1,7 @@
 """Drafters propose tokens cheaply: by skipping sub-layers, by looking up n-grams, or by both in turn.
 
+What a grammar forces comes before what is looked up: both cost no pass.
+
 A drafter sees sequences and returns, for each, at most `draft_limit` ids. Whatever it returns, the
 emitted text is the same; only the number of passes changes.
 """
@@ -89,7 +91,7 @@ class NgramIndex:
 
 
 class LookupDrafter:
-    """Prompt lookup: continues as the same n-gram continued earlier in prompt or output; costs no pass.
+    """Continues as the grammar must, or as the same n-gram continued earlier in prompt or output; costs no pass.
 
     A draft of which all was accepted is followed by one twice as long, any other by one of the
     sequence's own length again: a copied passage goes on, a chance match does not.
@@ -106,7 +108,8 @@ class LookupDrafter:
             index = self.indexes.setdefault(sequence.id, NgramIndex(self.sizes))
             index.extend(sequence.ids)
             limit = sequence.grown_draft_limit(self.growths.get(sequence.id, 1))
-            if found := index.continuation(sequence.ids, limit):
+            forced = sequence.walk.forced(sequence.ids, limit) if sequence.walk else []
+            if found := forced or index.continuation(sequence.ids, limit):
                 drafts[sequence.id] = found
         return drafts
 

@@ -199,7 +199,9 @@ class Engine:
         `logits` are the rows that the ids were chosen in; it may have more, and is None where nobody asked.
         """
         sequence.ids += token_ids
-        if token_ids[-1] in sequence.request.stop.token_ids:
+        if sequence.walk and sequence.walk.failed_at == len(sequence.ids) - 1:
+            self.finish(sequence, FinishReason.ERROR)
+        elif token_ids[-1] in sequence.request.stop.token_ids:
             self.finish(sequence, FinishReason.STOP)
         elif sequence.room <= 0:
             self.finish(sequence, FinishReason.LENGTH)

@@ -1,4 +1,4 @@
-"""What a request changes of its logits before temperature: bias, penalties, and no end before `min_tokens`.
+"""What a request changes of its logits before temperature: bias, penalties, grammar, no end before `min_tokens`.
 
 Draft and full model are adjusted alike, and each row by exactly the tokens before it, drafted ones
 included. So a row's token is the one that plain decoding would choose there.
@@ -7,7 +7,9 @@ included. So a row's token is the one that plain decoding would choose there.
 import torch
 from torch import Tensor
 
+from server.engine.grammar import CompiledGrammar
 from server.engine.types import UNADJUSTED, Adjustments, StopConditions
+from server.engine.walk import GrammarWalk
 
 
 def add_bias(logits: Tensor, token_ids: Tensor, biases: Tensor) -> None:
@@ -28,7 +30,11 @@ def penalize_counts(logits: Tensor, counts: Tensor, frequency: float, presence: 
 
 
 def forbid(logits: Tensor, token_ids: Tensor) -> None:
-    logits[:, token_ids] = float("-inf")
+    """Makes tokens impossible, but in rows where no other one is possible."""
+    rest = logits.clone()
+    rest[:, token_ids] = float("-inf")
+    has_choice = (rest > float("-inf")).any(-1, keepdim=True)
+    logits.copy_(torch.where(has_choice, rest, logits))
 
 
 class TokenCounts:
@@ -58,18 +64,27 @@ class TokenCounts:
 class LogitsProcessor:
     """The adjustments of one request, over the tokens of its own sequence."""
 
-    def __init__(self, adjustments: Adjustments, stop: StopConditions, prompt_length: int) -> None:
+    def __init__(
+        self,
+        adjustments: Adjustments,
+        stop: StopConditions,
+        prompt_length: int,
+        grammar: CompiledGrammar | None = None,
+    ) -> None:
+        self.walk = GrammarWalk(grammar, prompt_length, stop.token_ids) if grammar else None
         self.adjustments = adjustments
         self.stop = stop
         self.prompt_length = prompt_length
         self.counts: TokenCounts | None = None
 
     @classmethod
-    def of(cls, adjustments: Adjustments, stop: StopConditions, prompt_length: int) -> "LogitsProcessor | None":
+    def of(
+        cls, adjustments: Adjustments, stop: StopConditions, prompt_length: int, grammar: CompiledGrammar | None
+    ) -> "LogitsProcessor | None":
         """None where nothing is asked for."""
-        if adjustments == UNADJUSTED and not stop.min_tokens:
+        if adjustments == UNADJUSTED and not stop.min_tokens and grammar is None:
             return None
-        return cls(adjustments, stop, prompt_length)
+        return cls(adjustments, stop, prompt_length, grammar)
 
     @property
     def is_counting(self) -> bool:
@@ -83,6 +98,8 @@ class LogitsProcessor:
             add_bias(logits, torch.tensor(token_ids, device=logits.device), torch.tensor(biases, device=logits.device))
         if self.is_counting:
             self.penalize(logits, ids, drafted)
+        if self.walk:
+            self.walk.restrict(logits, ids, drafted)
         num_before = len(ids) - self.prompt_length + len(drafted) + 1 - logits.shape[0]
         num_endless = self.stop.min_tokens - num_before
         if num_endless > 0:

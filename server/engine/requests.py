@@ -52,5 +52,7 @@ def check_request(request: GenerationRequest, vocabulary_size: int, max_length: 
         raise ValueError(f"biased token ids are between 0 and {vocabulary_size - 1}")
     if request.max_draft is not None and not 0 <= request.max_draft <= MAX_DRAFT:
         raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
+    if request.grammar and not any(end < vocabulary_size for end in request.stop.token_ids):
+        raise ValueError("a grammar needs an end token, and the request or the model has none")
     if len(request.prompt_ids) + min(request.stop.max_tokens, 1) > max_length:
         raise PromptTooLongError(len(request.prompt_ids), max_length)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from server.engine.grammar import CompiledGrammar
 from server.engine.processors import LogitsProcessor
 from server.engine.sampling import Draw
 from server.engine.types import (
@@ -20,6 +21,7 @@ from server.engine.types import (
     StopConditions,
     TokenLogprobs,
 )
+from server.engine.walk import GrammarWalk
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class GenerationRequest:
     """What the engine is asked for; None leaves the choice to the engine's configuration or router.
 
     `num_logprobs` is how many of the most likely tokens to report beside each token; None reports nothing.
-    `scores_prompt` reports the prompt's tokens as well.
+    `scores_prompt` reports the prompt's tokens as well. A `grammar` is followed to its end, which `min_tokens`
+    does not put off.
     """
 
     prompt_ids: list[int]
@@ -38,6 +41,7 @@ class GenerationRequest:
     max_draft: int | None = None
     num_logprobs: int | None = None
     scores_prompt: bool = False
+    grammar: CompiledGrammar | None = None
 
 
 @dataclass(eq=False)
@@ -70,7 +74,8 @@ class Sequence:
     def of(cls, number: int, request: GenerationRequest, method: Method, max_draft: int, max_length: int) -> "Sequence":
         seed = secrets.randbits(62) if request.sampling.seed is None else request.sampling.seed
         max_ids = min(len(request.prompt_ids) + request.stop.max_tokens, max_length)
-        processor = LogitsProcessor.of(request.sampling.adjustments, request.stop, len(request.prompt_ids))
+        asked, prompt_length = request.sampling.adjustments, len(request.prompt_ids)
+        processor = LogitsProcessor.of(asked, request.stop, prompt_length, request.grammar)
         return cls(number, request, method, max_draft, list(request.prompt_ids), max_ids, seed, processor)
 
     @property
@@ -113,6 +118,10 @@ class Sequence:
     def is_plainly_greedy(self) -> bool:
         """Whether its tokens are the most likely ones of the model's own logits."""
         return self.request.sampling.is_greedy and self.processor is None
+
+    @property
+    def walk(self) -> GrammarWalk | None:
+        return self.processor.walk if self.processor else None
 
     @property
     def needs_logits(self) -> bool:

@@ -6,10 +6,12 @@ The engine itself never imports this module.
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from server.engine.tool_format import GENERIC, ToolFormat, tool_format, without_tools
 from server.engine.vocabulary import REPLACEMENT, Vocabulary
 
 MAX_PENDING = 8
@@ -32,12 +34,30 @@ class TextCodec:
         template = self.tokenizer.chat_template
         return hashlib.sha256(repr(template).encode()).hexdigest()[:16]
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls of tools."""
+        try:
+            return tool_format(str(self.tokenizer.get_chat_template(tools=[{}])))
+        except ValueError:
+            return GENERIC
+
+    def special_id(self, text: str) -> int | None:
+        """The token that `text` is, where that is one which `decode` does not show."""
+        found = self.tokenizer.added_tokens_encoder.get(text)
+        is_special = found is not None and self.tokenizer.added_tokens_decoder[found].special
+        return found if is_special else None
+
+    def encode_chat(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """The prompt's ids, ending where the assistant's answer begins; raises `ChatError`."""
         if not self.tokenizer.chat_template:
             raise ChatError("this model has no chat template; use /v1/completions")
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            if not self.tool_format.is_native:
+                messages, tools = without_tools(messages, list(tools)), ()
+            text = self.tokenizer.apply_chat_template(
+                messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+            )
         except Exception as error:
             # A template is a program of the checkpoint's authors: it may fail in any way.
             raise ChatError(f"the model's chat template refuses these messages: {error}") from error

@@ -107,9 +107,12 @@ class TokenLogprobs:
 
 
 class FinishReason(StrEnum):
+    """ERROR is a grammar that grew too complex on the way."""
+
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    ERROR = "error"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.body import Body, NoEffect, Text, refusal, text_or_list
-from server.api.schema import ChatBody, Identifier, Message, SamplingBody, TextPart
+from server.api.messages import Message, TextPart
+from server.api.schema import ChatBody, Identifier, SamplingBody
 
 LOGPROBS = "message.output_text.logprobs"
 

@@ -1,0 +1,71 @@
+"""What an answer is held to: the grammar of its response format, its calls of tools, or both."""
+
+import json
+from typing import Any
+
+from server.api.errors import BadRequestError
+from server.api.schema import GenerationBody
+from server.api.tools.schema import FunctionDefinition, Toolset
+from server.deployment import Deployment
+from server.engine import CompiledGrammar, Grammar, GrammarError, ToolFormat, json_rule
+
+TEXT = r"/(.|\n)*/"
+TEXT_BUT_JSON = r"/([^\[{\s](.|\n)*)?/"
+"""Where calls have no marker, an answer that begins as JSON is one."""
+
+
+def compiled(body: GenerationBody, deployment: Deployment) -> CompiledGrammar | None:
+    """The grammar of an answer, None where any text will do; may take long, so that a thread should do it."""
+    format_of = body.response_format
+    schema = format_of.schema_of_answer if format_of else None
+    try:
+        if body.toolset:
+            marker = deployment.codec.special_id(deployment.codec.tool_format.begin)
+            grammar = Grammar.of_lark(calls(body.toolset, deployment.codec.tool_format, marker, schema))
+        elif schema is not None:
+            grammar = Grammar.of_schema(schema)
+        else:
+            return None
+        if not deployment.checkpoint.eos_ids and not body.stop_token_ids:
+            raise GrammarError("this model has no end token; give stop_token_ids")
+        return deployment.grammars.compile(grammar)
+    except GrammarError as error:
+        field = "tools" if body.toolset else "response_format"
+        field = f"{field}.json_schema.schema" if format_of and format_of.json_schema and not body.toolset else field
+        message = f"Invalid value for '{field}': it cannot be enforced: {error}."
+        raise BadRequestError(message, field, "invalid_value") from error
+
+
+def calls(tools: Toolset, form: ToolFormat, marker: int | None, schema: dict[str, Any] | None) -> str:
+    """A grammar of calls alone, or else text, or JSON of `schema`; `marker` is `form.begin` where that is one token."""
+    rules = [rule for i, function in enumerate(tools.callable) for rule in call_rules(i, function, form)]
+    rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools.callable))))
+    begin = f"<[{marker}]>" if marker is not None else json.dumps(form.begin) if form.begin else ""
+    end = json.dumps(form.end) if form.end else ""
+    several = tools.is_parallel and (form.is_list or not form.is_bare)
+    if form.is_list:
+        rules.append(f'marked: {begin} "[" call' + (' (", " call)*' if several else "") + ' "]"')
+        only_calls = "marked"
+    else:
+        rules.append(f"marked: {begin} call {end}")
+        only_calls = r'marked ("\n" marked)*' if several else "marked"
+    if tools.must_call:
+        start = only_calls
+    elif schema is not None:
+        start = f"{only_calls} | answer"
+        rules.append(f"answer: {json_rule(schema)}")
+    elif form.is_bare:
+        start = f"{only_calls} | text"
+        rules += ["text: TEXT", f"TEXT: {TEXT_BUT_JSON}"]
+    else:
+        start = ("within* " if several else "within | ") + "text"
+        opening = f"TEXT {begin}" if marker is not None else "opening"
+        rules += [f"within: {opening} call {end}", f"opening[lazy]: TEXT {begin}", "text: TEXT", f"TEXT: {TEXT}"]
+    return "\n".join([f"start: {start}", *rules])
+
+
+def call_rules(number: int, function: FunctionDefinition, form: ToolFormat) -> list[str]:
+    """One call, laid out as models are taught to write it; its schema is a root, as references need it."""
+    head = json.dumps(f'{{"name": {json.dumps(function.name)}, "{form.arguments}": ')
+    arguments = json_rule(function.schema_of_arguments, is_lenient=not function.strict)
+    return [f'call_{number}: {head} arguments_{number} "}}"', f"arguments_{number}: {arguments}"]
