@@ -31,7 +31,7 @@ def compiled(body: GenerationBody, deployment: Deployment) -> CompiledGrammar | 
         return deployment.grammars.compile(grammar)
     except GrammarError as error:
         field = "tools" if body.toolset else "response_format"
-        field = f"{field}.json_schema.schema" if format_of and format_of.json_schema and not body.toolset else field
+        field = body.schema_field if format_of and format_of.json_schema and not body.toolset else field
         message = f"Invalid value for '{field}': it cannot be enforced: {error}."
         raise BadRequestError(message, field, "invalid_value") from error
 

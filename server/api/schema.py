@@ -85,6 +85,7 @@ class GenerationBody(SamplingBody):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
+    schema_field: ClassVar[str] = "response_format.json_schema.schema"
     response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")

@@ -172,7 +172,17 @@ def test_the_sdks_own_stream_and_the_async_client(client: openai.OpenAI, base_ur
         ({"tools": [{"type": "web_search"}]}, "tools", "unsupported_parameter"),
         ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort", "unsupported_parameter"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format", "unsupported_parameter"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type", "invalid_value"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a"}}},
+            "text.format.schema",
+            "missing_required_parameter",
+        ),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "x"}}}},
+            "text.format.schema",
+            "invalid_value",
+        ),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "unsupported_parameter"),
         ({"include": ["file_search_call.results"]}, "include[0]", "invalid_value"),
         ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),

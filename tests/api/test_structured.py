@@ -67,6 +67,19 @@ def test_a_stream_and_the_whole_have_the_same_json(client: openai.OpenAI) -> Non
     Boat.model_validate_json(completion.choices[0].text)
 
 
+def test_responses_parse_a_pydantic_model_too(client: openai.OpenAI) -> None:
+    bias = {"seed": SAMPLED.get("seed"), "logit_bias": SAMPLED.get("logit_bias")}
+    answer = client.responses.parse(
+        model="tiny", input="A boat", text_format=Boat, temperature=SAMPLED["temperature"], extra_body=bias
+    )
+    assert isinstance(answer.output_parsed, Boat)
+    assert answer.text and answer.text.format and answer.text.format.type == "json_schema"
+    plain = client.responses.create(
+        model="tiny", input="A boat", text={"format": {"type": "json_object"}}, max_output_tokens=4
+    )
+    assert plain.output_text.startswith("{")
+
+
 def test_any_json_object(client: openai.OpenAI) -> None:
     for seed in range(4):
         options = SAMPLED | {"seed": seed, "logit_bias": {**NO_BLANKS["logit_bias"], "98": 8, "7": 4}}

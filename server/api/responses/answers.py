@@ -86,7 +86,7 @@ class ResponseAnswer(BaseModel):
     service_tier: Literal["default"] = "default"
     store: bool = False
     temperature: float
-    text: dict[str, Any] = Field(default={"format": {"type": "text"}, "verbosity": "medium"})
+    text: dict[str, Any]
     tool_choice: Literal["auto"] = "auto"
     tools: list[Any] = []
     top_logprobs: int
@@ -95,6 +95,11 @@ class ResponseAnswer(BaseModel):
     usage: ResponseUsage | None = None
     user: str | None
     metrics: RequestMetrics | None = None
+
+
+def format_of(body: ResponseBody) -> dict[str, Any]:
+    asked = body.text.format if body.text else None
+    return asked.model_dump(by_alias=True) if asked else {"type": "text"}
 
 
 def echo(body: ResponseBody, sampling: SamplingParams) -> dict[str, Any]:
@@ -106,6 +111,7 @@ def echo(body: ResponseBody, sampling: SamplingParams) -> dict[str, Any]:
         "prompt_cache_key": body.prompt_cache_key,
         "safety_identifier": body.safety_identifier,
         "temperature": sampling.temperature,
+        "text": {"format": format_of(body), "verbosity": "medium"},
         "top_logprobs": body.top_logprobs or 0,
         "top_p": sampling.top_p,
         "user": body.user,

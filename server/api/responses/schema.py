@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.body import Body, NoEffect, Text, refusal, text_or_list
 from server.api.messages import Message, TextPart
+from server.api.response_format import JsonSchema, ResponseFormat
 from server.api.schema import ChatBody, Identifier, SamplingBody
 
 LOGPROBS = "message.output_text.logprobs"
@@ -59,8 +60,37 @@ class InputMessage(Body):
         return Message(role=self.role, content=[TextPart(type="text", text=part.text) for part in self.content])
 
 
+class PlainFormat(Body):
+    type: Literal["text", "json_object"]
+
+    @property
+    def as_chat(self) -> ResponseFormat:
+        return ResponseFormat(type=self.type)
+
+
+class SchemaFormat(JsonSchema):
+    type: Literal["json_schema"]
+
+    @property
+    def as_chat(self) -> ResponseFormat:
+        fields = self.model_dump(by_alias=True, exclude={"type"})
+        return ResponseFormat(type=self.type, json_schema=JsonSchema(**fields))
+
+
+def kind_of(value: Any) -> str:
+    """Tag of a format."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<schema>" if kind == "json_schema" else "<plain>"
+
+
 class TextOptions(Body):
-    not_honoured: ClassVar[NoEffect] = {"format": (None, {"type": "text"}), "verbosity": (None, "medium")}
+    not_honoured: ClassVar[NoEffect] = {"verbosity": (None, "medium")}
+    format: (
+        Annotated[
+            Annotated[PlainFormat, Tag("<plain>")] | Annotated[SchemaFormat, Tag("<schema>")], Discriminator(kind_of)
+        ]
+        | None
+    ) = None
 
 
 class ReasoningOptions(Body):
@@ -75,6 +105,10 @@ class ReasoningOptions(Body):
 
 class ObfuscationOptions(Body):
     not_honoured: ClassVar[NoEffect] = {"include_obfuscation": (None, False)}
+
+
+class ChatOfResponse(ChatBody):
+    schema_field: ClassVar[str] = "text.format.schema"
 
 
 class ResponseBody(SamplingBody):
@@ -115,9 +149,10 @@ class ResponseBody(SamplingBody):
     def as_chat(self) -> ChatBody:
         """The chat with the same answer; the only place where the two interfaces meet."""
         shared = {name: getattr(self, name) for name in SamplingBody.model_fields}
-        return ChatBody(
+        return ChatOfResponse(
             **shared,
             messages=self.messages,
+            response_format=self.text.format.as_chat if self.text and self.text.format else None,
             max_completion_tokens=self.max_output_tokens,
             logprobs=self.has_logprobs,
             top_logprobs=self.top_logprobs,
