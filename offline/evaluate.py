@@ -1,6 +1,7 @@
 """The `evaluate` command: methods side by side on the same prompts, as a table and one JSON object.
 
-Speed counts everything from the prompt to the last token: prefill, routing, drafts, checks.
+Speed counts everything from the prompt to the last token: prefill, routing, drafts, checks. The
+column `decode` leaves the prompt out: it compares the time for each token after the first.
 """
 
 import random
@@ -12,7 +13,7 @@ import torch
 
 from offline.measure import PLAIN, Decoding, Job, Runner, Sample, measure
 from offline.pack import versions
-from offline.peers import ASSISTED, peer_runners, runnable
+from offline.peers import ASSISTED, end_ids, peer_runners, runnable
 from offline.prompts import PromptError, read_prompts
 from offline.settings import EvaluationSettings, SettingsMistake
 from offline.stage import Strict, log
@@ -35,6 +36,7 @@ class Evaluation(Strict):
     temperature: float
     batch_size: int
     max_new_tokens: int
+    ignore_eos: bool
     versions: dict[str, str]
     routing_accuracy: float | None
     results: list[ResultRow]
@@ -70,6 +72,7 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
         temperature=settings.temperature,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
+        ignore_eos=settings.ignore_eos,
         versions=versions(),
         routing_accuracy=routing_accuracy(samples, artifact),
         results=summarise(sorted(samples, key=lambda s: list(runners).index(s.method)), settings.seed, inexact),
@@ -121,14 +124,14 @@ def make_runners(
     def decoding() -> Decoding:
         # An engine learns what drafts gain, so every method has one of its own.
         engine = Engine(bench.model, config, artifact)
-        return Decoding(engine, bench.checkpoint.eos_ids, settings.max_new_tokens, settings.temperature)
+        return Decoding(engine, end_ids(bench, settings), settings.max_new_tokens, settings.temperature)
 
     methods = {PLAIN: Method.PLAIN, "knn": Method.SKIP, "lookup": Method.LOOKUP, "cascade": Method.CASCADE}
     runners = {name: decoding().runner(method, lambda job: None) for name, method in methods.items()}
     if artifact is not None:
         routes = library_routes(artifact, settings)
         runners |= {name: decoding().runner(Method.SKIP, route_of) for name, route_of in routes.items()}
-    runners |= peer_runners(settings.methods, bench, settings)
+    runners |= peer_runners(settings.methods, bench, settings, longest)
     return {name: runners[name] for name in settings.methods}
 
 

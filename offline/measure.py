@@ -28,9 +28,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method wrote; statistics and route where it is one of the engine's."""
+    """What a method wrote; the rest where it is one of the engine's.
+
+    `decode_seconds` leave out prefills; those of a batch are shared out by tokens.
+    """
 
     ids: list[int]
+    decode_seconds: float | None = None
     stats: SequenceStats | None = None
     route: Route | None = None
 
@@ -53,6 +57,12 @@ class Sample:
         """Tokens per second; in a batch, of the whole batch."""
         return len(self.answer.ids) / self.seconds
 
+    @property
+    def decode_rate(self) -> float | None:
+        """Tokens after the first per second of decoding; None where that is unknown or there is none."""
+        seconds, num_tokens = self.answer.decode_seconds, len(self.answer.ids) - 1
+        return num_tokens / seconds if seconds and num_tokens else None
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -72,7 +82,12 @@ class Decoding:
                 GenerationRequest(job.ids, SamplingParams(self.temperature, seed=job.seed), stop, method, route_of(job))
                 for job in jobs
             ]
-            return [Answer(s.output_ids, s.stats, s.route) for s in self.engine.generate(requests)]
+            sequences = [self.engine.add(request) for request in requests]
+            seconds = 0.0
+            while self.engine.has_work:
+                seconds += self.engine.step()[1].decode_seconds
+            share = seconds / max(sum(len(s.output_ids) - 1 for s in sequences), 1)
+            return [Answer(s.output_ids, share * (len(s.output_ids) - 1), s.stats, s.route) for s in sequences]
 
         return run
 

@@ -1,4 +1,5 @@
-"""What is compared with beside the engine: `generate` of transformers, plain and with its own self-speculation."""
+"""What is compared with beside the engine: llama.cpp, and `generate` of transformers, plain and with its own
+self-speculation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,27 +18,36 @@ ASSISTED: dict[str, Callable[[int], dict[str, int]]] = {
     "transformers-early-exit": lambda num_layers: {"assistant_early_exit": max(num_layers // 4, 1)},
 }
 """Method -> options of `generate` for a model of so many layers."""
+LLAMA_CPP = "llama-cpp"
 
 
-class PeerError(Exception):
-    """A peer cannot run here; the message says why."""
+def peer_runners(
+    names: Sequence[str], bench: Workbench, settings: EvaluationSettings, longest: int
+) -> dict[str, Runner]:
+    """Runners of the peers among `names` in the engine's dtype, for prompts of up to `longest` tokens."""
+    runners = assisted_runners([name for name in names if name in ASSISTED], bench, settings)
+    if LLAMA_CPP in names:
+        # An extra: `settings` has seen that it is there.
+        from offline.llamacpp import llamacpp_runner
+
+        runners[LLAMA_CPP] = llamacpp_runner(bench, settings, longest)
+    return runners
 
 
-def peer_runners(names: Sequence[str], bench: Workbench, settings: EvaluationSettings) -> dict[str, Runner]:
-    """Runners of the peers among `names`, over one shared model in the engine's dtype."""
-    chosen = [name for name in names if name in ASSISTED]
-    if not chosen:
+def assisted_runners(names: Sequence[str], bench: Workbench, settings: EvaluationSettings) -> dict[str, Runner]:
+    """Runners of transformers, over one shared model."""
+    if not names:
         return {}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         settings.model, dtype=bench.checkpoint.dtype, trust_remote_code=settings.trust_remote_code
     )
     model.to(bench.checkpoint.device).eval()
-    return {name: peer_runner(name, model, bench, settings) for name in chosen}
+    return {name: assisted_runner(name, model, bench, settings) for name in names}
 
 
-def peer_runner(name: str, model: PreTrainedModel, bench: Workbench, settings: EvaluationSettings) -> Runner:
+def assisted_runner(name: str, model: PreTrainedModel, bench: Workbench, settings: EvaluationSettings) -> Runner:
     options = ASSISTED[name](bench.model.config.num_layers)
-    eos_ids = sorted(bench.checkpoint.eos_ids)
+    eos_ids = sorted(end_ids(bench, settings))
     pad = bench.checkpoint.tokenizer.pad_token_id
     pad = pad if pad is not None else (eos_ids or [0])[0]
     sampling: dict[str, Any] = {"do_sample": False}
@@ -56,6 +66,11 @@ def peer_runner(name: str, model: PreTrainedModel, bench: Workbench, settings: E
         return [Answer(upto_end(row, eos_ids)) for row in output[:, width:].tolist()]
 
     return run
+
+
+def end_ids(bench: Workbench, settings: EvaluationSettings) -> frozenset[int]:
+    """The tokens that end an answer."""
+    return frozenset() if settings.ignore_eos else bench.checkpoint.eos_ids
 
 
 def upto_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 One class per kind of command. Lists take a flag per item, or items parted by commas.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -21,6 +22,7 @@ METHODS = (
     "transformers",
     "transformers-lookup",
     "transformers-early-exit",
+    "llama-cpp",
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -106,6 +108,7 @@ class EvaluationSettings(CommandSettings):
     )
     json_only: bool = Field(False, alias="json", description="print the JSON line without the table")
     max_new_tokens: int = Field(128, ge=1, description="tokens per answer at most")
+    ignore_eos: bool = Field(False, description="write all of --max-new-tokens, past the model's own end")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
     batch_size: int = Field(1, ge=1, description="prompts decoded together")
     limit: int | None = Field(None, ge=1, description="prompts per domain at most")
@@ -127,6 +130,8 @@ class EvaluationSettings(CommandSettings):
         for name in value:
             if name not in METHODS:
                 raise ValueError(f"unknown method {name!r}, known are {', '.join(METHODS)}")
+        if "llama-cpp" in value and not all(map(find_spec, ("llama_cpp", "gguf"))):
+            raise ValueError("llama-cpp needs its extra: pip install 'knn-ssd-server[llama-cpp]'")
         return list(dict.fromkeys(["plain", *value]))
 
 

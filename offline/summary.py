@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ class ResultRow(Strict):
     tokens: int
     tokens_per_second: float
     speedup: Interval
+    decode_speedup: Interval | None
     acceptance: float | None
     mean_accepted_length: float | None
     exact: float | None
@@ -47,17 +49,36 @@ def summarise(samples: Sequence[Sample], seed: int, inexact: frozenset[str] = fr
     plain = {(sample.job.seed, sample.repeat): sample for sample in samples if sample.method == PLAIN}
     rows = []
     for method, domains in by_method.items():
-        medians = {name: bootstrap_medians(ratios(group, plain), seed) for name, group in domains.items()}
-        found = [row(method, name, group, medians[name], plain, method in inexact) for name, group in domains.items()]
-        rows += [*found, mean_row(method, found, list(medians.values()))]
+        gains = {name: gain(group, plain, seed) for name, group in domains.items()}
+        found = [row(method, name, group, gains[name], plain, method in inexact) for name, group in domains.items()]
+        rows += [*found, mean_row(method, found, list(gains.values()))]
     return rows
 
 
-def ratios(samples: Sequence[Sample], plain: dict[tuple[int, int], Sample]) -> list[float]:
-    """Per prompt, the median over repeats of its speed over plain's in the same turn."""
+class Gain(NamedTuple):
+    """Bootstrapped medians over prompts of a method's speed over plain's: of whole answers, and of their decoding."""
+
+    whole: NDArray[np.float64]
+    decoding: NDArray[np.float64] | None
+
+
+def gain(samples: Sequence[Sample], plain: dict[tuple[int, int], Sample], seed: int) -> Gain:
+    pairs = [(sample, plain[sample.job.seed, sample.repeat]) for sample in samples]
+    whole = [(sample.job.seed, sample.rate / other.rate) for sample, other in pairs]
+    decoding = [
+        (sample.job.seed, sample.decode_rate / other.decode_rate)
+        for sample, other in pairs
+        if sample.decode_rate and other.decode_rate
+    ]
+    medians = bootstrap_medians(per_prompt(decoding), seed) if decoding else None
+    return Gain(bootstrap_medians(per_prompt(whole), seed), medians)
+
+
+def per_prompt(ratios: Sequence[tuple[int, float]]) -> list[float]:
+    """Per prompt (named by its seed), the median over repeats."""
     by_prompt: dict[int, list[float]] = defaultdict(list)
-    for sample in samples:
-        by_prompt[sample.job.seed].append(sample.rate / plain[sample.job.seed, sample.repeat].rate)
+    for seed, ratio in ratios:
+        by_prompt[seed].append(ratio)
     return [float(np.median(values)) for values in by_prompt.values()]
 
 
@@ -77,7 +98,7 @@ def row(
     method: str,
     domain: str,
     samples: Sequence[Sample],
-    medians: NDArray[np.float64],
+    gained: Gain,
     plain: dict[tuple[int, int], Sample],
     is_inexact: bool,
 ) -> ResultRow:
@@ -91,7 +112,8 @@ def row(
         prompts=len({sample.job.seed for sample in samples}),
         tokens=tokens,
         tokens_per_second=tokens / sum(sample.seconds for sample in samples),
-        speedup=interval(medians),
+        speedup=interval(gained.whole),
+        decode_speedup=None if gained.decoding is None else interval(gained.decoding),
         acceptance=acceptance,
         mean_accepted_length=length,
         exact=None if is_inexact else sum(same) / len(same),
@@ -108,30 +130,40 @@ def counts(stats: SequenceStats) -> tuple[int, int, int]:
     return stats.num_drafts, stats.num_drafted, stats.num_accepted
 
 
-def mean_row(method: str, rows: Sequence[ResultRow], medians: Sequence[NDArray[np.float64]]) -> ResultRow:
+def mean_row(method: str, rows: Sequence[ResultRow], gains: Sequence[Gain]) -> ResultRow:
     """The plain mean over domains, so that a domain of many prompts weighs no more than another."""
 
     def mean(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
 
+    decoding = [gained.decoding for gained in gains if gained.decoding is not None]
     return ResultRow(
         method=method,
         domain=MEAN,
         prompts=sum(row.prompts for row in rows),
         tokens=sum(row.tokens for row in rows),
         tokens_per_second=sum(row.tokens_per_second for row in rows) / len(rows),
-        speedup=interval(np.mean(medians, axis=0)),
+        speedup=interval(np.mean([gained.whole for gained in gains], axis=0)),
+        decode_speedup=interval(np.mean(decoding, axis=0)) if decoding else None,
         acceptance=mean([row.acceptance for row in rows]),
         mean_accepted_length=mean([row.mean_accepted_length for row in rows]),
         exact=mean([row.exact for row in rows]),
     )
 
 
+HEAD = ["method", "domain", "prompts", "tokens", "tokens/s"]
+HEAD += ["speed-up", "95 %", "decode", "acceptance", "length", "exact"]
+
+
+def figures(row: ResultRow) -> tuple[float | None, float | None, float | None]:
+    decoding = row.decode_speedup.median if row.decode_speedup else None
+    return decoding, row.acceptance, row.mean_accepted_length
+
+
 def table(rows: Sequence[ResultRow]) -> str:
     """Aligned plain text."""
-    head = ["method", "domain", "prompts", "tokens", "tokens/s", "speed-up", "95 %", "acceptance", "length", "exact"]
-    lines = [head] + [
+    lines = [HEAD] + [
         [
             row.method,
             row.domain,
@@ -140,7 +172,7 @@ def table(rows: Sequence[ResultRow]) -> str:
             f"{row.tokens_per_second:.1f}",
             f"{row.speedup.median:.2f}",
             f"{row.speedup.low:.2f}-{row.speedup.high:.2f}",
-            *("-" if value is None else f"{value:.2f}" for value in (row.acceptance, row.mean_accepted_length)),
+            *("-" if value is None else f"{value:.2f}" for value in figures(row)),
             "-" if row.exact is None else f"{row.exact:.0%}",
         ]
         for row in rows

@@ -4,7 +4,7 @@ A request that asks for several choices has one generation for each.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from server.engine import (
     Emission,
@@ -19,6 +19,9 @@ from server.engine import (
     TokenLogprobs,
 )
 
+Operation = Literal["chat", "text_completion"]
+"""What the client asked for, in the words of OpenTelemetry's GenAI conventions."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -27,6 +30,7 @@ class Prompt:
     request: GenerationRequest
     stop: tuple[str, ...] = ()
     is_echoed: bool = False
+    operation: Operation = "text_completion"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Outcome:
     completion_tokens: int
     route: Route
     method: Method
-    max_draft: int
+    longest_draft: int
     stats: SequenceStats
     queue_seconds: float
     prefill_seconds: float
@@ -51,6 +55,7 @@ class Outcome:
     draft_seconds: float = 0.0
     """Part of decoding, as `verify_seconds`: of the steps that the sequence took part in."""
     verify_seconds: float = 0.0
+    operation: Operation = "text_completion"
 
 
 class ShownToken(NamedTuple):
@@ -76,8 +81,16 @@ class Piece:
 class Generation:
     """State beside the engine's sequence: text, and when its tokens came."""
 
-    def __init__(self, index: int, sequence: Sequence, text: TextStream, echo: TextStream | None = None) -> None:
+    def __init__(
+        self,
+        index: int,
+        sequence: Sequence,
+        text: TextStream,
+        echo: TextStream | None = None,
+        operation: Operation = "text_completion",
+    ) -> None:
         self.index = index
+        self.operation = operation
         self.sequence = sequence
         self.text = text
         self.echo = echo
@@ -143,7 +156,7 @@ class Generation:
             completion_tokens=len(sequence.output_ids) - surplus,
             route=sequence.route,
             method=sequence.method,
-            max_draft=sequence.max_draft,
+            longest_draft=sequence.longest_draft,
             stats=cut(self.seen, num_emitted - surplus) if surplus else stats.copy(),
             queue_seconds=admitted_at - sequence.added_at,
             prefill_seconds=first_token_at - admitted_at,
@@ -151,6 +164,7 @@ class Generation:
             route_seconds=self.route_seconds,
             draft_seconds=self.draft_seconds,
             verify_seconds=self.verify_seconds,
+            operation=self.operation,
         )
 
 

@@ -113,7 +113,7 @@ class Metrics:
         for metric in (self.drafts, self.drafted, self.accepted, self.routes, self.similarity):
             self.begin(metric, domains)
         for domain in domains:
-            for position in range(engine.max_draft):
+            for position in range(engine.longest_draft):
                 self.accepted_at.labels(domain, str(position))
         self.running.set_function(lambda: engine.num_running)
         self.waiting.set_function(lambda: engine.num_waiting)

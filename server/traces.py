@@ -36,7 +36,7 @@ class Traces:
         decoded = ended - outcome.decode_seconds
         prefilled = decoded - outcome.prefill_seconds
         drafted = decoded + outcome.draft_seconds
-        root = self.span(None, f"text_completion {self.model}", ended - latency, ended, self.attributes(outcome))
+        root = self.span(None, f"{outcome.operation} {self.model}", ended - latency, ended, self.attributes(outcome))
         self.span(root, "queue", prefilled - outcome.queue_seconds, prefilled)
         prefill = self.span(root, "prefill", prefilled, decoded)
         self.span(prefill, "route", decoded - outcome.route_seconds, decoded, routing(outcome))
@@ -63,8 +63,7 @@ class Traces:
     def attributes(self, outcome: Outcome) -> dict[str, AttributeValue]:
         """Names of OpenTelemetry's GenAI conventions, and this server's own for what those do not know."""
         return {
-            # The engine completes token ids, whichever endpoint they came from.
-            "gen_ai.operation.name": "text_completion",
+            "gen_ai.operation.name": outcome.operation,
             "gen_ai.provider.name": "knnssd",
             "gen_ai.request.model": self.model,
             "gen_ai.response.model": self.model,

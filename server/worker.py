@@ -164,7 +164,7 @@ class Worker:
                 sequence = self.deployment.engine.add(prompt.request)
                 text = self.deployment.codec.stream(prompt.stop, prompt.request.stop.min_tokens)
                 echo = self.deployment.codec.stream() if prompt.is_echoed else None
-                self.generations[sequence.id] = ticket, Generation(index, sequence, text, echo)
+                self.generations[sequence.id] = ticket, Generation(index, sequence, text, echo, prompt.operation)
         except ValueError as error:
             self.cancel(ticket)
             self.post(partial(ticket.receive, error))

@@ -15,7 +15,7 @@ import pytest
 import torch
 import uvicorn
 
-from server.__main__ import Server, main
+from server.__main__ import Server, listen, main
 from server.app import AppConfig, create_app
 from server.deployment import Source, load
 from server.engine import (
@@ -132,6 +132,13 @@ def test_bad_starts_are_refused_in_one_line(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"cannot listen on 127.0.0.1:{port}" in refusal(*model, "--port", port)
+
+
+def test_connections_send_small_writes_at_once() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_an_unsupported_architecture_is_refused(refusal: Refusal, tmp_path: Path) -> None:

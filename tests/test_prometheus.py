@@ -1,6 +1,6 @@
 """A real Prometheus reads live servers: each expression of panels, rules and alerts has data, and alerts fire.
 
-promtool's own tests (test_docker.py) cover when an alert waits and when it stays silent.
+promtool's own tests (docker/test_dashboards.py) cover when an alert waits and when it stays silent.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import httpx
 import pytest
 import yaml
 
+from server.app import AppConfig
 from server.deployment import Deployment
 from server.engine import (
     Checkpoint,
@@ -181,6 +182,16 @@ def users() -> Iterator[Users]:
     limits = httpx.Limits(max_connections=None)
     with httpx.Client(timeout=120, trust_env=False, limits=limits) as client:
         yield Users(client)
+
+
+def test_prometheus_shows_its_key(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    engine = Engine(Decoder(checkpoint), EngineConfig())
+    with serve(worker_of(checkpoint, engine), AppConfig(api_keys=("secret",))) as url:
+        for key, is_read in (("secret", "1"), ("none", "0")):
+            (tmp_path / key).mkdir()
+            with run_prometheus(tmp_path / key, [url.removeprefix("http://")], key) as prometheus:
+                wait_until(lambda: bool(prometheus.query("up")))
+                assert prometheus.query("up")[0]["value"][1] == is_read
 
 
 def test_prometheus_reads_live_servers(

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 from pydantic_settings import SettingsError
 
 from server.__main__ import open_traces
@@ -29,7 +31,7 @@ from server.engine import (
 from server.generation import Outcome, Prompt
 from server.settings import read_settings
 from server.traces import Traces, to_collector
-from tests.api.live import make_worker
+from tests.api.live import make_worker, serve
 
 ROUTE = Route("sql", SkipMask(frozenset({1})), 0.75)
 OUTCOME = Outcome(
@@ -129,6 +131,29 @@ def test_the_worker_tells_of_finished_and_cancelled_generations(
     of_the_first = {span.name: seconds(span) for span in spans if span.context.trace_id == spans[0].context.trace_id}
     assert 0 < of_the_first["route"] < of_the_first["prefill"]
     assert 0 < of_the_first["draft"] + of_the_first["verify"] < of_the_first["decode"]
+
+
+def test_each_endpoint_names_its_operation(
+    checkpoint: Checkpoint, tiny_artifact: RoutingArtifact, traces: Traces, exporter: InMemorySpanExporter
+) -> None:
+    worker, _ = make_worker(checkpoint, tiny_artifact)
+    worker.trace = traces.observe
+    chat = {"messages": [{"role": "user", "content": "tell nobody"}]}
+    text = {"prompt": "tell nobody"}
+    with serve(worker) as url, httpx.Client(base_url=f"{url}/v1", timeout=30) as client:
+        for path, body in (("chat/completions", chat), ("completions", text)):
+            for is_streamed in (False, True):
+                sent = {"model": "tiny", "max_tokens": 5, "n": 2, "stream": is_streamed, "temperature": 0}
+                assert client.post(path, json={**sent, **body}).is_success
+        assert client.post("completions", json={"model": "tiny", "prompt": ""}).status_code == 400
+    roots = [span for span in exporter.get_finished_spans() if span.parent is None]
+    assert [span.name for span in roots] == ["chat tiny"] * 4 + ["text_completion tiny"] * 4
+    assert all(span.kind is SpanKind.SERVER for span in roots)
+    for span in roots:
+        assert span.attributes is not None
+        assert span.attributes["gen_ai.operation.name"] == span.name.split()[0]
+        assert span.attributes["gen_ai.usage.output_tokens"] == 5
+    assert "nobody" not in "".join(span.to_json() for span in exporter.get_finished_spans())
 
 
 def test_spans_reach_a_collector() -> None:

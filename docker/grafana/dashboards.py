@@ -3,19 +3,21 @@
 python docker/grafana/dashboards.py    writes dashboards/*.json beside this file; commit the result
 """
 
-import json
 import sys
 from pathlib import Path
 
-from panels import INSTANCE, Json, dashboard, ratio, stat, total, variable
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+from panels import INSTANCE, as_number, dashboard, ratio, total, variable
 from service import ERRORS, FIRST_TOKEN, LATENCY, REJECTED, REQUESTS, SERVERS, TOKENS
 from speculation import ACCEPTANCE, ACCEPTED, DOMAIN_SPEEDUP, DRAFTED, GENERATED, SPECULATION, SPEEDUP
 
 OVERVIEW = [
-    stat(SPEEDUP, "Speed-up", f"avg(knnssd_speculation_speedup{{{INSTANCE}}})", {0: "red", 1: "green"}),
-    stat(ACCEPTANCE, "Acceptance", ratio(ACCEPTED, DRAFTED)),
-    stat(TOKENS, "Generated tokens per second", total(GENERATED)),
-    stat(SERVERS, "Engines up", f"sum(knnssd_worker_up{{{INSTANCE}}})", {0: "red", 1: "green"}),
+    as_number(SPEEDUP, "Speed-up", f"avg(knnssd_speculation_speedup{{{INSTANCE}}})", {0: "red", 1: "green"}),
+    as_number(ACCEPTANCE, "Acceptance", ratio(ACCEPTED, DRAFTED)),
+    as_number(TOKENS, "Generated tokens per second", total(GENERATED)),
+    as_number(SERVERS, "Engines up", f"sum(knnssd_worker_up{{{INSTANCE}}})", {0: "red", 1: "green"}),
     SPEEDUP,
     DOMAIN_SPEEDUP,
     TOKENS,
@@ -27,22 +29,21 @@ OVERVIEW = [
     SERVERS,
 ]
 
-INSTANCES = variable("instance", "Server", 'label_values(up{job="knn-ssd-server"}, instance)')
-DOMAINS = variable("domain", "Domain", "label_values(knnssd_routes_total, domain)")
 
-
-def dashboards() -> dict[str, Json]:
+def dashboards() -> dict[str, Dashboard]:
+    instances = variable("instance", "Server", 'label_values(up{job="knn-ssd-server"}, instance)')
+    domains = variable("domain", "Domain", "label_values(knnssd_routes_total, domain)")
     return {
-        "overview": dashboard("overview", "KNN-SSD: overview", OVERVIEW, [INSTANCES]),
-        "speculation": dashboard("speculation", "KNN-SSD: speculation", SPECULATION, [INSTANCES, DOMAINS]),
-        "latency": dashboard("latency", "KNN-SSD: requests and latency", LATENCY, [INSTANCES]),
+        "overview": dashboard("overview", "KNN-SSD: overview", OVERVIEW, [instances]),
+        "speculation": dashboard("speculation", "KNN-SSD: speculation", SPECULATION, [instances, domains]),
+        "latency": dashboard("latency", "KNN-SSD: requests and latency", LATENCY, [instances]),
     }
 
 
 def main(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, content in dashboards().items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        (folder / f"{name}.json").write_text(JSONEncoder(indent=1).encode(content.build()) + "\n")
 
 
 if __name__ == "__main__":

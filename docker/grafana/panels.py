@@ -1,25 +1,45 @@
-"""Grafana panels as plain data: queries over the server's metrics, and their JSON.
+"""Panels as plain data, queries over the server's metrics, and the Grafana objects made of them.
 
 Queries follow two rules: rates use `$__rate_interval`, and a ratio has no value while its
 denominator is zero, so that an idle server shows "no traffic" and not a wrong number.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Literal
 
-Json = dict[str, Any]
+from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders.dashboard import (
+    Dashboard,
+    DashboardLink,
+    DatasourceVariable,
+    QueryVariable,
+    ThresholdsConfig,
+)
+from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    BigValueGraphMode,
+    DataSourceRef,
+    StackingMode,
+    TooltipDisplayMode,
+    VisibilityMode,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardLinkType,
+    DynamicConfigValue,
+    Threshold,
+    ThresholdsMode,
+    VariableOption,
+    VariableRefresh,
+)
 
-DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
+SOURCE = DataSourceRef("prometheus", "${datasource}")
 INSTANCE = 'instance=~"$instance"'
 DOMAIN = f'{INSTANCE}, domain=~"$domain"'
-GRID_WIDTH = 24
-BAND: Json = {
-    "matcher": {"id": "byRegexp", "options": "/ (low|high)$/"},
-    "properties": [
-        {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [4, 4]}},
-        {"id": "custom.fillOpacity", "value": 0},
-    ],
-}
+TAG = "knn-ssd"
+BAND = [
+    DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [4, 4]}),
+    DynamicConfigValue("custom.fillOpacity", 0),
+]
 """Ends of a band are dashed."""
 
 
@@ -51,87 +71,83 @@ class Panel:
     when_bad: str
     queries: dict[str, str]
     unit: str = "short"
-    kind: str = "timeseries"
+    kind: Literal["timeseries", "stat"] = "timeseries"
     width: int = 8
     height: int = 8
     steps: dict[float, str] = field(default_factory=dict)
-    stacked: bool = False
+    is_stacked: bool = False
 
-    def json(self, number: int, x: int, y: int) -> Json:
-        return {
-            "id": number,
-            "type": self.kind,
-            "title": self.title,
-            "description": f"{self.shows}\n\n**When it is bad:** {self.when_bad}",
-            "gridPos": {"x": x, "y": y, "w": self.width, "h": self.height},
-            "datasource": DATASOURCE,
-            "targets": [
-                {"refId": chr(ord("A") + i), "datasource": DATASOURCE, "expr": query, "legendFormat": legend}
-                for i, (legend, query) in enumerate(self.queries.items())
-            ],
-            "fieldConfig": {"defaults": self.defaults(), "overrides": [BAND] if self.kind == "timeseries" else []},
-            "options": self.options(),
-        }
+    def build(self, number: int) -> timeseries.Panel | stat.Panel:
+        """The panel for Grafana, `number` being its own within the dashboard."""
+        bounds = [Threshold(None, "green"), *(Threshold(bound, colour) for bound, colour in self.steps.items())]
+        panel = (
+            (self.curves() if self.kind == "timeseries" else self.large_number())
+            .id(number)
+            .title(self.title)
+            .description(f"{self.shows}\n\n**When it is bad:** {self.when_bad}")
+            .span(self.width)
+            .height(self.height)
+            .datasource(SOURCE)
+            .unit(self.unit)
+            .no_value("no traffic")
+            .thresholds(ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(bounds))
+        )
+        for place, (legend, query) in enumerate(self.queries.items()):
+            target = prometheus.Dataquery().ref_id(chr(ord("A") + place)).expr(query).legend_format(legend).range()
+            panel.with_target(target)
+        return panel
 
-    def defaults(self) -> Json:
-        steps = [{"value": None, "color": "green"}, *({"value": v, "color": c} for v, c in self.steps.items())]
-        custom = {"fillOpacity": 10, "showPoints": "never", "stacking": {"mode": "normal" if self.stacked else "none"}}
-        return {
-            "unit": self.unit,
-            "noValue": "no traffic",
-            "thresholds": {"mode": "absolute", "steps": steps},
-            "custom": custom if self.kind == "timeseries" else {},
-        }
+    def curves(self) -> timeseries.Panel:
+        return (
+            timeseries.Panel()
+            .fill_opacity(10)
+            .show_points(VisibilityMode.NEVER)
+            .stacking(common.StackingConfig().mode(StackingMode.NORMAL if self.is_stacked else StackingMode.NONE))
+            .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
+            .override_by_regexp("/ (low|high)$/", BAND)
+        )
 
-    def options(self) -> Json:
-        if self.kind == "timeseries":
-            return {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}}
-        return {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value", "graphMode": "area"}
+    @staticmethod
+    def large_number() -> stat.Panel:
+        latest = common.ReduceDataOptions().calcs(["lastNotNull"])
+        return (
+            stat.Panel().reduce_options(latest).color_mode(BigValueColorMode.VALUE).graph_mode(BigValueGraphMode.AREA)
+        )
 
 
-def stat(panel: Panel, title: str, query: str, steps: dict[float, str] | None = None) -> Panel:
+def as_number(panel: Panel, title: str, query: str, steps: dict[float, str] | None = None) -> Panel:
     """The same panel as one large number."""
     return replace(panel, title=title, queries={"": query}, kind="stat", width=6, height=5, steps=steps or {})
 
 
-def variable(name: str, label: str, query: str) -> Json:
+def variable(name: str, label: str, query: str) -> QueryVariable:
     """A drop-down of label values, all of them chosen at first."""
-    return {
-        "name": name,
-        "label": label,
-        "type": "query",
-        "datasource": DATASOURCE,
-        "query": {"query": query, "refId": name},
-        "refresh": 2,
-        "multi": True,
-        "includeAll": True,
-        "allValue": ".*",
-        "current": {"text": "All", "value": "$__all"},
-    }
+    return (
+        QueryVariable(name)
+        .label(label)
+        .datasource(SOURCE)
+        .query({"query": query, "refId": name})
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(VariableOption(text="All", value="$__all"))
+    )
 
 
-def dashboard(name: str, title: str, panels: list[Panel], variables: list[Json]) -> Json:
-    """Lays panels out from left to right and adds what all dashboards share."""
-    source = {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
-    return {
-        "uid": f"knnssd-{name}",
-        "title": title,
-        "tags": ["knn-ssd"],
-        "schemaVersion": 41,
-        "editable": False,
-        "refresh": "10s",
-        "time": {"from": "now-30m", "to": "now"},
-        "links": [{"type": "dashboards", "tags": ["knn-ssd"], "title": "KNN-SSD", "includeVars": True}],
-        "templating": {"list": [source, *variables]},
-        "panels": list(place(panels)),
-    }
-
-
-def place(panels: list[Panel]) -> list[Json]:
-    placed, x, y, row_height = [], 0, 0, 0
-    for number, panel in enumerate(panels, start=1):
-        if x + panel.width > GRID_WIDTH:
-            x, y, row_height = 0, y + row_height, 0
-        placed.append(panel.json(number, x, y))
-        x, row_height = x + panel.width, max(row_height, panel.height)
-    return placed
+def dashboard(name: str, title: str, panels: list[Panel], variables: list[QueryVariable]) -> Dashboard:
+    """Panels from left to right, and what all dashboards share."""
+    link = DashboardLink("KNN-SSD").type(DashboardLinkType.DASHBOARDS).tags([TAG]).include_vars(True)
+    board = (
+        Dashboard(title)
+        .uid(f"knnssd-{name}")
+        .tags([TAG])
+        .readonly()
+        .refresh("10s")
+        .time("now-30m", "now")
+        .link(link)
+        .variables([DatasourceVariable("datasource").label("Data source").type("prometheus"), *variables])
+    )
+    for place, panel in enumerate(panels, start=1):
+        board.with_panel(panel.build(place))
+    return board

@@ -83,7 +83,7 @@ LATENCY = [
         "`length`: answers are cut by the token limit.",
         {"{{finished_reason}}": total("knnssd_request_success_total", "finished_reason")},
         unit="reqps",
-        stacked=True,
+        is_stacked=True,
     ),
     REJECTED,
     ERRORS,

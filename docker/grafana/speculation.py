@@ -82,7 +82,7 @@ SPECULATION = [
             "overhead": " - ".join(total(f"knnssd_{part}_seconds_total") for part in ("decode", "draft", "verify")),
         },
         unit="percentunit",
-        stacked=True,
+        is_stacked=True,
     ),
     Panel(
         "Prompts by domain",
@@ -90,7 +90,7 @@ SPECULATION = [
         "A domain that should get traffic and gets none: its anchors are close to another's. Give both more prompts.",
         {"{{domain}}": total("knnssd_routes_total", "domain", DOMAIN)},
         unit="reqps",
-        stacked=True,
+        is_stacked=True,
     ),
     Panel(
         "Routing similarity (median)",

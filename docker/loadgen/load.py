@@ -64,7 +64,7 @@ def keep_asking(client: OpenAI, options: argparse.Namespace, seed: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="the server's base URL")
-    parser.add_argument("--api-key", default="none", help="only where the server asks for one")
+    parser.add_argument("--api-key-file", type=Path, help="file with a key, where the server asks for one")
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="JSON lines with `domain` and `prompt`")
     parser.add_argument("--users", type=int, default=2, help="how many ask at the same time")
     parser.add_argument("--requests", type=int, default=0, help="answers per user; 0: until stopped")
@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between a user's requests")
     options = parser.parse_args(arguments)
     # Without retries, so that each failure is a line.
-    client = OpenAI(base_url=options.url, api_key=options.api_key, max_retries=0)
+    api_key = options.api_key_file.read_text().strip() if options.api_key_file else "none"
+    client = OpenAI(base_url=options.url, api_key=api_key, max_retries=0)
     users = [
         threading.Thread(target=keep_asking, args=(client, options, seed), daemon=True) for seed in range(options.users)
     ]

@@ -6,6 +6,7 @@ research-only licence (CNN/DailyMail, XSum, WMT, Alpaca) are deliberately absent
 
 import gzip
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ TOKENS_PER_BATCH = 3072
 
 PROMPT_LOSS_SHARE = 0.3
 SYSTEM_PROMPT_SHARE = 0.1
+DOMAINS = ("summarization", "reasoning", "translation", "storytelling", "text2sql")
 SYSTEM_PROMPT = "You are a helpful assistant."
 
 
@@ -33,6 +35,10 @@ class Source:
     share: float
     licence: str
     may_truncate: bool = False
+
+    @property
+    def domain(self) -> int:
+        return DOMAINS.index(self.name.split("_")[0])
 
 
 SOURCES = (
@@ -61,10 +67,11 @@ class Documents:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one width: `ids` [rows, width + 1] and the positions whose next token is learned."""
+    """Rows of one width and domain: `ids` [rows, width + 1] and the positions whose next token is learned."""
 
     ids: Tensor
     is_target: Tensor
+    domain: int
 
 
 def read_examples(folder: Path, name: str, split: str) -> Iterator[dict[str, str]]:
@@ -104,7 +111,7 @@ def stream_documents(documents: Documents, rng: np.random.Generator) -> Iterator
 
 
 def batches(corpus: list[tuple[Source, Documents]], pad: int, seed: int) -> Iterator[Batch]:
-    """Endless batches: documents are drawn by token share and wait until a row set of their width is full.
+    """Endless batches: documents are drawn by token share and wait until a row set of their kind is full.
 
     Sorting by width keeps whole documents apart (nothing attends across two of them) at
     little padding.
@@ -112,17 +119,17 @@ def batches(corpus: list[tuple[Source, Documents]], pad: int, seed: int) -> Iter
     rng = np.random.default_rng(seed)
     streams = [stream_documents(documents, rng) for _, documents in corpus]
     shares = np.array([s.share / (len(d.ids) / len(d)) for s, d in corpus])
-    waiting: dict[int, list[tuple[np.ndarray, int]]] = {width: [] for width in WIDTHS}
+    waiting: dict[tuple[int, int], list[tuple[np.ndarray, int]]] = defaultdict(list)
     while True:
-        document = next(streams[rng.choice(len(streams), p=shares / shares.sum())])
-        width = next(w for w in WIDTHS if len(document[0]) <= w + 1)
-        waiting[width].append(document)
-        if len(waiting[width]) * width == TOKENS_PER_BATCH:
-            yield assemble(waiting[width], width, pad, rng)
-            waiting[width] = []
+        drawn = rng.choice(len(streams), p=shares / shares.sum())
+        document = next(streams[drawn])
+        width, domain = next(w for w in WIDTHS if len(document[0]) <= w + 1), corpus[drawn][0].domain
+        waiting[width, domain].append(document)
+        if len(waiting[width, domain]) * width == TOKENS_PER_BATCH:
+            yield assemble(waiting.pop((width, domain)), width, domain, pad, rng)
 
 
-def assemble(rows: list[tuple[np.ndarray, int]], width: int, pad: int, rng: np.random.Generator) -> Batch:
+def assemble(rows: list[tuple[np.ndarray, int]], width: int, domain: int, pad: int, rng: np.random.Generator) -> Batch:
     """Pads rows to one width; all answer tokens are targets, and a random share of prompt tokens."""
     ids = np.full((len(rows), width + 1), pad, np.int64)
     is_target = np.zeros((len(rows), width), bool)
@@ -131,4 +138,4 @@ def assemble(rows: list[tuple[np.ndarray, int]], width: int, pad: int, rng: np.r
         is_target[row, : len(document) - 1] = True
         is_prompt = slice(0, max(prompt_length - 1, 0))
         is_target[row, is_prompt] = rng.random(is_target[row, is_prompt].shape) < PROMPT_LOSS_SHARE
-    return Batch(torch.from_numpy(ids), torch.from_numpy(is_target))
+    return Batch(torch.from_numpy(ids), torch.from_numpy(is_target), domain)

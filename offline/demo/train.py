@@ -78,22 +78,22 @@ def load_corpus(folder: Path, tokenizer_folder: Path, split: str) -> list[tuple[
     return [(s, encode_source(tokenizer, folder, s, split, seed=i)) for i, s in enumerate(sources)]
 
 
-def held_out_loss(network: Network, corpus: list[tuple[Source, Documents]], pad: int) -> dict[str, float]:
-    """Mean loss per token of each source on test documents."""
+def held_out(network: Network, corpus: list[tuple[Source, Documents]], pad: int) -> dict[str, list[float]]:
+    """Mean (loss per token, draft loss, acceptance) of each source on test documents."""
     network.eval()
-    losses = {}
+    figures = {}
     with torch.inference_mode(), autocast(network):
         for source, documents in corpus:
             stream = batches([(source, documents)], pad, seed=1)
-            values = [network(*to_device(next(stream), network))[0].item() for _ in range(4)]
-            losses[source.name] = sum(values) / len(values)
+            values = [torch.stack(network(*to_device(next(stream), network))) for _ in range(4)]
+            figures[source.name] = torch.stack(values).mean(0).tolist()
     network.train()
-    return losses
+    return figures
 
 
-def to_device(batch: Batch, network: Network) -> tuple[Tensor, Tensor]:
+def to_device(batch: Batch, network: Network) -> tuple[Tensor, Tensor, int]:
     device = network.model.embed_tokens.weight.device
-    return batch.ids.to(device), batch.is_target.to(device)
+    return batch.ids.to(device), batch.is_target.to(device), batch.domain
 
 
 def autocast(network: Network) -> torch.autocast:
@@ -117,7 +117,7 @@ def train(data: Path, folder: Path, schedule: Schedule, device: str, save_every:
     torch.manual_seed(schedule.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     corpus = load_corpus(data, folder / "tokenizer", "train")
-    held_out = load_corpus(data, folder / "tokenizer", "test")
+    test_corpus = load_corpus(data, folder / "tokenizer", "test")
     pad = int(tokenizer.pad_token_id)
     config = demo_config(len(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id, pad)
     network = Network(config, Recipe()).to(device)
@@ -125,24 +125,24 @@ def train(data: Path, folder: Path, schedule: Schedule, device: str, save_every:
     first, seconds = resume(folder / "checkpoint.pt", network, optimizer)
     compile_layers()
     stream = batches(corpus, pad, schedule.seed + first)
-    averages = torch.zeros(2)
+    averages = torch.zeros(3)
     progress = tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc="train", mininterval=5)
     for step in progress:
         started = time.monotonic()
         averages += train_step(network, optimizer, [next(stream) for _ in range(schedule.batches_per_step)], step)
         seconds += time.monotonic() - started
         if (step + 1) % 20 == 0:
-            loss, exit_loss = (averages / 20).tolist()
+            figures = (averages / 20).tolist()
             averages.zero_()
-            progress.set_postfix(loss=f"{loss:.3f}", exit=f"{exit_loss:.3f}")
+            progress.set_postfix(zip(("loss", "draft", "acceptance"), figures, strict=True))
         if (step + 1) % save_every == 0 or step + 1 == schedule.steps:
-            record = {"step": step + 1, "seconds": seconds, "held_out": held_out_loss(network, held_out, pad)}
+            record = {"step": step + 1, "seconds": seconds, "held_out": held_out(network, test_corpus, pad)}
             save_checkpoint(
                 folder / "checkpoint.pt",
                 {"network": network.state_dict(), "optimizer": optimizer.state(), "config": config.to_dict(), **record},
             )
             with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(record | {"train": loss, "exit": exit_loss, "schedule": asdict(schedule)}) + "\n")
+                log.write(json.dumps(record | {"train": figures, "schedule": asdict(schedule)}) + "\n")
 
 
 def resume(path: Path, network: Network, optimizer: Optimizer) -> tuple[int, float]:
@@ -156,16 +156,16 @@ def resume(path: Path, network: Network, optimizer: Optimizer) -> tuple[int, flo
 
 
 def train_step(network: Network, optimizer: Optimizer, step_batches: list[Batch], step: int) -> Tensor:
-    """One optimiser step; returns [token loss, exit loss], each weighted by its targets."""
+    """One optimiser step; returns [token loss, draft loss, acceptance], each weighted by its targets."""
     targets = sum(int(batch.is_target.sum()) for batch in step_batches)
-    losses = torch.zeros(2)
+    figures = torch.zeros(3)
     for batch in step_batches:
         share = int(batch.is_target.sum()) / targets
         with autocast(network):
-            loss, exit_loss = network(*to_device(batch, network))
-        ((loss + network.recipe.exit_weight * exit_loss) * share).backward()
-        losses += torch.stack((loss, exit_loss)).detach().cpu() * share
+            loss, draft_loss, acceptance = network(*to_device(batch, network))
+        ((loss + network.recipe.path_weight * draft_loss) * share).backward()
+        figures += torch.stack((loss, draft_loss, acceptance)).detach().cpu() * share
     norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     if math.isfinite(norm.item()):
         optimizer.step(step)
-    return losses
+    return figures

@@ -70,7 +70,7 @@ class SpeculativeDecoding(BaseModel):
     @classmethod
     def of(cls, outcome: Outcome) -> Self:
         stats = outcome.stats
-        histogram = [stats.accepted_per_step[i] for i in range(outcome.max_draft + 1)]
+        histogram = [stats.accepted_per_step[i] for i in range(outcome.longest_draft + 1)]
         return cls(
             domain=outcome.route.domain,
             similarity=outcome.route.similarity,
@@ -81,7 +81,7 @@ class SpeculativeDecoding(BaseModel):
             num_spec_steps=stats.num_drafts,
             num_accepted_draft_tokens=stats.num_accepted,
             num_draft_tokens=stats.num_drafted,
-            num_spec_tokens=outcome.max_draft,
+            num_spec_tokens=outcome.longest_draft,
         )
 
 

@@ -43,9 +43,9 @@ def prompts(
         num_logprobs=body.num_logprobs,
         scores_prompt=body.is_echoed and body.num_logprobs is not None,
     )
-    stops = tuple(body.stops)
+    shared = (tuple(body.stops), body.is_echoed, body.operation)
     return [
-        Prompt(replace(template, prompt_ids=ids, sampling=nth_choice(template.sampling, choice)), stops, body.is_echoed)
+        Prompt(replace(template, prompt_ids=ids, sampling=nth_choice(template.sampling, choice)), *shared)
         for ids in encoded
         for choice in range(body.n or 1)
     ]

@@ -15,6 +15,7 @@ from server.api.unsupported import (
     NOT_HONOURED_IN_MESSAGES,
 )
 from server.engine import MAX_DRAFT
+from server.generation import Operation
 
 
 class TextPart(Body):
@@ -65,6 +66,7 @@ BiasedId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
 class SamplingBody(Body):
     """What all generating requests share: how tokens are drawn, when they end, who asks."""
 
+    operation: ClassVar[Operation]
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -129,6 +131,7 @@ class GenerationBody(SamplingBody):
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions"""
 
+    operation = "chat"
     not_honoured = NOT_HONOURED_IN_CHAT
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -162,6 +165,7 @@ TokenIds = list[TokenId]
 class CompletionBody(GenerationBody):
     """POST /v1/completions"""
 
+    operation = "text_completion"
     not_honoured = NOT_HONOURED_IN_COMPLETIONS
     reasons = INSTEAD_IN_COMPLETIONS
     max_tokens: Annotated[int, Field(ge=0)] | None = None

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from server.engine.linear import LANES
 from server.engine.weights import DecoderConfig
 
 Row = tuple[int, int, list[int]]
@@ -19,11 +20,16 @@ Row = tuple[int, int, list[int]]
 
 
 class KVCache:
-    """Tensors [layers, slots, kv heads, positions, head_dim] of keys and of values."""
+    """Tensors [layers, slots, kv heads, positions, head_dim] of keys and of values.
+
+    The kernels order what one head holds as panels (`place` in `native/decoder.cpp`), so positions
+    are whole panels.
+    """
 
     def __init__(
         self, config: DecoderConfig, num_slots: int, max_length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
+        max_length += -max_length % LANES
         shape = (config.num_layers, num_slots, config.num_kv_heads, max_length, config.head_dim)
         self.num_groups = config.num_groups
         self.num_slots = num_slots

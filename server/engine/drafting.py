@@ -13,7 +13,7 @@ from server.engine.model import Decoder
 from server.engine.policy import ARMS, DraftPolicy
 from server.engine.sampling import choose_with_confidence
 from server.engine.sequence import Sequence
-from server.engine.types import Method, SkipMask, StepStats
+from server.engine.types import LONGEST_GROWTH, Method, SkipMask, StepStats
 
 Drafts = dict[int, list[int]]
 """Drafted ids by sequence id."""
@@ -89,23 +89,33 @@ class NgramIndex:
 
 
 class LookupDrafter:
-    """Prompt lookup: continues as the same n-gram continued earlier in prompt or output; costs no pass."""
+    """Prompt lookup: continues as the same n-gram continued earlier in prompt or output; costs no pass.
+
+    A draft of which all was accepted is followed by one twice as long, any other by one of the
+    sequence's own length again: a copied passage goes on, a chance match does not.
+    """
 
     def __init__(self, sizes: tuple[int, ...] = (4, 3)) -> None:
         self.sizes = sizes
         self.indexes: dict[int, NgramIndex] = {}
+        self.growths: dict[int, int] = {}
 
     def draft(self, sequences: list[Sequence]) -> Drafts:
         drafts: Drafts = {}
         for sequence in sequences:
             index = self.indexes.setdefault(sequence.id, NgramIndex(self.sizes))
             index.extend(sequence.ids)
-            if found := index.continuation(sequence.ids, max(sequence.draft_limit, 0)):
+            limit = sequence.grown_draft_limit(self.growths.get(sequence.id, 1))
+            if found := index.continuation(sequence.ids, limit):
                 drafts[sequence.id] = found
         return drafts
 
+    def learn(self, sequence_id: int, is_accepted: bool) -> None:
+        self.growths[sequence_id] = min(2 * self.growths.get(sequence_id, 1), LONGEST_GROWTH) if is_accepted else 1
+
     def forget(self, sequence_id: int) -> None:
         self.indexes.pop(sequence_id, None)
+        self.growths.pop(sequence_id, None)
 
 
 class Draft(NamedTuple):
@@ -146,13 +156,15 @@ class MethodDrafter:
         return Method.SKIP if Method.SKIP in ARMS[sequence.method] else Method.PLAIN
 
     def learn(self, sequences: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> None:
-        """Tells the policy what a step's drafts gained and cost; `stats.rows` are those of `sequences`."""
-        if self.policy is None:
-            return
+        """What a step's drafts gained and cost; `stats.rows` are those of `sequences`."""
         for sequence, row in zip(sequences, stats.rows, strict=True):
-            if draft := drafts.get(sequence.id):
+            draft = drafts.get(sequence.id, NO_DRAFT)
+            if draft.arm is Method.LOOKUP:
+                self.lookup.learn(sequence.id, row.num_accepted == len(draft.ids))
+            if self.policy and draft.ids:
                 self.policy.observe_gain(draft.arm, sequence, row.num_accepted)
-        self.policy.observe_seconds({draft.arm for draft in drafts.values()}, len(sequences), stats)
+        if self.policy:
+            self.policy.observe_seconds({draft.arm for draft in drafts.values()}, len(sequences), stats)
 
     def forget(self, sequence: Sequence) -> None:
         self.lookup.forget(sequence.id)

@@ -21,7 +21,7 @@ from server.engine.policy import DraftPolicy
 from server.engine.requests import EngineConfig, check_request
 from server.engine.router import Router, prompt_vector
 from server.engine.sequence import Emission, GenerationRequest, Sequence
-from server.engine.types import UNROUTED, FinishReason, RowStats, StepStats
+from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats
 from server.engine.verification import count_accepted, verify
 
 
@@ -37,6 +37,7 @@ class Engine:
         manifest = artifact.manifest if artifact else None
         confidence = config.confidence if config.confidence is not None else manifest.confidence if manifest else 0.5
         self.max_draft = config.max_draft if config.max_draft is not None else manifest.max_draft if manifest else 8
+        self.longest_draft = min(LONGEST_GROWTH * self.max_draft, MAX_DRAFT)
         policy = DraftPolicy() if config.is_adaptive else None
         self.drafter = MethodDrafter(SkipDrafter(model, self.cache, confidence), LookupDrafter(), policy)
         self.waiting: deque[Sequence] = deque()

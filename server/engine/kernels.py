@@ -5,11 +5,11 @@ a build without a compiler) the decoder's torch path does the same work.
 """
 
 import ctypes
+from array import array
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_void_p
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,10 +144,8 @@ class NativeDecoder:
             config.norm_epsilon,
         )
         self.handle = kernels.decoder_new(byref(shape), pointers, *(address(tensor) for tensor in edges))
-        self.skip_bytes: dict[SkipMask, np.ndarray] = {}
-        self.hidden = torch.empty(0, config.hidden_size)
-        self.scores = torch.empty(0, config.vocabulary_size)
-        self.results = np.empty((2, 0), np.int32)
+        self.masks: dict[SkipMask, array[int]] = {}
+        self.scratch = Scratch(0, config)
 
     def __del__(self) -> None:
         if self.handle is not None:
@@ -156,55 +154,50 @@ class NativeDecoder:
     def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
         """Hidden states [tokens, hidden_size] in fp32, as `Decoder.forward`."""
         hidden = torch.empty(batch.num_tokens, self.config.hidden_size)
-        flat = np.array(batch.flat, np.int32)
-        self.kernels.decoder_forward(self.handle, byref(self.rows(flat, hidden, cache, mask)))
+        flat = flattened(batch)
+        self.kernels.decoder_forward(self.handle, byref(self.rows(flat, batch.num_tokens, hidden, cache, mask)))
         return hidden
 
     def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
         """The full model's greedy token after each of the batch's."""
-        flat = np.array(batch.flat, np.int32)
-        hidden, results, greedy = self.scratch(batch.num_tokens)
-        self.kernels.decoder_greedy(self.handle, byref(self.rows(flat, hidden, cache, FULL)), byref(greedy))
-        tokens: list[int] = results[0].tolist()
-        return tokens
+        flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, FULL)
+        self.kernels.decoder_greedy(self.handle, byref(rows), byref(scratch.sure))
+        return scratch.tokens[: batch.num_tokens].tolist()
 
     def draft(
         self, batch: TokenBatch, cache: KVCache, mask: SkipMask, limits: list[int], confidence: float
     ) -> list[list[int]]:
         """Greedy chains after the batch's single tokens, as `SkipDrafter` describes them."""
-        flat = np.array([*batch.flat, limits], np.int32)
-        hidden, _, greedy = self.scratch(batch.num_tokens)
+        flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
         stride = max(limits)
-        drafted = np.empty((batch.num_tokens, stride), np.int32)
-        lengths = np.empty(batch.num_tokens, np.int32)
-        chain = Chain(stride, confidence, flat[3].ctypes.data, drafted.ctypes.data, lengths.ctypes.data)
-        rows = self.rows(flat, hidden, cache, mask)
-        self.kernels.decoder_draft(self.handle, byref(rows), byref(greedy), byref(chain))
-        return [row[:length] for row, length in zip(drafted.tolist(), lengths.tolist(), strict=True)]
+        most, drafted = array("i", limits), array("i", bytes(4 * stride * len(limits)))
+        lengths = array("i", bytes(4 * len(limits)))
+        chain = Chain(stride, confidence, *(values.buffer_info()[0] for values in (most, drafted, lengths)))
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, mask)
+        self.kernels.decoder_draft(self.handle, byref(rows), byref(scratch.unsure), byref(chain))
+        return [drafted[i * stride : i * stride + length].tolist() for i, length in enumerate(lengths)]
 
-    def rows(self, flat: np.ndarray, hidden: Tensor, cache: KVCache, mask: SkipMask) -> Rows:
-        """`flat` [ids, positions, slots, ...][tokens]; the caller keeps it and `hidden` alive through the call."""
+    def rows(self, flat: "array[int]", count: int, hidden: Tensor, cache: KVCache, mask: SkipMask) -> Rows:
+        """`flat` has `count` ids, positions and slots; the caller keeps it and `hidden` alive through the call."""
+        first = flat.buffer_info()[0]
         return Rows(
-            flat.shape[1],
+            count,
             cache.num_slots,
             cache.max_length,
-            flat[0].ctypes.data,
-            flat[1].ctypes.data,
-            flat[2].ctypes.data,
+            first,
+            first + count * flat.itemsize,
+            first + 2 * count * flat.itemsize,
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
-            self.skipped(mask).ctypes.data,
+            self.skipped(mask),
             hidden.data_ptr(),
         )
 
-    def scratch(self, num_tokens: int) -> tuple[Tensor, np.ndarray, Greedy]:
-        """(hidden states, tokens and bits of probabilities [2][tokens], pointers to them); reused by the next call."""
-        if num_tokens > self.hidden.shape[0]:
-            self.hidden = torch.empty(num_tokens, self.config.hidden_size)
-            self.scores = torch.empty(num_tokens, self.config.vocabulary_size)
-            self.results = np.empty((2, num_tokens), np.int32)
-        results = self.results[:, :num_tokens]
-        return self.hidden, results, Greedy(results[0].ctypes.data, results[1].ctypes.data, self.scores.data_ptr())
+    def scratch_of(self, num_tokens: int) -> "Scratch":
+        if num_tokens > self.scratch.capacity:
+            self.scratch = Scratch(num_tokens, self.config)
+        return self.scratch
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [tokens, vocabulary_size] of hidden states in fp32."""
@@ -213,12 +206,31 @@ class NativeDecoder:
         self.kernels.decoder_logits(self.handle, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
         return out
 
-    def skipped(self, mask: SkipMask) -> np.ndarray:
-        if mask not in self.skip_bytes:
+    def skipped(self, mask: SkipMask) -> int:
+        """Address of a byte for each sub-layer in turn, 1 where the mask leaves it out."""
+        if mask not in self.masks:
             layers = range(self.config.num_layers)
-            flags = [[layer in mask.attention, layer in mask.mlp] for layer in layers]
-            self.skip_bytes[mask] = np.array(flags, np.uint8)
-        return self.skip_bytes[mask]
+            self.masks[mask] = array("B", [i in part for i in layers for part in (mask.attention, mask.mlp)])
+        return self.masks[mask].buffer_info()[0]
+
+
+class Scratch:
+    """What greedy passes of up to `capacity` tokens write; reused by the next one."""
+
+    def __init__(self, capacity: int, config: DecoderConfig) -> None:
+        self.capacity = capacity
+        self.hidden = torch.empty(capacity, config.hidden_size)
+        self.logits = torch.empty(capacity, config.vocabulary_size)
+        self.tokens = array("i", bytes(4 * capacity))
+        self.probabilities = array("f", bytes(4 * capacity))
+        tokens, logits = self.tokens.buffer_info()[0], self.logits.data_ptr()
+        self.sure = Greedy(tokens, None, logits)
+        self.unsure = Greedy(tokens, self.probabilities.buffer_info()[0], logits)
+
+
+def flattened(batch: TokenBatch) -> "array[int]":
+    """Ids, positions and slots of all tokens, one after the other."""
+    return array("i", [value for values in batch.flat for value in values])
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -3,10 +3,12 @@
 A way of drafting (an arm) has a gain, the tokens that its drafts had accepted, and a cost, the
 seconds of a step that uses it. Gains are averaged for each sequence and start from its domain's
 average; costs are medians for each size of batch. Where no arm promises 2 % more than decoding
-plainly, the sequence is decoded plainly, and tries again now and then. None of this changes text.
+plainly, the sequence is decoded plainly, and tries again now and then; in a domain whose drafts lose
+in general its sequences take these trials in turn. None of this changes text.
 """
 
 from collections import defaultdict, deque
+from collections.abc import Hashable
 from statistics import median
 
 from server.engine.sequence import Sequence
@@ -27,16 +29,16 @@ FIRST_GAIN = 1.5
 
 
 class Average:
-    """An exponential moving average that starts as a plain mean."""
+    """An exponential moving average that starts as a plain mean, of which `first` is one value."""
 
-    def __init__(self, memory: int, first: float | None = None) -> None:
+    def __init__(self, memory: int, first: float) -> None:
         self.memory = memory
         self.value = first
-        self.count = 0 if first is None else 1
+        self.count = 1
 
     def add(self, value: float) -> None:
         self.count = min(self.count + 1, self.memory)
-        self.value = value if self.value is None else self.value + (value - self.value) / self.count
+        self.value += (value - self.value) / self.count
 
 
 class Typical:
@@ -54,7 +56,7 @@ class Typical:
 
 
 class Rest:
-    """Counts the plain steps of a sequence whose drafts lose, until the next trial."""
+    """Counts the plain steps of a sequence or domain whose drafts lose, until the next trial."""
 
     def __init__(self) -> None:
         self.length = FIRST_REST
@@ -76,32 +78,33 @@ class DraftPolicy:
         self.domain_gains: dict[tuple[str, Method], Average] = defaultdict(lambda: Average(64, FIRST_GAIN))
         self.gains: dict[tuple[int, Method], Average] = {}
         self.seconds: dict[tuple[int, Method], Typical] = defaultdict(lambda: Typical(9))
-        self.rests: dict[int, Rest] = defaultdict(Rest)
+        self.rests: dict[Hashable, Rest] = defaultdict(Rest)
 
     def choose(self, sequence: Sequence, has_match: bool, num_rows: int) -> Method:
         """PLAIN, SKIP or LOOKUP; `has_match` says whether a lookup would find something."""
+        size = size_class(num_rows)
         arms = [arm for arm in ARMS[sequence.method] if self.is_usable(arm, sequence, has_match)]
-        if not arms:
+        plain = self.seconds[size, Method.PLAIN].value
+        if not arms or plain is None:
             return Method.PLAIN
-        rates = {arm: self.rate(arm, sequence, num_rows) for arm in arms}
+        rates = {arm: self.rate(arm, size, self.gain(arm, sequence)) for arm in arms}
         best = max(arms, key=lambda arm: rates[arm])
-        plain = self.rate(Method.PLAIN, sequence, num_rows)
-        if rates[best] >= NEEDED_GAIN * plain:
+        if rates[best] >= NEEDED_GAIN / plain:
             self.rests.pop(sequence.id, None)
             return best
-        return best if self.rests[sequence.id].is_over() else Method.PLAIN
+        in_general = self.rate(best, size, self.domain_gains[sequence.route.domain, best])
+        loses_in_general = in_general < NEEDED_GAIN / plain
+        rest = self.rests[(sequence.route.domain, size) if loses_in_general else sequence.id]
+        return best if rest.is_over() else Method.PLAIN
 
     @staticmethod
     def is_usable(arm: Method, sequence: Sequence, has_match: bool) -> bool:
         return has_match if arm is Method.LOOKUP else not sequence.route.mask.is_empty
 
-    def rate(self, arm: Method, sequence: Sequence, num_rows: int) -> float:
+    def rate(self, arm: Method, size: int, gain: Average) -> float:
         """Expected tokens a second; infinite while the arm's cost is unknown, so that it is tried."""
-        seconds = self.seconds[size_class(num_rows), arm].value
-        if seconds is None:
-            return 0.0 if arm is Method.PLAIN else float("inf")
-        gain = 0.0 if arm is Method.PLAIN else self.gain(arm, sequence).value or 0.0
-        return (1 + gain) / seconds
+        seconds = self.seconds[size, arm].value
+        return float("inf") if seconds is None else (1 + gain.value) / seconds
 
     def gain(self, arm: Method, sequence: Sequence) -> Average:
         key = (sequence.id, arm)

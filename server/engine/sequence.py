@@ -9,6 +9,8 @@ from torch import Tensor
 from server.engine.processors import LogitsProcessor
 from server.engine.sampling import Draw
 from server.engine.types import (
+    LONGEST_GROWTH,
+    MAX_DRAFT,
     UNROUTED,
     FinishReason,
     Method,
@@ -91,7 +93,17 @@ class Sequence:
     @property
     def draft_limit(self) -> int:
         """Drafting more than this could not be emitted: a verification adds one token of its own."""
-        return min(self.max_draft, self.room - 1)
+        return max(min(self.max_draft, self.room - 1), 0)
+
+    def grown_draft_limit(self, growth: int) -> int:
+        """The limit of a draft that costs nothing: `growth` times the engine's, but never over the request's own."""
+        return max(min(growth * self.max_draft, self.longest_draft, self.room - 1), 0)
+
+    @property
+    def longest_draft(self) -> int:
+        """No draft is longer, grown or not."""
+        is_own = self.request.max_draft is not None
+        return self.max_draft if is_own else min(LONGEST_GROWTH * self.max_draft, MAX_DRAFT)
 
     def draw(self, ahead: int) -> Draw:
         """What decides the token `ahead` places after the next one."""

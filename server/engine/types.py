@@ -34,6 +34,8 @@ FULL = SkipMask()
 
 MAX_DRAFT = 31
 """Longest draft; far beyond what pays, and a bound on what one request may cost the others."""
+LONGEST_GROWTH = 4
+"""How many times the usual length a looked-up draft may have."""
 
 
 class Method(StrEnum):

@@ -1,7 +1,6 @@
 """A live server on a free port, and an engine whose steps the test lets through one by one."""
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import uvicorn
 
+from server.__main__ import listen
 from server.app import AppConfig, create_app
 from server.deployment import Deployment
 from server.engine import Checkpoint, Decoder, Emission, Engine, EngineConfig, RoutingArtifact, StepStats, TextCodec
@@ -58,7 +58,7 @@ def make_worker(
 @contextlib.contextmanager
 def serve(worker: Worker, config: AppConfig | None = None) -> Iterator[str]:
     """The base URL of a running server; it is stopped at the end, and its thread with it."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     app = create_app(worker, config or AppConfig())
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -1,5 +1,7 @@
 """/metrics of a live server: what cannot grow, what is counted at once, and what says that the engine died."""
 
+from urllib.parse import quote
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -40,6 +42,10 @@ def test_no_label_grows_with_what_clients_send(checkpoint: Checkpoint, tiny_arti
             ]
             for sent in bodies:
                 client.post("/v1/chat/completions", json=sent, headers=headers)
+            client.post("/v1/completions", json={"model": "tiny", "prompt": evil, "max_tokens": 1, "stop": evil})
+            client.post("/tokenize", json={"model": evil, "prompt": evil})
+            client.get(f"/v1/models/{quote(evil)}")
+            client.request(f"X{number}", "/v1/completions")
             client.get(f"/{number}/metrics?{number}=1")
         after = read(client).keys()
         assert client.post("/v1/chat/completions", json=body(speculation={"max_draft": 31})).is_success

@@ -1,6 +1,7 @@
 """Drafters: what prompt lookup may propose, where a skipping draft ends, and who drafts for whom."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -177,3 +178,25 @@ def test_what_was_indexed_is_forgotten(prefilled: Prefilled) -> None:
     lookup.forget(sequences[0].id)
     lookup.forget(999)
     assert set(lookup.indexes) == {sequences[1].id}
+
+
+def test_a_copied_passage_is_looked_up_in_ever_longer_drafts() -> None:
+    passage = list(range(10, 60))
+    request = GenerationRequest([*passage, 1, *passage[:4]], SamplingParams(), StopConditions(200))
+    free = Sequence.of(0, request, Method.LOOKUP, 4, 500)
+    bound = Sequence.of(1, replace(request, max_draft=5), Method.LOOKUP, 5, 500)
+    lookup = LookupDrafter()
+
+    def lengths(one: Sequence, accepted: list[bool]) -> list[int]:
+        found = []
+        for is_accepted in accepted:
+            found.append(len(lookup.draft([one])[one.id]))
+            lookup.learn(one.id, is_accepted)
+        return found
+
+    assert lengths(free, [True, True, True, True, False, True]) == [4, 8, 16, 16, 16, 4]
+    assert free.longest_draft == 16
+    assert lengths(bound, [True, True, True]) == [5, 5, 5]
+    lookup.forget(free.id)
+    lookup.forget(bound.id)
+    assert not lookup.growths

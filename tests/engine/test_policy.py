@@ -40,8 +40,11 @@ def learn(policy: DraftPolicy, one: Sequence, arm: Method, accepted: int) -> Non
         (Method.CASCADE, False, Method.SKIP),
     ],
 )
-def test_what_is_unknown_is_tried(method: Method, has_match: bool, expected: Method) -> None:
-    assert DraftPolicy().choose(sequence(method), has_match, 1) is expected
+def test_what_is_unknown_is_tried_plain_decoding_first(method: Method, has_match: bool, expected: Method) -> None:
+    policy = DraftPolicy()
+    assert policy.choose(sequence(method), has_match, 1) is Method.PLAIN
+    policy.observe_seconds(set(), 1, StepStats(verify_seconds=1.0))
+    assert policy.choose(sequence(method), has_match, 1) is expected
 
 
 def test_without_a_mask_nothing_is_skipped() -> None:
@@ -64,6 +67,15 @@ def test_a_losing_draft_gives_way_to_plain_decoding_and_is_tried_again_now_and_t
     assert [i for i, arm in enumerate(arms) if arm is Method.SKIP] == [FIRST_REST, 3 * FIRST_REST + 1]
 
 
+def test_sequences_of_a_losing_domain_take_their_trials_in_turn() -> None:
+    policy = measured(skip=1.5, lookup=1.1, plain=1.0)
+    learn(policy, sequence(Method.SKIP), Method.SKIP, 0)
+    arms = [policy.choose(sequence(Method.SKIP, number), False, 1) for number in range(3 * FIRST_REST + 2)]
+    assert [i for i, arm in enumerate(arms) if arm is Method.SKIP] == [FIRST_REST, 3 * FIRST_REST + 1]
+    learn(policy, sequence(Method.SKIP), Method.SKIP, 3)
+    assert policy.choose(sequence(Method.SKIP, number=99), False, 1) is Method.SKIP
+
+
 def test_a_gain_under_two_percent_is_not_worth_it() -> None:
     policy, one = measured(skip=2.0, lookup=1.1, plain=1.0), sequence(Method.SKIP)
     learn(policy, one, Method.SKIP, 1)
@@ -76,23 +88,28 @@ def test_a_new_sequence_starts_from_its_domain_and_costs_belong_to_a_batch_size(
     for _ in range(64):
         policy.observe_gain(Method.SKIP, one, 0)
     assert policy.choose(sequence(Method.SKIP, number=1), False, 1) is Method.PLAIN
+    policy.observe_seconds(set(), 4, StepStats(verify_seconds=1.0))
     assert policy.choose(sequence(Method.SKIP, number=2), False, 4) is Method.SKIP
 
 
 def test_a_finished_sequence_leaves_nothing_behind() -> None:
     policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
-    learn(policy, one, Method.SKIP, 0)
+    for _ in range(9):
+        policy.gain(Method.SKIP, one).add(0)
     policy.choose(one, False, 1)
+    assert policy.rests
     policy.forget(one)
     assert not policy.gains
     assert not policy.rests
 
 
 def test_averages_and_size_classes() -> None:
-    average = Average(4)
-    for value in (1.0, 3.0):
-        average.add(value)
+    average = Average(4, 1.0)
+    average.add(3.0)
     assert average.value == 2.0
+    for _ in range(50):
+        average.add(6.0)
+    assert average.value == pytest.approx(6.0, abs=0.01)
     typical = Typical(3)
     assert typical.value is None
     for seconds in (9.0, 1.0, 50.0, 2.0):

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from offline.__main__ import main
 from offline.evaluate import Evaluation, stream
 from offline.measure import Job
-from offline.settings import METHODS
+from offline.peers import LLAMA_CPP
+from offline.settings import METHODS as ALL_METHODS
 from offline.stage import log
 from server.engine import (
     Checkpoint,
@@ -24,6 +25,7 @@ from server.engine import (
     TextCodec,
 )
 
+METHODS = [name for name in ALL_METHODS if name != LLAMA_CPP]
 FAST = ["--budget", "6", "--continuation-tokens", "12", "--search-prompts", "3", "--heldout-prompts", "3"]
 
 

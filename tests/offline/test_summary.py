@@ -12,7 +12,7 @@ from server.engine import SequenceStats
 
 def sample(method: str, domain: str, seed: int, tokens: int, seconds: float, repeat: int = 0, **stats: int) -> Sample:
     found = SequenceStats(accepted_per_step=Counter(), **stats) if stats else None
-    return Sample(method, repeat, Job([1], domain, seed), Answer(list(range(tokens)), found), seconds)
+    return Sample(method, repeat, Job([1], domain, seed), Answer(list(range(tokens)), stats=found), seconds)
 
 
 def test_speedup_is_the_median_of_ratios_within_a_turn() -> None:
@@ -37,6 +37,18 @@ def test_speedup_is_the_median_of_ratios_within_a_turn() -> None:
     assert rows["knn", MEAN].exact == 0.5
     assert rows["knn", MEAN].prompts == 3
     assert rows["knn", "a"].tokens_per_second == pytest.approx(20 / 1.5)
+
+
+def test_decoding_is_compared_for_each_token_after_the_first() -> None:
+    def timed(method: str, seed: int, tokens: int, seconds: float | None) -> Sample:
+        return Sample(method, 0, Job([1], "a", seed), Answer(list(range(tokens)), seconds), 1.0)
+
+    samples = [timed(PLAIN, 0, 11, 1.0), timed("knn", 0, 11, 0.5), timed("transformers", 0, 11, None)]
+    samples += [timed(PLAIN, 1, 1, 0.0), timed("knn", 1, 1, 0.0)]
+    rows = {row.method: row for row in summarise(samples, 0) if row.domain == MEAN}
+    assert rows["knn"].decode_speedup is not None
+    assert rows["knn"].decode_speedup.median == 2.0
+    assert rows["transformers"].decode_speedup is None
 
 
 def test_a_prompt_counts_once_however_often_it_is_repeated() -> None:

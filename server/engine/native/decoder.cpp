@@ -37,30 +37,6 @@ inline float sum(f16 v) {  // a tree: the order is fixed and the latency short
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// The sums of 16 vectors as one vector: halves of pairs are added until one lane of each is left.
-template <int HALF>
-inline f16 add_halves(f16 a, f16 b) {
-  if constexpr (HALF == 8)
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  else if constexpr (HALF == 4)
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  else if constexpr (HALF == 2)
-    return __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
-           __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-  else
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-}
-
-inline f16 sums(f16 (&v)[LANES]) {
-  for (int i = 0; i < 8; i++) v[i] = add_halves<8>(v[2 * i], v[2 * i + 1]);
-  for (int i = 0; i < 4; i++) v[i] = add_halves<4>(v[2 * i], v[2 * i + 1]);
-  for (int i = 0; i < 2; i++) v[i] = add_halves<2>(v[2 * i], v[2 * i + 1]);
-  return add_halves<1>(v[0], v[1]);
-}
-
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) {
   uint32_t bits = uint32_t(x.bits) << 16;
@@ -91,6 +67,7 @@ struct Pair<float> {
   f16 even, odd;
   explicit Pair(const float *w) : even(load(w)), odd(load(w + LANES)) {}
   f16 add(f16 acc, const float *x) const { return acc + even * x[0] + odd * x[1]; }
+  static int element(int parity, int output) { return parity * LANES + output; }
 };
 
 #ifdef __AVX512BF16__
@@ -104,6 +81,7 @@ struct Pair<bf16> {
     std::memcpy(&pair, x, 4);
     return (f16)_mm512_dpbf16_ps((__m512)acc, both, (__m512bh)_mm512_set1_epi32(pair));
   }
+  static int element(int parity, int output) { return 2 * output + parity; }
 };
 #else
 template <>
@@ -116,8 +94,24 @@ struct Pair<bf16> {
     odd = (f16)(both & 0xffff0000u);
   }
   f16 add(f16 acc, const float *x) const { return acc + even * x[0] + odd * x[1]; }
+  static int element(int parity, int output) { return 2 * output + parity; }
 };
 #endif
+
+// Adds the products of R rows with P panels; `x_stride` apart are the rows, `pair_stride` the pairs of inputs in a panel.
+// The panels behind these may be fetched meanwhile: the processor's own prefetching ends at each page of 4 KB.
+template <bool FETCH_NEXT, int R, int P, class T, class Activation>
+inline void accumulate(f16 (&acc)[R][P], const Activation *x, size_t x_stride, const T *w, size_t pair_stride,
+                       size_t panel_stride, int inputs) {
+  for (int k = 0; k < inputs; k += 2, w += pair_stride)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) {
+      if constexpr (FETCH_NEXT) __builtin_prefetch(w + (P + p) * panel_stride);
+      Pair<T> pair(w + p * panel_stride);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) acc[r][p] = pair.add(acc[r][p], x + r * x_stride + k);
+    }
+}
 
 inline void store16(float *to, f16 v) { *(f16 *)to = v; }
 inline void store16(bf16 *to, f16 v) {  // round to nearest even
@@ -196,8 +190,10 @@ class Team {
     }
   }
   int size_;
-  std::atomic<unsigned> generation_{0};
-  std::atomic<int> arrived_{0}, phase_{0};
+  // Apart, so that those who wait do not slow those who arrive.
+  alignas(64) std::atomic<unsigned> generation_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> phase_{0};
   void (*job_)(void *, int) = nullptr;
   void *context_ = nullptr;
   std::vector<std::thread> threads_;
@@ -232,12 +228,12 @@ struct Shape {
 struct Rows {
   int count, num_slots, max_length;
   const int32_t *ids, *positions, *slots;
-  void *keys, *values;      // [layers][slots][kv heads][positions][head_dim]
+  void *keys, *values;        // [layers][slots][kv heads][max_length * head_dim], see `place`
   const uint8_t *is_skipped;  // [layers][attention, mlp]
   float *hidden;            // [count][hidden], the result
 };
 
-// The greedy token after each row and its probability; scratch for logits [count][vocabulary].
+// The greedy token after each row and, unless null, its probability; scratch for logits [count][vocabulary].
 struct Greedy {
   int32_t *tokens;
   float *probabilities;
@@ -300,81 +296,120 @@ class Decoder final : public Model {
 
   void forward(const Rows &rows) override {
     resize(rows);
-    team_.run([&](int rank) { pass(rows, rank); });
+    team_.run([&](int rank) {
+      sublayers(rows, rank);
+      normalise(part(rows.count, rank, team_.size()), norm_, rows.hidden);
+    });
   }
 
   void logits(int count, const float *hidden, float *out) override {
     normed_.resize(size_t(count) * s_.hidden);
-    team_.run([&](int rank) { project(count, hidden, out, rank); });
+    team_.run([&](int rank) {
+      auto [first, last] = part(count, rank, team_.size());
+      for (int i = first * s_.hidden; i < last * s_.hidden; i++) store(&normed_[i], hidden[i]);
+      team_.barrier();
+      head(count, normed_.data(), out, rank);
+    });
   }
 
   void greedy(const Rows &rows, const Greedy &greedy) override {
     resize(rows);
+    picks_.resize(size_t(team_.size()) * rows.count);
     team_.run([&](int rank) {
-      pass(rows, rank);
-      project(rows.count, rows.hidden, greedy.logits, rank);
-      auto [first, last] = part(rows.count, rank, team_.size());
-      for (int r = first; r < last; r++)
-        greedy.tokens[r] = best(greedy.logits + size_t(r) * s_.vocabulary, greedy.probabilities[r]);
+      sublayers(rows, rank);
+      const Part own = head(rows.count, normalised(rows.count, norm_, rank), greedy.logits, rank);
+      for (int r = 0; r < rows.count; r++)
+        picks_[rank * rows.count + r] = pick(greedy.logits + size_t(r) * s_.vocabulary, own, greedy.probabilities);
+      team_.barrier();
+      if (rank == 0)
+        for (int r = 0; r < rows.count; r++) settle(rows.count, r, greedy);
     });
   }
 
  private:
   using Activation = typename Pair<T>::Activation;
+  static constexpr int TILE = 6;      // rows of activations that fit the registers beside four panels
+  static constexpr int FEW_ROWS = 8;  // so few that normalising them twice is cheaper than one barrier
 
   static int panels(int outputs) { return (outputs + LANES - 1) / LANES; }
   int qkv_width() const { return (s_.heads + 2 * s_.kv_heads) * s_.head_dim; }
 
-  void pass(const Rows &rows, int rank) {
+  int groups() const { return s_.heads / s_.kv_heads; }
+
+  void sublayers(const Rows &rows, int rank) {
     embed(rows, rank);
     for (int layer = 0; layer < s_.num_layers; layer++) {
       if (!rows.is_skipped[2 * layer]) attention(rows, layer, rank);
       if (!rows.is_skipped[2 * layer + 1]) mlp(rows, layers_[layer], rank);
     }
-    normalise(rows.count, x_.data(), norm_, rows.hidden, rank);
   }
 
-  void project(int count, const float *hidden, float *out, int rank) {
-    auto [first, last] = part(count, rank, team_.size());
-    for (int i = first * s_.hidden; i < last * s_.hidden; i++) store(&normed_[i], hidden[i]);
-    team_.barrier();
-    multiply(rank, count, normed_.data(), head_, s_.hidden, panels(s_.vocabulary), [&](int row, int first, f16 acc) {
+  // Logits of this rank's share of the vocabulary, which it returns.
+  Part head(int count, const Activation *x, float *out, int rank) {
+    const Part own = part(panels(s_.vocabulary), rank, team_.size());
+    multiply(own, count, x, head_, s_.hidden, [&](int row, int first, f16 acc) {
       float *to = out + size_t(row) * s_.vocabulary + first;
       if (!head_bias_ && first + LANES <= s_.vocabulary) return store16(to, acc);
       for (int i = 0; i < LANES && first + i < s_.vocabulary; i++) to[i] = acc[i] + (head_bias_ ? head_bias_[first + i] : 0);
     });
-    team_.barrier();
+    return {own.first * LANES, std::min(own.last * LANES, s_.vocabulary)};
   }
 
-  // The first of the largest logits, and its probability.
-  int best(const float *logits, float &probability) const {
-    int token = 0;
+  // The first of the largest logits of a share, and the sum of exponentials relative to it.
+  struct Pick {
+    float logit, total;
+    int token;
+  };
+
+  static Pick pick(const float *logits, Part share, bool is_summing) {
     f16 highest = splat(-INFINITY);
-    const int whole = s_.vocabulary / LANES * LANES;
-    for (int i = 0; i < whole; i += LANES) {
+    i16 where = i16{} + share.first;
+    const int whole = share.first + (share.last - share.first) / LANES * LANES;
+    for (int i = share.first; i < whole; i += LANES) {
       const f16 block = load(logits + i);
+      where = block > highest ? i16{} + i : where;
       highest = block > highest ? block : highest;
     }
-    float peak = -INFINITY;
-    for (int i = 0; i < LANES; i++) peak = std::max(peak, highest[i]);
-    for (int i = whole; i < s_.vocabulary; i++) peak = std::max(peak, logits[i]);
-    while (token < s_.vocabulary - 1 && logits[token] != peak) token++;
+    Pick best{-INFINITY, 0, share.last};
+    for (int i = 0; i < LANES; i++)
+      if (highest[i] > best.logit || (highest[i] == best.logit && where[i] + i < best.token))
+        best.logit = highest[i], best.token = where[i] + i;
+    for (int i = whole; i < share.last; i++)
+      if (logits[i] > best.logit) best.logit = logits[i], best.token = i;
+    if (!is_summing) return best;
     f16 total{};
-    for (int i = 0; i < whole; i += LANES) total += exp16(load(logits + i) - peak);
-    float rest = 0;
-    for (int i = whole; i < s_.vocabulary; i++) rest += std::exp(logits[i] - peak);
-    probability = 1.0f / (sum(total) + rest);
-    return token;
+    for (int i = share.first; i < whole; i += LANES) total += exp16(load(logits + i) - best.logit);
+    best.total = sum(total);
+    for (int i = whole; i < share.last; i++) best.total += std::exp(logits[i] - best.logit);
+    return best;
+  }
+
+  // The best of all ranks' picks for a row.
+  void settle(int count, int row, const Greedy &greedy) const {
+    Pick best = picks_[row];
+    for (int rank = 1; rank < team_.size(); rank++)
+      if (const Pick &other = picks_[rank * count + row]; other.logit > best.logit) best = other;
+    greedy.tokens[row] = best.token;
+    if (!greedy.probabilities) return;
+    float total = 0;
+    for (int rank = 0; rank < team_.size(); rank++) {
+      const Pick &other = picks_[rank * count + row];
+      total += other.total * std::exp(other.logit - best.logit);
+    }
+    greedy.probabilities[row] = 1.0f / total;
   }
 
   void resize(const Rows &rows) {
-    x_.resize(size_t(rows.count) * s_.hidden);
-    normed_.resize(x_.size());
-    qkv_.resize(size_t(rows.count) * panels(qkv_width()) * LANES);
-    mixed_.resize(size_t(rows.count) * s_.heads * s_.head_dim);
-    gate_.resize(size_t(rows.count) * s_.intermediate);
+    const size_t count = rows.count, tiles = size_t(team_.size()) * TILE;
+    x_.resize(count * s_.hidden);
+    normed_.resize(std::max(count, size_t(team_.size()) * FEW_ROWS) * s_.hidden);
+    qkv_.resize(count * panels(qkv_width()) * LANES);
+    queries_.resize(count * s_.heads * s_.head_dim);
+    mixed_.resize(queries_.size());
+    gate_.resize(count * s_.intermediate);
     inner_.resize(gate_.size());
-    scores_.resize(size_t(team_.size()) * 4 * (rows.max_length + LANES));
+    scores_.resize(tiles * (rows.max_length + LANES));
+    shares_.resize(scores_.size());
   }
 
   void embed(const Rows &rows, int rank) {
@@ -395,24 +430,34 @@ class Decoder final : public Model {
   }
 
   template <class Out>
-  void normalise(int count, const float *x, const float *weight, Out *out, int rank) {
-    auto [first, last] = part(count, rank, team_.size());
-    for (int r = first; r < last; r++) {
-      const float *row = x + size_t(r) * s_.hidden;
+  void normalise(Part some, const float *weight, Out *out) const {
+    for (int r = some.first; r < some.last; r++) {
+      const float *row = &x_[size_t(r) * s_.hidden];
       float scale = inverse_rms(row, s_.hidden, s_.epsilon);
       Out *to = out + size_t(r) * s_.hidden;
       int i = 0;
       for (; i + LANES <= s_.hidden; i += LANES) store16(to + i, load(row + i) * scale * load(weight + i));
       for (; i < s_.hidden; i++) store(to + i, row[i] * scale * weight[i]);
     }
-    team_.barrier();
   }
 
-  // Calls finish(row, first output, 16 sums) for every row and this rank's panels. A group of panels
-  // stays in the nearest cache while all rows use it.
+  // All rows normalised, for this rank to read: its own copy where they are few, else a shared one.
+  const Activation *normalised(int count, const float *weight, int rank) {
+    if (count > FEW_ROWS) {
+      normalise(part(count, rank, team_.size()), weight, normed_.data());
+      team_.barrier();
+      return normed_.data();
+    }
+    Activation *own = &normed_[size_t(rank) * FEW_ROWS * s_.hidden];
+    normalise(Part{0, count}, weight, own);
+    return own;
+  }
+
+  // Calls finish(row, first output, 16 sums) for every row and some panels. A group of panels stays
+  // in the nearest cache while all rows use it.
   template <class F>
-  void multiply(int rank, int count, const Activation *x, const T *w, int inputs, int num_panels, F &&finish) {
-    auto [p, last] = part(num_panels, rank, team_.size());
+  void multiply(Part some, int count, const Activation *x, const T *w, int inputs, F &&finish) const {
+    auto [p, last] = some;
     if (count == 1)
       for (; p + 8 <= last; p += 8) block<1, 8>(0, x, w, inputs, p, finish);
     for (; p + 4 <= last; p += 4) rows_of<4>(count, x, w, inputs, p, finish);
@@ -420,8 +465,8 @@ class Decoder final : public Model {
   }
 
   template <int P, class F>
-  void rows_of(int count, const Activation *x, const T *w, int inputs, int panel, F &finish) {
-    const int chunks = (count + 5) / 6;
+  void rows_of(int count, const Activation *x, const T *w, int inputs, int panel, F &finish) const {
+    const int chunks = (count + TILE - 1) / TILE;
     for (int c = 0; c < chunks; c++) {
       auto [row, end] = part(count, c, chunks);
       switch (end - row) {
@@ -436,63 +481,75 @@ class Decoder final : public Model {
   }
 
   template <int R, int P, class F>
-  void block(int row, const Activation *x, const T *w, int inputs, int panel, F &finish) {
+  void block(int row, const Activation *x, const T *w, int inputs, int panel, F &finish) const {
     f16 acc[R][P] = {};
-    const Activation *rows = x + size_t(row) * inputs;
-    const T *base = w + size_t(panel) * LANES * inputs;
-    for (int k = 0; k < inputs; k += 2)
-#pragma GCC unroll 8
-      for (int p = 0; p < P; p++) {
-        Pair<T> pair(base + (size_t(p) * inputs + k) * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) acc[r][p] = pair.add(acc[r][p], rows + size_t(r) * inputs + k);
-      }
+    const size_t panel_size = size_t(inputs) * LANES;
+    accumulate<(R > 1)>(acc, x + size_t(row) * inputs, inputs, w + panel * panel_size, 2 * LANES, panel_size, inputs);
     for (int r = 0; r < R; r++)
       for (int p = 0; p < P; p++) finish(row + r, (panel + p) * LANES, acc[r][p]);
   }
 
+  // Where key heads can be dealt out evenly, a rank goes all the way from the norm to its own heads'
+  // mixture without waiting for the others.
   void attention(const Rows &rows, int index, int rank) {
     const Layer &layer = layers_[index];
-    const int width = panels(qkv_width()) * LANES;
-    normalise(rows.count, x_.data(), layer.attention_norm, normed_.data(), rank);
-    multiply(rank, rows.count, normed_.data(), (const T *)layer.qkv, s_.hidden, width / LANES,
-             [&](int row, int first, f16 acc) {
-               f16 *out = (f16 *)&qkv_[size_t(row) * width + first];
-               *out = layer.qkv_bias ? acc + load(layer.qkv_bias + first) : acc;
-             });
+    const int ranks = team_.size(), width = panels(qkv_width()) * LANES, dim = s_.head_dim;
+    const bool is_alone = s_.kv_heads % ranks == 0;
+    const Part kv = is_alone ? part(s_.kv_heads, rank, ranks) : Part{0, s_.kv_heads};
+    const Part some = is_alone ? Part{0, rows.count} : part(rows.count, rank, ranks);
+    const Activation *x = normalised(rows.count, layer.attention_norm, rank);
+    auto project = [&](int first, int last) {
+      multiply({first / LANES, last / LANES}, rows.count, x, (const T *)layer.qkv, s_.hidden, [&](int row, int i, f16 acc) {
+        store16(&qkv_[size_t(row) * width + i], layer.qkv_bias ? acc + load(layer.qkv_bias + i) : acc);
+      });
+    };
+    if (is_alone) {
+      project(kv.first * groups() * dim, kv.last * groups() * dim);
+      for (int before : {s_.heads, s_.heads + s_.kv_heads}) project((before + kv.first) * dim, (before + kv.last) * dim);
+    } else {
+      const Part own = part(width / LANES, rank, ranks);
+      project(own.first * LANES, own.last * LANES);
+      team_.barrier();
+    }
+    place(rows, index, width, some, kv);
+    if (!is_alone) team_.barrier();
+    mix_all(rows, index, kv, is_alone ? 0 : rank, is_alone ? 1 : ranks, rank);
     team_.barrier();
-    place(rows, index, width, rank);
-    team_.barrier();
-    mix_all(rows, index, width, rank);
-    team_.barrier();
-    add(rows.count, mixed_.data(), s_.heads * s_.head_dim, (const T *)layer.output, layer.output_bias, rank);
+    add(rows.count, mixed_.data(), s_.heads * dim, (const T *)layer.output, layer.output_bias, rank);
   }
 
-  T *cell(void *cache, const Rows &rows, int layer, int row, int head, int position) const {
+  // Keys or values of one head: panels, as those of weights, so that a cache is multiplied like one.
+  T *head_cache(void *cache, const Rows &rows, int layer, int row, int head) const {
     size_t head_index = (size_t(layer) * rows.num_slots + rows.slots[row]) * s_.kv_heads + head;
-    return (T *)cache + (head_index * rows.max_length + position) * s_.head_dim;
+    return (T *)cache + head_index * rows.max_length * s_.head_dim;
   }
 
-  // Head norms and RoPE in place; keys and values go to the cache.
-  void place(const Rows &rows, int index, int width, int rank) {
+  // Head norms and RoPE. Keys go to panels [positions / 16][dims / 2] of 16 positions, values to
+  // panels [positions / 2][dims / 16] of 16 dimensions. The place beside a last value is read, with
+  // weight zero, so a number must stand there.
+  void place(const Rows &rows, int index, int width, Part some, Part kv) {
     const Layer &layer = layers_[index];
-    auto [first, last] = part(rows.count, rank, team_.size());
-    for (int r = first; r < last; r++) {
-      float *heads = &qkv_[size_t(r) * width];
-      const int position = rows.positions[r];
-      for (int h = 0; h < s_.heads + s_.kv_heads; h++)
-        rotate(heads + h * s_.head_dim, h < s_.heads ? layer.query_norm : layer.key_norm, position);
-      for (int h = 0; h < s_.kv_heads; h++) {
-        const float *key = heads + (s_.heads + h) * s_.head_dim;
-        const float *value = key + s_.kv_heads * s_.head_dim;
-        T *key_cell = cell(rows.keys, rows, index, r, h, position);
-        T *value_cell = cell(rows.values, rows, index, r, h, position);
-        for (int i = 0; i < s_.head_dim; i += LANES) {
-          store16(key_cell + i, load(key + i));
-          store16(value_cell + i, load(value + i));
+    const int dim = s_.head_dim;
+    for (int r = some.first; r < some.last; r++)
+      for (int h = kv.first; h < kv.last; h++) {
+        const int position = rows.positions[r];
+        const bool is_last = r + 1 == rows.count || rows.slots[r + 1] != rows.slots[r];
+        const bool is_unpaired = is_last && position % 2 == 0;
+        float *query = &qkv_[size_t(r) * width + h * groups() * dim];
+        Activation *activation = &queries_[(size_t(h) * rows.count + r) * groups() * dim];
+        for (int g = 0; g < groups(); g++) rotate(query + g * dim, layer.query_norm, position);
+        for (int i = 0; i < groups() * dim; i += LANES) store16(activation + i, load(query + i));
+        float *key = &qkv_[size_t(r) * width + (s_.heads + h) * dim];
+        const float *value = key + s_.kv_heads * dim;
+        rotate(key, layer.key_norm, position);
+        T *keys = head_cache(rows.keys, rows, index, r, h) + position / LANES * LANES * dim;
+        T *values = head_cache(rows.values, rows, index, r, h) + position / 2 * 2 * dim;
+        for (int i = 0; i < dim; i++) {
+          store(keys + i / 2 * 2 * LANES + Pair<T>::element(i % 2, position % LANES), key[i]);
+          store(values + i / LANES * 2 * LANES + Pair<T>::element(position % 2, i % LANES), value[i]);
+          if (is_unpaired) store(values + i / LANES * 2 * LANES + Pair<T>::element(1, i % LANES), 0.0f);
         }
       }
-    }
   }
 
   void rotate(float *head, const float *norm, int position) const {
@@ -511,76 +568,77 @@ class Decoder final : public Model {
   }
 
   // Attention in tiles of queries that read the same keys: the rows of one slot times the heads of
-  // one key head. Tiles are dealt to the ranks in turn.
-  void mix_all(const Rows &rows, int index, int width, int rank) {
+  // one key head. Tiles are dealt to `sharers` in turn.
+  void mix_all(const Rows &rows, int index, Part kv, int turn, int sharers, int rank) {
     int item = 0;
     for (int first = 0, last; first < rows.count; first = last) {
       for (last = first + 1; last < rows.count && rows.slots[last] == rows.slots[first];) last++;
-      const int queries = (last - first) * groups();
-      for (int kv_head = 0; kv_head < s_.kv_heads; kv_head++)
-        for (int q = 0; q < queries; q += 4)
-          if (item++ % team_.size() == rank) {
-            switch (std::min(queries - q, 4)) {
-              case 1: mix<1>(rows, index, width, first, q, kv_head, rank); break;
-              case 2: mix<2>(rows, index, width, first, q, kv_head, rank); break;
-              case 3: mix<3>(rows, index, width, first, q, kv_head, rank); break;
-              case 4: mix<4>(rows, index, width, first, q, kv_head, rank); break;
-            }
+      const int queries = (last - first) * groups(), tiles = (queries + TILE - 1) / TILE;
+      for (int kv_head = kv.first; kv_head < kv.last; kv_head++)
+        for (int tile = 0; tile < tiles; tile++) {
+          if (item++ % sharers != turn) continue;
+          auto [q, end] = part(queries, tile, tiles);
+          switch (end - q) {
+            case 1: mix<1>(rows, index, first, q, kv_head, rank); break;
+            case 2: mix<2>(rows, index, first, q, kv_head, rank); break;
+            case 3: mix<3>(rows, index, first, q, kv_head, rank); break;
+            case 4: mix<4>(rows, index, first, q, kv_head, rank); break;
+            case 5: mix<5>(rows, index, first, q, kv_head, rank); break;
+            case 6: mix<6>(rows, index, first, q, kv_head, rank); break;
           }
-    }
-  }
-
-  int groups() const { return s_.heads / s_.kv_heads; }
-
-  // Query i of a tile is head `kv_head * groups + i % groups` of row `first_row + i / groups`.
-  template <int Q>
-  void mix(const Rows &rows, int index, int width, int first_row, int first_query, int kv_head, int rank) {
-    const int dim = s_.head_dim, stride = rows.max_length + LANES;
-    const T *keys = cell(rows.keys, rows, index, first_row, kv_head, 0);
-    const T *values = cell(rows.values, rows, index, first_row, kv_head, 0);
-    float *scores = &scores_[size_t(rank) * 4 * stride];
-    const float *query[Q];
-    Activation *out[Q];
-    int length[Q], longest = 0;
-    for (int i = 0; i < Q; i++) {
-      const int row = first_row + (first_query + i) / groups();
-      const int head = kv_head * groups() + (first_query + i) % groups();
-      query[i] = &qkv_[size_t(row) * width + head * dim];
-      out[i] = &mixed_[(size_t(row) * s_.heads + head) * dim];
-      length[i] = rows.positions[row] + 1;
-      longest = std::max(longest, length[i]);
-    }
-    const float scale = 1.0f / std::sqrt(float(dim));
-    for (int t = 0; t < longest; t += LANES) {
-      f16 products[Q][LANES];
-      for (int j = 0; j < LANES; j++) {
-        const T *key = keys + size_t(std::min(t + j, longest - 1)) * dim;
-        f16 acc[Q] = {};
-        for (int d = 0; d < dim; d += LANES) {
-          const f16 part = load(key + d);
-#pragma GCC unroll 4
-          for (int i = 0; i < Q; i++) acc[i] += load(query[i] + d) * part;
         }
-        for (int i = 0; i < Q; i++) products[i][j] = acc[i];
-      }
-      for (int i = 0; i < Q; i++) *(f16 *)(scores + i * stride + t) = sums(products[i]) * scale;
-    }
-    f16 share[Q];
-    for (int i = 0; i < Q; i++) share[i] = splat(1.0f / soften(scores + i * stride, length[i], longest));
-    for (int d = 0; d < dim; d += LANES) {
-      f16 acc[Q] = {};
-      for (int t = 0; t < longest; t++) {
-        const f16 value = load(values + size_t(t) * dim + d);
-#pragma GCC unroll 4
-        for (int i = 0; i < Q; i++) acc[i] += value * scores[i * stride + t];
-      }
-      for (int i = 0; i < Q; i++) store16(out[i] + d, acc[i] * share[i]);
     }
   }
 
-  // Turns scores into exponentials, zero from `length` on; returns their sum.
-  static float soften(float *scores, int length, int longest) {
-    for (int t = length; t < longest + LANES; t++) scores[t] = -INFINITY;
+  // Query i of a tile is head `kv_head * groups + i % groups` of row `first_row + i / groups`, counted from `first_query`.
+  template <int Q>
+  void mix(const Rows &rows, int index, int first_row, int first_query, int kv_head, int rank) {
+    const int dim = s_.head_dim, stride = rows.max_length + LANES;
+    const T *keys = head_cache(rows.keys, rows, index, first_row, kv_head);
+    const T *values = head_cache(rows.values, rows, index, first_row, kv_head);
+    const Activation *queries = &queries_[((size_t(kv_head) * rows.count + first_row) * groups() + first_query) * dim];
+    float *scores = &scores_[size_t(rank) * TILE * stride];
+    Activation *shares = &shares_[size_t(rank) * TILE * stride];
+    const auto row = [&](int i) { return first_row + (first_query + i) / groups(); };
+    const int longest = rows.positions[row(Q - 1)] + 1, num_panels = panels(longest);
+    int p = 0;
+    for (; p + 4 <= num_panels; p += 4) score<Q, 4>(queries, keys, p, scores, stride);
+    for (; p < num_panels; p++) score<Q, 1>(queries, keys, p, scores, stride);
+    f16 scale[Q];
+    for (int i = 0; i < Q; i++) {
+      const float total = soften(scores + i * stride, rows.positions[row(i)] + 1, longest, shares + i * stride);
+      scale[i] = splat(1.0f / total);
+    }
+    Activation *out[Q];
+    for (int i = 0; i < Q; i++)
+      out[i] = &mixed_[(size_t(row(i)) * s_.heads + kv_head * groups() + (first_query + i) % groups()) * dim];
+    for (p = 0; p + 4 <= dim / LANES; p += 4) gather<Q, 4>(shares, stride, values, p, longest, scale, out);
+    for (; p < dim / LANES; p++) gather<Q, 1>(shares, stride, values, p, longest, scale, out);
+  }
+
+  template <int Q, int P>
+  void score(const Activation *queries, const T *keys, int panel, float *scores, int stride) const {
+    const int dim = s_.head_dim;
+    const float scale = 1.0f / std::sqrt(float(dim));
+    f16 acc[Q][P] = {};
+    accumulate<false>(acc, queries, dim, keys + size_t(panel) * LANES * dim, 2 * LANES, size_t(LANES) * dim, dim);
+    for (int i = 0; i < Q; i++)
+      for (int p = 0; p < P; p++) store16(scores + i * stride + (panel + p) * LANES, acc[i][p] * scale);
+  }
+
+  template <int Q, int P>
+  void gather(const Activation *shares, int stride, const T *values, int panel, int longest, const f16 (&scale)[Q],
+              Activation *const (&out)[Q]) const {
+    f16 acc[Q][P] = {};
+    accumulate<false>(acc, shares, stride, values + panel * 2 * LANES, 2 * s_.head_dim, 2 * LANES, longest);
+    for (int i = 0; i < Q; i++)
+      for (int p = 0; p < P; p++) store16(out[i] + (panel + p) * LANES, acc[i][p] * scale[i]);
+  }
+
+  // Exponentials of the scores before `length`, zeros from there on; returns their sum.
+  static float soften(float *scores, int length, int longest, Activation *shares) {
+    const int end = panels(longest) * LANES;
+    for (int t = length; t < end; t++) scores[t] = -INFINITY;
     f16 highest = splat(-INFINITY);
     for (int t = 0; t < length; t += LANES) {
       f16 block = load(scores + t);
@@ -589,25 +647,25 @@ class Decoder final : public Model {
     float peak = highest[0];
     for (int i = 1; i < LANES; i++) peak = std::max(peak, highest[i]);
     f16 total{};
-    for (int t = 0; t < longest; t += LANES) {
+    for (int t = 0; t < end; t += LANES) {
       const f16 block = load(scores + t);
       const f16 p = block > -INFINITY ? exp16(block - peak) : f16{};
-      *(f16 *)(scores + t) = p;
+      store16(shares + t, p);
       total += p;
     }
     return sum(total);
   }
 
   void mlp(const Rows &rows, const Layer &layer, int rank) {
-    const int num_panels = s_.intermediate / LANES;
+    const Part own = part(s_.intermediate / LANES, rank, team_.size());
     const T *gate_up = (const T *)layer.gate_up;
     const T *up = gate_up + size_t(s_.intermediate) * s_.hidden;
-    normalise(rows.count, x_.data(), layer.mlp_norm, normed_.data(), rank);
-    multiply(rank, rows.count, normed_.data(), gate_up, s_.hidden, num_panels, [&](int row, int first, f16 acc) {
+    const Activation *x = normalised(rows.count, layer.mlp_norm, rank);
+    multiply(own, rows.count, x, gate_up, s_.hidden, [&](int row, int first, f16 acc) {
       f16 gate = layer.gate_up_bias ? acc + load(layer.gate_up_bias + first) : acc;
       store16(&gate_[size_t(row) * s_.intermediate + first], gate / (exp16(-gate) + 1.0f));
     });
-    multiply(rank, rows.count, normed_.data(), up, s_.hidden, num_panels, [&](int row, int first, f16 acc) {
+    multiply(own, rows.count, x, up, s_.hidden, [&](int row, int first, f16 acc) {
       f16 value = layer.gate_up_bias ? acc + load(layer.gate_up_bias + s_.intermediate + first) : acc;
       const size_t i = size_t(row) * s_.intermediate + first;
       store16(&inner_[i], load(&gate_[i]) * value);
@@ -618,7 +676,8 @@ class Decoder final : public Model {
 
   // x += weight * input, the residual connection.
   void add(int count, const Activation *input, int inputs, const T *weight, const float *bias, int rank) {
-    multiply(rank, count, input, weight, inputs, panels(s_.hidden), [&](int row, int first, f16 acc) {
+    const Part own = part(panels(s_.hidden), rank, team_.size());
+    multiply(own, count, input, weight, inputs, [&](int row, int first, f16 acc) {
       float *x = &x_[size_t(row) * s_.hidden];
       if (!bias && first + LANES <= s_.hidden) return store16(x + first, load(x + first) + acc);
       for (int i = 0; i < LANES && first + i < s_.hidden; i++) x[first + i] += acc[i] + (bias ? bias[first + i] : 0);
@@ -634,7 +693,8 @@ class Decoder final : public Model {
   const T *embeddings_;
   const float *cos_, *sin_;
   std::vector<float> x_, qkv_, gate_, scores_;
-  std::vector<Activation> normed_, mixed_, inner_;
+  std::vector<Activation> normed_, queries_, shares_, mixed_, inner_;
+  std::vector<Pick> picks_;
   Team team_;
 };
 
