@@ -107,26 +107,44 @@ def best_rule(traces: Sequence[tuple[SkipMask, Sequence[Trace]]], cost: CostMode
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a mask does on each text: tokens emitted and seconds, in units of a plain token's [texts]."""
+    """What a mask does on each text [texts]; seconds in units of a plain token's."""
 
     tokens: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    drafted: NDArray[np.float64]
+    accepted: NDArray[np.float64]
 
     @classmethod
     def of(cls, traces: Sequence[Trace], mask: SkipMask, rule: DraftRule, cost: CostModel) -> "Outcome":
         if mask.is_empty:
             lengths = np.array([len(trace.agrees) for trace in traces], dtype=float)
-            return cls(lengths, lengths)
+            return cls(lengths, lengths, 0 * lengths, 0 * lengths)
         replays = [replay([trace], rule) for trace in traces]
-        seconds = [each.seconds(mask, cost) / cost.plain for each in replays]
-        return cls(np.array([each.num_emitted for each in replays], dtype=float), np.array(seconds, dtype=float))
+        columns = [
+            [each.num_emitted for each in replays],
+            [each.seconds(mask, cost) / cost.plain for each in replays],
+            [each.num_drafted for each in replays],
+            [each.num_accepted for each in replays],
+        ]
+        return cls(*(np.array(column, dtype=float) for column in columns))
 
     def speedups(self, seed: int) -> NDArray[np.float64]:
         """Of all texts, then of each of `RESAMPLES` resamples: the same ones for every mask on the same texts."""
-        count = len(self.tokens)
-        if count == 0:
-            return np.ones(RESAMPLES + 1)
-        drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-        rows = np.concatenate((np.arange(count)[None], drawn))
-        speedups: NDArray[np.float64] = self.tokens[rows].sum(1) / self.seconds[rows].sum(1)
-        return speedups
+        return resampled_ratios(self.tokens, self.seconds, 1.0, seed)
+
+    def acceptances(self, seed: int) -> NDArray[np.float64]:
+        """Accepted of drafted tokens, in the same way."""
+        return resampled_ratios(self.accepted, self.drafted, 0.0, seed)
+
+
+def resampled_ratios(
+    parts: NDArray[np.float64], wholes: NDArray[np.float64], of_nothing: float, seed: int
+) -> NDArray[np.float64]:
+    """Sum of `parts` over sum of `wholes` [n], of all and of resamples; `of_nothing` where the whole is 0."""
+    count = len(parts)
+    if count == 0:
+        return np.full(RESAMPLES + 1, of_nothing)
+    drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    rows = np.concatenate((np.arange(count)[None], drawn))
+    totals = wholes[rows].sum(1)
+    return np.where(totals > 0, parts[rows].sum(1) / np.maximum(totals, 1e-12), of_nothing)

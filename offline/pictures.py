@@ -92,10 +92,10 @@ def draw_speeds(verdicts: Sequence[Verdict], measured: Mapping[str, Interval]) -
     figure = Figure(figsize=(3 + 1.3 * len(verdicts), 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
     places, names = range(len(verdicts)), [label(verdict.name) for verdict in verdicts]
-    left.bar(places, [verdict.score.acceptance for verdict in verdicts], 0.6, color=COLOURS[2])
+    bars(left, places, [verdict.acceptance for verdict in verdicts], "acceptance", COLOURS[2])
     left.set_ylabel("share of drafted tokens accepted")
     left.set_ylim(0, 1)
-    bars(right, [place - 0.2 for place in places], [verdict.interval for verdict in verdicts], "predicted", COLOURS[0])
+    bars(right, [place - 0.2 for place in places], [verdict.speedup for verdict in verdicts], "predicted", COLOURS[0])
     known = [(place, measured[v.name]) for place, v in zip(places, verdicts, strict=True) if v.name in measured]
     bars(right, [place + 0.2 for place, _ in known], [each for _, each in known], "measured", COLOURS[1])
     right.axhline(1, color="black", linewidth=0.8, linestyle="--")

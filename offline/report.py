@@ -124,9 +124,6 @@ def summary(calibration: Calibration) -> str:
     verdicts, count = calibration.verdicts, len(calibration.verdicts.domains)
     total = sum(calibration.seconds.values())
     paying = [verdict.name for verdict in verdicts.domains if verdict.pays]
-    gained = (
-        f"{', '.join(paying)} gain from a mask of their own" if paying else "no domain gains from a mask of its own"
-    )
     found = calibration.collection.clusters
     clustering = found.clustering if found else None
     how = ""
@@ -135,7 +132,8 @@ def summary(calibration: Calibration) -> str:
     if clustering and clustering.stability is None:
         how = " No clusters were found in the prompts, so they are one domain."
     return (
-        f"Of {count} domains, {gained} beyond the noise of the search; they use {verdicts.num_masks} different masks. "
+        "Domains that gain from a mask of their own, beyond the noise of the search: "
+        f"{', '.join(paying) or 'none'} (of {count}; different masks in use: {verdicts.num_masks}). "
         f"Drafts are at most {verdicts.rule.max_draft} tokens long and end after a token of less than "
         f"{verdicts.rule.confidence:.0%} confidence. Calibration took {total:.0f} seconds.{how}"
     )

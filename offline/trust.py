@@ -30,7 +30,8 @@ class Verdict(Strict):
     mask_of: str
     mask: MaskRecord
     score: Score
-    interval: Interval
+    speedup: Interval
+    acceptance: Interval
     own: Score
     mixed: Score
     gain: Interval
@@ -116,8 +117,11 @@ class Judge:
     def score(self, name: str, mask: SkipMask) -> Score:
         return score_traces(self.traces(name, mask), mask, self.rule, self.cost)
 
+    def outcome(self, name: str, mask: SkipMask) -> Outcome:
+        return Outcome.of(self.traces(name, mask), mask, self.rule, self.cost)
+
     def speedups(self, name: str, mask: SkipMask) -> NDArray[np.float64]:
-        return Outcome.of(self.traces(name, mask), mask, self.rule, self.cost).speedups(self.seed)
+        return self.outcome(name, mask).speedups(self.seed)
 
     def verdicts(self, digest: str) -> Verdicts:
         masks = {name: self.found[name].own.mask.mask for name in [*self.names, MIXED]}
@@ -149,7 +153,8 @@ class Judge:
             mask_of=mask_of,
             mask=MaskRecord.of(mask),
             score=self.score(name, mask),
-            interval=interval(self.speedups(name, mask)),
+            speedup=interval(self.speedups(name, mask)),
+            acceptance=interval(self.outcome(name, mask).acceptances(self.seed)),
             own=self.score(name, own),
             mixed=self.score(name, mixed),
             gain=interval(self.speedups(name, own) - self.speedups(name, mixed)),

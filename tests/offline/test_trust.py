@@ -29,7 +29,8 @@ def verdict(gain: float, low: float, seed_noise: float | None, prompt_noise: flo
         mask_of="a",
         mask=MaskRecord.of(MASK),
         score=SCORE,
-        interval=interval,
+        speedup=interval,
+        acceptance=interval,
         own=SCORE,
         mixed=SCORE,
         gain=interval,
@@ -62,12 +63,15 @@ def test_an_outcome_is_the_replayed_drafts_over_plain_decoding() -> None:
     assert found.tokens.tolist() == [9, 9]
     assert found.seconds[0] == pytest.approx(3 * (2 * draft + 1))
     assert found.seconds[1] > 9
+    assert found.acceptances(seed=0)[0] == pytest.approx(found.accepted.sum() / found.drafted.sum())
+    assert (found.accepted[1], found.acceptances(seed=0)[1:].min()) == (0, 0)
     speedups = found.speedups(seed=0)
     assert speedups[0] == pytest.approx(18 / found.seconds.sum())
     assert speedups[1:].min() == pytest.approx(9 / found.seconds[1])
     assert np.array_equal(speedups, found.speedups(seed=0))
     assert Outcome.of([good, bad], FULL, RULE, COST).speedups(0).tolist() == [1.0] * 1001
     assert Outcome.of([], MASK, RULE, COST).speedups(0).tolist() == [1.0] * 1001
+    assert Outcome.of([], MASK, RULE, COST).acceptances(0).tolist() == [0.0] * 1001
 
 
 def test_domains_share_a_mask_that_does_for_both() -> None:
