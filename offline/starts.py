@@ -27,12 +27,21 @@ def prefix_masks(num_layers: int) -> list[SkipMask]:
     return [SkipMask(*[frozenset(range(first, num_layers))] * 2) for first in range(1, num_layers)]
 
 
+def window_masks(num_layers: int) -> list[SkipMask]:
+    """Masks that keep the first layer, the last, and some neighbours between, at about sixteen places."""
+    unit = max(num_layers // 16, 1)
+    spans = [(first, width * unit) for width in (1, 2, 3) for first in range(1, num_layers - 1, unit)]
+    inner = frozenset(range(1, num_layers - 1))
+    skipped = [inner - set(range(first, first + width)) for first, width in spans if first + width < num_layers]
+    return [SkipMask(layers, layers) for layers in skipped]
+
+
 def rule_masks(num_layers: int) -> list[SkipMask]:
-    """Rules that look at nothing: no skipping, early exits, and every other layer."""
+    """Rules that look at nothing: no skipping, early exits, every other layer, and windows."""
     odd, inner = frozenset(range(1, num_layers, 2)), frozenset(range(1, num_layers - 1))
     none: frozenset[int] = frozenset()
     others = [SkipMask(odd, odd), SkipMask(odd & inner, odd & inner), SkipMask(odd, none), SkipMask(inner, none)]
-    return list(dict.fromkeys([FULL, *prefix_masks(num_layers), *others]))
+    return list(dict.fromkeys([FULL, *prefix_masks(num_layers), *others, *window_masks(num_layers)]))
 
 
 def flipped(mask: SkipMask, places: Collection[int], num_layers: int) -> SkipMask:

@@ -30,6 +30,9 @@ def test_rules_hold_all_early_exits_and_no_mask_twice() -> None:
     masks = rule_masks(6)
     assert set(prefix_masks(6)) < set(masks)
     assert len(masks) == len(set(masks))
+    keeps_the_edges_and_a_window = SkipMask(frozenset({1, 4}), frozenset({1, 4}))
+    assert keeps_the_edges_and_a_window in masks
+    assert len(rule_masks(80)) < 150
     assert rule_masks(1)[0] == FULL
 
 
