@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 KEPT_GRAMMARS = 64
 """Compiled grammars kept for later requests, each of some kilobytes, the largest of a few megabytes."""
-JSON_LAYOUT: "JsonCompileOptions" = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
-"""Room for indented JSON, but no endless blanks, in which small models lose themselves."""
+JSON_LAYOUT: "JsonCompileOptions" = {"whitespace_pattern": r"( |\r?\n[ \t]{0,32})"}
+"""A space, or a line and its indentation: without an end of blanks small models lose themselves in them."""
 LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000,
     step_lexer_fuel=100_000,

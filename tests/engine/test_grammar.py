@@ -229,11 +229,12 @@ def test_rows_allow_what_a_fresh_walk_allows(rng: random.Random, grammar: Compil
         ids.append(chosen)
 
 
-def test_what_is_forced_is_drafted_and_accepted(model: Decoder) -> None:
+def test_what_is_forced_is_drafted_and_accepted(model: Decoder, codec: TextCodec) -> None:
     fixed = COMPILER.compile(Grammar.of_lark('start: "the one and only answer" /[0-9]/'))
     asked = GenerationRequest(prompts(1)[0], SamplingParams(), STOP, Method.LOOKUP, max_draft=7, grammar=fixed)
-    (sequence,) = run_all(model, [asked], 1)
-    assert bytes(sequence.output_ids[:4]) != b""
+    engine = Engine(model, EngineConfig(max_batch=1, is_adaptive=False, baseline_share=0))
+    (sequence,) = engine.generate([asked])
+    assert codec.decode(sequence.output_ids).startswith("the one and only answer")
     assert sequence.stats.num_accepted >= 18
     assert sequence.stats.num_steps <= 8
     check_lossless(model, plain(fixed, SAMPLINGS["sampled"]))
