@@ -81,11 +81,12 @@ class CallReader:
         return parts
 
     def flush(self) -> list[Part]:
-        """What was held back, at the end of the answer."""
+        """What was held back, at the end of the answer; after calls, one that was cut off unnamed is dropped."""
         rest = self.passed + self.held
         self.passed = self.held = ""
-        is_content = self.state in (State.CONTENT, State.BETWEEN, State.PLAIN)
-        return [Part(rest)] if rest and is_content and not (self.num_calls and not rest.strip(BETWEEN)) else []
+        is_begun = self.state is State.BETWEEN or self.begin.startswith(rest.strip(BETWEEN))
+        is_content = self.state in (State.CONTENT, State.BETWEEN, State.PLAIN) and not (self.num_calls and is_begun)
+        return [Part(rest)] if rest and is_content else []
 
     def step(self, parts: list[Part]) -> bool:
         """Reads on in `held`; False where more text is needed."""

@@ -89,6 +89,9 @@ def test_what_is_cut_off_reads_alike_in_any_pieces(
         ("llama", '{"name": "Bob", "parameters": {}}', ('{"name": "Bob", "parameters": {}}', [])),
         ("mistral", '[{"name": "add", "arguments": {}, "id": "123456789"}]', ("", [("add", "{}")])),
         ("mistral", "[1, 2]", ("[1, 2]", [])),
+        ("hermes", '<tool_call>{"name": "add"}</tool_call>\n<tool_call>\n{"na', ("", [("add", "{}")])),
+        ("hermes", '<tool_call>{"name": "add"}</tool_call>\n<tool_c', ("", [("add", "{}")])),
+        ("hermes", '<tool_call>\n{"na', ('<tool_call>\n{"na', [])),
         ("hermes", "<tool_call>nothing</tool_call>", ("<tool_call>nothing</tool_call>", [])),
         (
             "hermes",
