@@ -7,15 +7,15 @@ emitted text is the same; only the number of passes changes.
 """
 
 from collections import defaultdict
-from typing import NamedTuple
 
 from server.engine.cache import KVCache, TokenBatch
 from server.engine.choosing import Span, adjusted
 from server.engine.model import Decoder
-from server.engine.policy import ARMS, DraftPolicy
+from server.engine.policy import ARMS, Draft, DraftPolicy
 from server.engine.sampling import choose_with_confidence
 from server.engine.sequence import Sequence
 from server.engine.types import LONGEST_GROWTH, Method, SkipMask, StepStats
+from server.engine.verification import count_accepted
 
 Drafts = dict[int, list[int]]
 """Drafted ids by sequence id."""
@@ -121,13 +121,6 @@ class LookupDrafter:
         self.growths.pop(sequence_id, None)
 
 
-class Draft(NamedTuple):
-    """Drafted ids and the arm that they came from."""
-
-    ids: list[int]
-    arm: Method
-
-
 NO_DRAFT = Draft([], Method.PLAIN)
 
 
@@ -141,35 +134,50 @@ class MethodDrafter:
         self.skip = skip
         self.lookup = lookup
         self.policy = policy
+        self.found: Drafts = {}
 
     def draft(self, sequences: list[Sequence]) -> dict[int, Draft]:
         """Drafts by sequence id; a sequence that is absent is decoded plainly."""
-        found = self.lookup.draft([s for s in sequences if Method.LOOKUP in ARMS[s.method]])
-        arms = {s.id: self.arm(s, s.id in found, len(sequences)) for s in sequences}
+        self.found = self.lookup.draft([s for s in sequences if Method.LOOKUP in ARMS[s.method]])
+        arms = {s.id: self.arm(s, len(self.found.get(s.id, [])), len(sequences)) for s in sequences}
         skipped = self.skip.draft([s for s in sequences if arms[s.id] is Method.SKIP])
         drafts = {number: Draft(ids, Method.SKIP) for number, ids in skipped.items()}
-        drafts |= {number: Draft(ids, Method.LOOKUP) for number, ids in found.items() if arms[number] is Method.LOOKUP}
-        return drafts
+        looked_up = {number: ids for number, ids in self.found.items() if arms[number] is Method.LOOKUP}
+        return drafts | {number: Draft(ids, Method.LOOKUP) for number, ids in looked_up.items()}
 
-    def arm(self, sequence: Sequence, has_match: bool, num_rows: int) -> Method:
+    def arm(self, sequence: Sequence, num_found: int, num_rows: int) -> Method:
         if self.policy:
-            return self.policy.choose(sequence, has_match, num_rows)
-        if has_match:
+            return self.policy.choose(sequence, num_found, num_rows)
+        if num_found:
             return Method.LOOKUP
         return Method.SKIP if Method.SKIP in ARMS[sequence.method] else Method.PLAIN
 
-    def learn(self, sequences: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> None:
-        """What a step's drafts gained and cost; `stats.rows` are those of `sequences`."""
-        for sequence, row in zip(sequences, stats.rows, strict=True):
-            draft = drafts.get(sequence.id, NO_DRAFT)
-            if draft.arm is Method.LOOKUP:
-                self.lookup.learn(sequence.id, row.num_accepted == len(draft.ids))
-            if self.policy and draft.ids:
-                self.policy.observe_gain(draft.arm, sequence, row.num_accepted)
+    def learn(
+        self, sequences: list[Sequence], drafts: dict[int, Draft], emitted: list[list[int]], stats: StepStats
+    ) -> None:
+        """What a step's drafts gained and cost; `emitted` and `stats.rows` are those of `sequences`."""
+        for sequence, row, ids in zip(sequences, stats.rows, emitted, strict=True):
+            if found := self.found.pop(sequence.id, None):
+                self.learn_lookup(sequence, found, ids)
+            if self.policy and drafts.get(sequence.id, NO_DRAFT).arm is Method.SKIP:
+                self.policy.observe_gain(Method.SKIP, sequence, row.num_accepted)
         if self.policy:
-            self.policy.observe_seconds({draft.arm for draft in drafts.values()}, len(sequences), stats)
+            self.policy.observe_seconds(list(drafts.values()), len(sequences), stats)
+
+    def learn_lookup(self, sequence: Sequence, found: list[int], emitted: list[int]) -> None:
+        """What was found is judged by what was emitted, whether or not it was drafted: that costs nothing.
+
+        Where all that was emitted agrees, as much again is taken for granted.
+        """
+        agreed = count_accepted(found, emitted)
+        is_open = agreed == len(emitted) < len(found)
+        if not is_open:
+            self.lookup.learn(sequence.id, agreed == len(found))
+        if self.policy:
+            self.policy.observe_gain(Method.LOOKUP, sequence, min(2 * agreed, len(found)) if is_open else agreed)
 
     def forget(self, sequence: Sequence) -> None:
         self.lookup.forget(sequence.id)
+        self.found.pop(sequence.id, None)
         if self.policy:
             self.policy.forget(sequence)

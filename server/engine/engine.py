@@ -14,10 +14,10 @@ from torch import Tensor
 from server.engine.artifact import RoutingArtifact
 from server.engine.cache import TokenBatch
 from server.engine.choosing import Choices, Span, choices, greedy_choices
-from server.engine.drafting import NO_DRAFT, Draft, LookupDrafter, MethodDrafter, SkipDrafter
+from server.engine.drafting import NO_DRAFT, LookupDrafter, MethodDrafter, SkipDrafter
 from server.engine.logprobs import score, score_prompt
 from server.engine.model import Decoder
-from server.engine.policy import DraftPolicy
+from server.engine.policy import Draft, DraftPolicy
 from server.engine.requests import EngineConfig, check_request
 from server.engine.router import Router, prompt_vector
 from server.engine.sequence import Emission, GenerationRequest, Sequence
@@ -96,7 +96,7 @@ class Engine:
             drafts = self.draft(decoding, stats)
             chosen = self.choose_next(decoding, drafts, stats)
             accepted = [self.accept(s, drafts.get(s.id, NO_DRAFT).ids, chosen[s.id].token_ids, stats) for s in decoding]
-            self.drafter.learn(decoding, drafts, stats)
+            self.drafter.learn(decoding, drafts, accepted, stats)
             emissions += [self.emit(s, ids, chosen[s.id].logits) for s, ids in zip(decoding, accepted, strict=True)]
             stats.decode_seconds = time.perf_counter() - started
         stats.num_running, stats.num_waiting = self.num_running, self.num_waiting

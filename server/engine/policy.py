@@ -10,6 +10,7 @@ in general its sequences take these trials in turn. None of this changes text.
 from collections import defaultdict, deque
 from collections.abc import Hashable
 from statistics import median
+from typing import NamedTuple, Self
 
 from server.engine.sequence import Sequence
 from server.engine.types import Method, StepStats
@@ -24,6 +25,8 @@ NEEDED_GAIN = 1.02
 FIRST_REST = 4
 LONGEST_REST = 64
 """Steps that a losing sequence is decoded plainly before it tries again; twice as many after each trial."""
+MEMORY = {Method.SKIP: 32, Method.LOOKUP: 6}
+"""Drafts that a sequence's average gain reaches back: a copied passage begins and ends at once."""
 FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
 
@@ -71,60 +74,78 @@ class Rest:
         return True
 
 
+class Draft(NamedTuple):
+    """Drafted ids and the arm that they came from."""
+
+    ids: list[int]
+    arm: Method
+
+
+class Cost(NamedTuple):
+    """What shares one price: an arm, batches of about one size, and looked-up drafts of about one length."""
+
+    arm: Method
+    size: int
+    length: int
+
+    @classmethod
+    def of(cls, arm: Method, num_rows: int, num_found: int = 0) -> Self:
+        return cls(arm, size_class(num_rows), size_class(num_found) if arm is Method.LOOKUP else 0)
+
+
 class DraftPolicy:
     """Chooses an arm for each sequence and learns from each step."""
 
     def __init__(self) -> None:
         self.domain_gains: dict[tuple[str, Method], Average] = defaultdict(lambda: Average(64, FIRST_GAIN))
         self.gains: dict[tuple[int, Method], Average] = {}
-        self.seconds: dict[tuple[int, Method], Typical] = defaultdict(lambda: Typical(9))
+        self.seconds: dict[Cost, Typical] = defaultdict(lambda: Typical(9))
         self.rests: dict[Hashable, Rest] = defaultdict(Rest)
 
-    def choose(self, sequence: Sequence, has_match: bool, num_rows: int) -> Method:
-        """PLAIN, SKIP or LOOKUP; `has_match` says whether a lookup would find something."""
-        size = size_class(num_rows)
-        arms = [arm for arm in ARMS[sequence.method] if self.is_usable(arm, sequence, has_match)]
-        plain = self.seconds[size, Method.PLAIN].value
-        if not arms or plain is None:
+    def choose(self, sequence: Sequence, num_found: int, num_rows: int) -> Method:
+        """PLAIN, SKIP or LOOKUP; `num_found` is the length of what a lookup would draft."""
+        plain = self.seconds[Cost.of(Method.PLAIN, num_rows)].value
+        costs = {arm: Cost.of(arm, num_rows, num_found) for arm in self.usable_arms(sequence, num_found)}
+        if not costs or plain is None:
             return Method.PLAIN
-        rates = {arm: self.rate(arm, size, self.gain(arm, sequence)) for arm in arms}
-        best = max(arms, key=lambda arm: rates[arm])
+        rates = {arm: self.rate(cost, self.gain(arm, sequence)) for arm, cost in costs.items()}
+        best = max(rates, key=lambda arm: rates[arm])
         if rates[best] >= NEEDED_GAIN / plain:
             self.rests.pop(sequence.id, None)
             return best
-        in_general = self.rate(best, size, self.domain_gains[sequence.route.domain, best])
+        in_general = self.rate(costs[best], self.domain_gains[sequence.route.domain, best])
         loses_in_general = in_general < NEEDED_GAIN / plain
-        rest = self.rests[(sequence.route.domain, size) if loses_in_general else sequence.id]
+        rest = self.rests[(sequence.route.domain, size_class(num_rows)) if loses_in_general else sequence.id]
         return best if rest.is_over() else Method.PLAIN
 
     @staticmethod
-    def is_usable(arm: Method, sequence: Sequence, has_match: bool) -> bool:
-        return has_match if arm is Method.LOOKUP else not sequence.route.mask.is_empty
+    def usable_arms(sequence: Sequence, num_found: int) -> list[Method]:
+        is_usable = {Method.LOOKUP: num_found > 0, Method.SKIP: not sequence.route.mask.is_empty}
+        return [arm for arm in ARMS[sequence.method] if is_usable[arm]]
 
-    def rate(self, arm: Method, size: int, gain: Average) -> float:
+    def rate(self, cost: Cost, gain: Average) -> float:
         """Expected tokens a second; infinite while the arm's cost is unknown, so that it is tried."""
-        seconds = self.seconds[size, arm].value
+        seconds = self.seconds[cost].value
         return float("inf") if seconds is None else (1 + gain.value) / seconds
 
     def gain(self, arm: Method, sequence: Sequence) -> Average:
         key = (sequence.id, arm)
         if key not in self.gains:
-            self.gains[key] = Average(32, self.domain_gains[sequence.route.domain, arm].value)
+            self.gains[key] = Average(MEMORY[arm], self.domain_gains[sequence.route.domain, arm].value)
         return self.gains[key]
 
     def observe_gain(self, arm: Method, sequence: Sequence, num_accepted: int) -> None:
         self.gain(arm, sequence).add(num_accepted)
         self.domain_gains[sequence.route.domain, arm].add(num_accepted)
 
-    def observe_seconds(self, arms: set[Method], num_rows: int, stats: StepStats) -> None:
+    def observe_seconds(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
         """Books a step's seconds on the arms that it used: a skipping draft pays for drafting and verifying."""
-        size = size_class(num_rows)
-        if Method.SKIP in arms:
-            self.seconds[size, Method.SKIP].add(stats.draft_seconds + stats.verify_seconds)
-        if Method.LOOKUP in arms:
-            self.seconds[size, Method.LOOKUP].add(stats.verify_seconds)
-        if not arms - {Method.PLAIN}:
-            self.seconds[size, Method.PLAIN].add(stats.verify_seconds)
+        if any(draft.arm is Method.SKIP for draft in drafts):
+            self.seconds[Cost.of(Method.SKIP, num_rows)].add(stats.draft_seconds + stats.verify_seconds)
+        if lengths := [len(draft.ids) for draft in drafts if draft.arm is Method.LOOKUP]:
+            self.seconds[Cost.of(Method.LOOKUP, num_rows, max(lengths))].add(stats.verify_seconds)
+        if not drafts:
+            self.seconds[Cost.of(Method.PLAIN, num_rows)].add(stats.verify_seconds)
 
     def forget(self, sequence: Sequence) -> None:
         self.rests.pop(sequence.id, None)
@@ -132,6 +153,6 @@ class DraftPolicy:
             self.gains.pop((sequence.id, arm), None)
 
 
-def size_class(num_rows: int) -> int:
-    """Batches of 1, 2, 3-4, 5-8, ... sequences cost about the same."""
-    return (num_rows - 1).bit_length()
+def size_class(number: int) -> int:
+    """Batches (or drafts) of 1, 2, 3-4, 5-8, ... cost about the same."""
+    return max(number - 1, 0).bit_length()

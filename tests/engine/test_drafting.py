@@ -26,7 +26,8 @@ from server.engine import (
     StopConditions,
     TokenBatch,
 )
-from server.engine.drafting import Draft, LookupDrafter, MethodDrafter, NgramIndex, SkipDrafter
+from server.engine.drafting import LookupDrafter, MethodDrafter, NgramIndex, SkipDrafter
+from server.engine.policy import FIRST_GAIN, Draft, DraftPolicy
 
 FIRST, SECOND = SkipMask(frozenset({1}), frozenset({2})), SkipMask(frozenset({2, 3}), frozenset())
 REPEATING, OTHER = [1, 50, 51, 52, 53, 60, 50, 51, 52, 53], [1, 70, 80, 90, 100]
@@ -200,3 +201,18 @@ def test_a_copied_passage_is_looked_up_in_ever_longer_drafts() -> None:
     lookup.forget(free.id)
     lookup.forget(bound.id)
     assert not lookup.growths
+
+
+@pytest.mark.parametrize(
+    ("emitted", "gain"),
+    [([8], 0), ([5, 8], 1), ([5], 2), ([5, 6], 4), ([5, 6, 7, 9], 4), ([5, 6, 7, 9, 1], 4)],
+)
+def test_what_was_found_is_judged_whether_or_not_it_was_drafted(
+    prefilled: Prefilled, emitted: list[int], gain: int
+) -> None:
+    engine, decoder, [one] = prefilled([request(OTHER, FIRST)])
+    policy = DraftPolicy()
+    drafter = MethodDrafter(SkipDrafter(decoder, engine.cache, 0.0), LookupDrafter(), policy)
+    drafter.learn_lookup(one, [5, 6, 7, 9], emitted)
+    assert policy.gain(Method.LOOKUP, one).value == pytest.approx((FIRST_GAIN + gain) / 2, abs=0.6)
+    assert policy.domain_gains["test", Method.LOOKUP].value == (FIRST_GAIN + gain) / 2

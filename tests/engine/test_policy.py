@@ -3,7 +3,7 @@
 import pytest
 
 from server.engine import GenerationRequest, Method, Route, SamplingParams, SkipMask, StepStats, StopConditions
-from server.engine.policy import FIRST_REST, Average, DraftPolicy, Typical, size_class
+from server.engine.policy import FIRST_REST, Average, Draft, DraftPolicy, Typical, size_class
 from server.engine.sequence import Sequence
 
 MASK = SkipMask(frozenset({1}), frozenset({2}))
@@ -19,9 +19,9 @@ def sequence(method: Method = Method.CASCADE, number: int = 0, mask: SkipMask = 
 def measured(skip: float, lookup: float, plain: float) -> DraftPolicy:
     """A policy that knows what steps cost: seconds of each arm."""
     policy = DraftPolicy()
-    policy.observe_seconds({Method.SKIP}, 1, StepStats(draft_seconds=skip - lookup, verify_seconds=lookup))
-    policy.observe_seconds({Method.LOOKUP}, 1, StepStats(verify_seconds=lookup))
-    policy.observe_seconds(set(), 1, StepStats(verify_seconds=plain))
+    policy.observe_seconds([Draft([1], Method.SKIP)], 1, StepStats(draft_seconds=skip - lookup, verify_seconds=lookup))
+    policy.observe_seconds([Draft([1, 2, 3, 4], Method.LOOKUP)], 1, StepStats(verify_seconds=lookup))
+    policy.observe_seconds([], 1, StepStats(verify_seconds=plain))
     return policy
 
 
@@ -31,55 +31,55 @@ def learn(policy: DraftPolicy, one: Sequence, arm: Method, accepted: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("method", "has_match", "expected"),
+    ("method", "num_found", "expected"),
     [
-        (Method.PLAIN, True, Method.PLAIN),
-        (Method.SKIP, True, Method.SKIP),
-        (Method.LOOKUP, True, Method.LOOKUP),
-        (Method.LOOKUP, False, Method.PLAIN),
-        (Method.CASCADE, False, Method.SKIP),
+        (Method.PLAIN, 4, Method.PLAIN),
+        (Method.SKIP, 4, Method.SKIP),
+        (Method.LOOKUP, 4, Method.LOOKUP),
+        (Method.LOOKUP, 0, Method.PLAIN),
+        (Method.CASCADE, 0, Method.SKIP),
     ],
 )
-def test_what_is_unknown_is_tried_plain_decoding_first(method: Method, has_match: bool, expected: Method) -> None:
+def test_what_is_unknown_is_tried_plain_decoding_first(method: Method, num_found: int, expected: Method) -> None:
     policy = DraftPolicy()
-    assert policy.choose(sequence(method), has_match, 1) is Method.PLAIN
-    policy.observe_seconds(set(), 1, StepStats(verify_seconds=1.0))
-    assert policy.choose(sequence(method), has_match, 1) is expected
+    assert policy.choose(sequence(method), num_found, 1) is Method.PLAIN
+    policy.observe_seconds([], 1, StepStats(verify_seconds=1.0))
+    assert policy.choose(sequence(method), num_found, 1) is expected
 
 
 def test_without_a_mask_nothing_is_skipped() -> None:
-    assert DraftPolicy().choose(sequence(Method.CASCADE, mask=SkipMask()), False, 1) is Method.PLAIN
+    assert DraftPolicy().choose(sequence(Method.CASCADE, mask=SkipMask()), 0, 1) is Method.PLAIN
 
 
 def test_the_better_of_lookup_and_skip_is_chosen_by_gain_and_cost() -> None:
     policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence()
     learn(policy, one, Method.LOOKUP, 1)
     learn(policy, one, Method.SKIP, 3)
-    assert policy.choose(one, True, 1) is Method.SKIP
+    assert policy.choose(one, 4, 1) is Method.SKIP
     learn(policy, one, Method.LOOKUP, 4)
-    assert policy.choose(one, True, 1) is Method.LOOKUP
+    assert policy.choose(one, 4, 1) is Method.LOOKUP
 
 
 def test_a_losing_draft_gives_way_to_plain_decoding_and_is_tried_again_now_and_then() -> None:
     policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
     learn(policy, one, Method.SKIP, 0)
-    arms = [policy.choose(one, False, 1) for _ in range(3 * FIRST_REST + 2)]
+    arms = [policy.choose(one, 0, 1) for _ in range(3 * FIRST_REST + 2)]
     assert [i for i, arm in enumerate(arms) if arm is Method.SKIP] == [FIRST_REST, 3 * FIRST_REST + 1]
 
 
 def test_sequences_of_a_losing_domain_take_their_trials_in_turn() -> None:
     policy = measured(skip=1.5, lookup=1.1, plain=1.0)
     learn(policy, sequence(Method.SKIP), Method.SKIP, 0)
-    arms = [policy.choose(sequence(Method.SKIP, number), False, 1) for number in range(3 * FIRST_REST + 2)]
+    arms = [policy.choose(sequence(Method.SKIP, number), 0, 1) for number in range(3 * FIRST_REST + 2)]
     assert [i for i, arm in enumerate(arms) if arm is Method.SKIP] == [FIRST_REST, 3 * FIRST_REST + 1]
     learn(policy, sequence(Method.SKIP), Method.SKIP, 3)
-    assert policy.choose(sequence(Method.SKIP, number=99), False, 1) is Method.SKIP
+    assert policy.choose(sequence(Method.SKIP, number=99), 0, 1) is Method.SKIP
 
 
 def test_a_gain_under_two_percent_is_not_worth_it() -> None:
     policy, one = measured(skip=2.0, lookup=1.1, plain=1.0), sequence(Method.SKIP)
     learn(policy, one, Method.SKIP, 1)
-    assert policy.choose(one, False, 1) is Method.PLAIN
+    assert policy.choose(one, 0, 1) is Method.PLAIN
 
 
 def test_a_new_sequence_starts_from_its_domain_and_costs_belong_to_a_batch_size() -> None:
@@ -87,16 +87,16 @@ def test_a_new_sequence_starts_from_its_domain_and_costs_belong_to_a_batch_size(
     learn(policy, one, Method.SKIP, 0)
     for _ in range(64):
         policy.observe_gain(Method.SKIP, one, 0)
-    assert policy.choose(sequence(Method.SKIP, number=1), False, 1) is Method.PLAIN
-    policy.observe_seconds(set(), 4, StepStats(verify_seconds=1.0))
-    assert policy.choose(sequence(Method.SKIP, number=2), False, 4) is Method.SKIP
+    assert policy.choose(sequence(Method.SKIP, number=1), 0, 1) is Method.PLAIN
+    policy.observe_seconds([], 4, StepStats(verify_seconds=1.0))
+    assert policy.choose(sequence(Method.SKIP, number=2), 0, 4) is Method.SKIP
 
 
 def test_a_finished_sequence_leaves_nothing_behind() -> None:
     policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
     for _ in range(9):
         policy.gain(Method.SKIP, one).add(0)
-    policy.choose(one, False, 1)
+    policy.choose(one, 0, 1)
     assert policy.rests
     policy.forget(one)
     assert not policy.gains
@@ -116,3 +116,11 @@ def test_averages_and_size_classes() -> None:
         typical.add(seconds)
     assert typical.value == 2.0
     assert [size_class(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
+
+
+def test_looked_up_drafts_of_different_length_have_prices_of_their_own() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.LOOKUP)
+    policy.observe_seconds([Draft(list(range(16)), Method.LOOKUP)], 1, StepStats(verify_seconds=9.0))
+    learn(policy, one, Method.LOOKUP, 2)
+    assert policy.choose(one, 4, 1) is Method.LOOKUP
+    assert policy.choose(one, 16, 1) is Method.PLAIN
