@@ -29,7 +29,7 @@ class Draw:
 def probabilities(logits: Tensor, sampling: SamplingParams) -> Tensor:
     """The distribution [rows, vocabulary] after temperature, top-k, top-p and min-p, in that order."""
     # The maximum goes first: divided by a tiny temperature, logits overflow.
-    p = torch.softmax((logits - logits.max(-1, keepdim=True).values) / sampling.temperature, -1)
+    p = torch.softmax((logits - logits.amax(-1, keepdim=True)) / sampling.temperature, -1)
     if 0 < sampling.top_k < p.shape[-1]:
         p = p.masked_fill(p < p.topk(sampling.top_k, -1).values[:, -1:], 0)
         p = p / p.sum(-1, keepdim=True)
@@ -39,8 +39,9 @@ def probabilities(logits: Tensor, sampling: SamplingParams) -> Tensor:
         is_beyond[:, 0] = False
         p = p.masked_fill(is_beyond.scatter(-1, order, is_beyond), 0)
     if sampling.min_p > 0:
-        p = p.masked_fill(p < sampling.min_p * p.max(-1, keepdim=True).values, 0)
-    return p / p.sum(-1, keepdim=True)
+        p = p.masked_fill(p < sampling.min_p * p.amax(-1, keepdim=True), 0)
+    is_whole = sampling.top_p == 1 and sampling.min_p == 0
+    return p if is_whole else p / p.sum(-1, keepdim=True)
 
 
 @lru_cache(maxsize=64)
@@ -80,4 +81,4 @@ def choose_with_confidence(logits: Tensor, draws: list[Draw]) -> tuple[list[int]
 def race(p: Tensor, draws: list[Draw]) -> tuple[Tensor, Tensor]:
     """(top probabilities, tokens drawn): the exponential race argmax(p / noise), Gumbel-max in other words."""
     noise = torch.stack([exponential_noise(draw.seed, draw.position, p.shape[-1]) for draw in draws])
-    return p.max(-1).values, (p / noise.to(p.device)).argmax(-1)
+    return p.amax(-1), (p / noise.to(p.device)).argmax(-1)
