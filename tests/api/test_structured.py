@@ -167,6 +167,8 @@ def test_an_answer_that_could_not_end_is_refused(base_url: str) -> None:
     check_error(httpx.post(f"{base_url}/v1/chat/completions", json=body), 400, "ignore_eos", "unsupported_parameter")
     response = httpx.post(f"{base_url}/v1/chat/completions", json=body | {"stop_token_ids": [2]})
     assert response.status_code == 200
+    body = {"model": "tiny", "input": "hi", "text": {"format": {"type": "json_object"}}, "ignore_eos": True}
+    check_error(httpx.post(f"{base_url}/v1/responses", json=body), 400, "ignore_eos", "unsupported_parameter")
 
 
 def test_text_is_not_constrained(client: openai.OpenAI) -> None:
