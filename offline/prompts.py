@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import random
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def read_file(path: Path) -> Iterator[tuple[int, Prompt]]:
         raise PromptError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
         raise PromptError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise PromptError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

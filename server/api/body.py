@@ -34,12 +34,12 @@ def text_or_list(value: Any) -> str:
     return "<list>" if isinstance(value, list) else "<text>"
 
 
-def check_encodable(text: str) -> str:
-    """JSON can carry lone surrogates, which no tokenizer accepts."""
+def check_encodable(text: str, *, field: str = "") -> str:
+    """JSON can carry lone surrogates, which no tokenizer accepts; `field` is where, inside what is validated."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PydanticCustomError("surrogate", "Text should not contain lone surrogates") from error
+        raise PydanticCustomError("surrogate", "Text should not contain lone surrogates", {"field": field}) from error
     return text
 
 

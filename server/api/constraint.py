@@ -7,7 +7,7 @@ from server.api.errors import BadRequestError
 from server.api.schema import GenerationBody
 from server.api.tools.schema import FunctionDefinition, Toolset
 from server.deployment import Deployment
-from server.engine import CompiledGrammar, Grammar, GrammarError, ToolFormat, json_rule
+from server.engine import CompiledGrammar, Grammar, GrammarError, TextCodec, ToolFormat, json_rule
 
 TEXT = r"/(.|\n)*/"
 TEXT_BUT_JSON = r"/([^\[{\s](.|\n)*)?/"
@@ -16,24 +16,21 @@ TEXT_BUT_JSON = r"/([^\[{\s](.|\n)*)?/"
 
 def compiled(body: GenerationBody, deployment: Deployment) -> CompiledGrammar | None:
     """The grammar of an answer, None where any text will do; may take long, so that a thread should do it."""
-    format_of = body.response_format
-    schema = format_of.schema_of_answer if format_of else None
     try:
-        if body.toolset:
-            marker = deployment.codec.special_id(deployment.codec.tool_format.begin)
-            grammar = Grammar.of_lark(calls(body.toolset, deployment.codec.tool_format, marker, schema))
-        elif schema is not None:
-            grammar = Grammar.of_schema(schema)
-        else:
-            return None
-        if not deployment.checkpoint.eos_ids and not body.stop_token_ids:
-            raise GrammarError("this model has no end token; give stop_token_ids")
-        return deployment.grammars.compile(grammar)
+        grammar = grammar_of(body, deployment.codec)
+        return deployment.grammars.compile(grammar) if grammar else None
     except GrammarError as error:
-        field = "tools" if body.toolset else "response_format"
-        field = body.schema_field if format_of and format_of.json_schema and not body.toolset else field
+        field = "tools" if body.toolset else body.schema_field
         message = f"Invalid value for '{field}': it cannot be enforced: {error}."
         raise BadRequestError(message, field, "invalid_value") from error
+
+
+def grammar_of(body: GenerationBody, codec: TextCodec) -> Grammar | None:
+    schema = body.response_format.schema_of_answer if body.response_format else None
+    if body.toolset:
+        form = codec.tool_format
+        return Grammar.of_lark(calls(body.toolset, form, codec.special_id(form.begin), schema))
+    return None if schema is None else Grammar.of_schema(schema)
 
 
 def calls(tools: Toolset, form: ToolFormat, marker: int | None, schema: dict[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any
 
-from server.api.body import invalid, refusal
+from server.api.body import check_encodable, invalid, refusal
 
 MAX_CHARACTERS = 128 * 1024
 MAX_DEPTH = 64
@@ -71,6 +71,7 @@ def check_schema(schema: dict[str, Any], field: str, is_lenient: bool = False) -
         raise invalid(field, f"The schema is nested more than {MAX_DEPTH} levels deep")
     if len(json.dumps(schema)) > MAX_CHARACTERS:
         raise invalid(field, f"The schema has more than {MAX_CHARACTERS:,} characters")
+    check_encodable(json.dumps(schema, ensure_ascii=False), field=field)
     num_copies = 0
     for place, part in parts(schema, field):
         if isinstance(part, bool):

@@ -26,6 +26,9 @@ def check_body(body: GenerationBody, deployment: Deployment, max_choices: int) -
     if (body.n or 1) > max_choices:
         message = f"Invalid value for 'n': this server makes at most {max_choices} choices."
         raise BadRequestError(message, "n", "invalid_value")
+    if body.is_constrained and not deployment.checkpoint.eos_ids and not body.stop_token_ids:
+        message = "This model has no end token, and JSON and calls of tools need one: give stop_token_ids."
+        raise BadRequestError(message, "stop_token_ids", "missing_required_parameter")
 
 
 def prompts(

@@ -1,8 +1,9 @@
 """OpenAI's requests as this server honours them: what cannot be honoured is refused by name, never ignored.
 
-Fields that change nothing at a certain value (`tools: []`, `store: false`) are accepted at that value.
+Fields that change nothing at a certain value (`best_of: 1`, `verbosity: "medium"`) are accepted at that value.
 """
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -74,9 +75,20 @@ class SamplingBody(Body):
     metadata: dict[Text, Text] | None = None
     store: bool | None = None
 
+    @model_validator(mode="after")
+    def check_end(self) -> Self:
+        if self.ignore_eos and self.is_constrained and not self.stop_token_ids:
+            raise refusal("ignore_eos", "A constrained answer ends where its grammar does; give stop_token_ids.")
+        return self
+
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    @abstractmethod
+    def is_constrained(self) -> bool:
+        """Whether a grammar holds the answer."""
 
 
 class GenerationBody(SamplingBody):
@@ -87,12 +99,6 @@ class GenerationBody(SamplingBody):
     stream_options: StreamOptions | None = None
     schema_field: ClassVar[str] = "response_format.json_schema.schema"
     response_format: ResponseFormat | None = None
-
-    @model_validator(mode="after")
-    def check_end(self) -> Self:
-        if self.ignore_eos and self.is_constrained and not self.stop_token_ids:
-            raise refusal("ignore_eos", "A constrained answer ends where its grammar does; give stop_token_ids.")
-        return self
 
     @model_validator(mode="after")
     def check_stream_options(self) -> Self:

@@ -5,7 +5,9 @@ copy of its own (`walk.py`). llguidance does the parsing.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -65,7 +67,8 @@ class GrammarTokens:
     """The vocabulary as the library wants it: bytes of each token, and those that are never text."""
 
     def __init__(self, vocabulary: Vocabulary, size: int, end_ids: frozenset[int]) -> None:
-        tokenizer = self.tokenizer = vocabulary.tokenizer
+        # Splitting special tokens is a state of the tokenizer, and other threads encode prompts with theirs meanwhile.
+        tokenizer = self.tokenizer = deepcopy(vocabulary.tokenizer)
         marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         # Rows of logits may be padded beyond the tokens that exist.
         special = marked.union(tokenizer.all_special_ids, end_ids, range(len(tokenizer), size))
@@ -109,10 +112,19 @@ class GrammarCompiler:
         return LLMatcher(self.tokens, grammar.source, log_level=0, limits=LIMITS)
 
 
+IN_OUR_WORDS = {
+    "NoExtensionBias": "no JSON fits it",
+    "coerce_one_of": "oneOf needs branches that visibly exclude each other; anyOf may be what is meant",
+}
+"""What the library says in its own terms, by a word of it."""
+
+
 def reason_in(error: str) -> str:
-    """The line that says what is wrong; the others quote the grammar."""
+    """The line that says what is wrong, without its place in the grammar; the others quote the grammar."""
     lines = error.strip().splitlines()
-    return next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
+    line = next((line for line in lines if line.startswith("error: ")), lines[0])
+    known = next((reason for word, reason in IN_OUR_WORDS.items() if word in line), None)
+    return known or re.sub(r"^(error: )?(at \d+\(\d+\): failed to compile JSON schema: )?", "", line)
 
 
 class CompiledGrammar:

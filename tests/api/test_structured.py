@@ -1,17 +1,23 @@
 """`response_format` through the official SDK: answers that always parse, and schemas that are refused by name."""
 
 import json
+from dataclasses import replace
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import httpx
 import openai
 import pytest
+import torch
 from annotated_types import Ge, Le, MaxLen
 from pydantic import BaseModel
 
 from server.api.json_schema import num_repeats, num_units
+from server.engine import load_checkpoint
+from tests.api.live import make_worker, serve
 from tests.api.test_refusals import CHAT, TEXT, USER, check_error
+from tests.tiny import CPU, save_random_model, tiny_config
 
 NO_BLANKS = {"logit_bias": {str(i): -100 for i in (203, 204, 207, 226)}}
 """Keeps a random model from filling its context with blanks between the parts of its JSON."""
@@ -115,7 +121,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"properties": []}, "", "invalid_value", "properties"),
         ({"$ref": "#/$defs/none"}, "", "invalid_value", "none"),
         ({"$ref": "http://127.0.0.1/schema"}, "", "invalid_value", "retriev"),
-        ({"$ref": "#"}, "", "invalid_value", "enforced"),
+        ({"$ref": "#"}, "", "invalid_value", "no JSON fits it"),
+        ({"oneOf": [{"type": "string"}, {"maxLength": 5}]}, "", "invalid_value", "anyOf may be"),
         ({"enum": []}, "", "invalid_value", "nsatisfiable"),
         ({"type": "string", "format": "regex"}, "", "invalid_value", "format"),
         ({"type": "string", "pattern": "(?=a)b"}, "", "invalid_value", "look-around"),
@@ -167,6 +174,20 @@ def test_an_answer_that_could_not_end_is_refused(base_url: str) -> None:
     check_error(httpx.post(f"{base_url}/v1/chat/completions", json=body), 400, "ignore_eos", "unsupported_parameter")
     response = httpx.post(f"{base_url}/v1/chat/completions", json=body | {"stop_token_ids": [2]})
     assert response.status_code == 200
+    body = {"model": "tiny", "input": "hi", "text": {"format": {"type": "json_object"}}, "ignore_eos": True}
+    check_error(httpx.post(f"{base_url}/v1/responses", json=body), 400, "ignore_eos", "unsupported_parameter")
+
+
+def test_without_any_end_token_json_is_refused(tmp_path: Path) -> None:
+    folder = save_random_model(tmp_path, tiny_config())
+    checkpoint = replace(load_checkpoint(str(folder), torch.float32, CPU), eos_ids=frozenset())
+    worker, _ = make_worker(checkpoint, None)
+    body = CHAT | {"response_format": {"type": "json_object"}}
+    with serve(worker) as url:
+        response = httpx.post(f"{url}/v1/chat/completions", json=body)
+        check_error(response, 400, "stop_token_ids", "missing_required_parameter")
+        response = httpx.post(f"{url}/v1/chat/completions", json=body | {"stop_token_ids": [2]})
+        assert response.json()["choices"][0]["message"]["content"].startswith("{")
 
 
 def test_text_is_not_constrained(client: openai.OpenAI) -> None:

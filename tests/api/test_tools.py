@@ -251,6 +251,27 @@ def test_what_is_refused(base_url: str, changes: dict[str, Any], param: str, cod
     check_error(httpx.post(f"{base_url}/v1/chat/completions", json=CHAT | changes), 400, param, code)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "param"),
+    [
+        ("tools", {"description": "\ud800"}, "tools[0].function.parameters"),
+        ("tools", {"properties": {"\udfff": {}}}, "tools[0].function.parameters"),
+        ("messages", '{"a": "\\ud800"}', "messages[0].tool_calls[0].function.arguments"),
+        ("messages", '{"a":' * 70 + "1" + "}" * 70, "messages[0].tool_calls[0].function.arguments"),
+    ],
+)
+def test_what_no_template_could_show_is_refused(base_url: str, name: str, value: Any, param: str) -> None:
+    function = {"name": "a", "arguments" if name == "messages" else "parameters": value}
+    tool = {"type": "function", "function": function}
+    messages = [{"role": "assistant", "tool_calls": [tool | {"id": "1"}]}]
+    body = CHAT | {name: messages if name == "messages" else [tool]}
+    # Written by json, for httpx sends no lone surrogates.
+    response = httpx.post(
+        f"{base_url}/v1/chat/completions", content=json.dumps(body), headers={"content-type": "application/json"}
+    )
+    check_error(response, 400, param, "invalid_value")
+
+
 def test_tools_that_are_not_strict_may_have_what_cannot_be_enforced(base_url: str) -> None:
     parameters = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}, "x-guidance": {}}
     tools = [{"type": "function", "function": {"name": "a", "parameters": parameters}}]

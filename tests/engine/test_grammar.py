@@ -240,6 +240,14 @@ def test_what_is_forced_is_drafted_and_accepted(model: Decoder, codec: TextCodec
     check_lossless(model, plain(fixed, SAMPLINGS["sampled"]))
 
 
+def test_forced_text_leaves_the_tokenizer_of_prompts_alone() -> None:
+    """Both are tokenised at the same time, and whether special tokens are split is a state of the tokenizer."""
+    vocabulary = Vocabulary(byte_tokenizer())
+    fixed = GrammarCompiler(vocabulary, 262, frozenset({END})).compile(Grammar.of_lark('start: "forced" /[0-9]/'))
+    assert GrammarWalk(fixed, 1, frozenset({END})).forced([3], 4)
+    assert vocabulary.tokenizer.backend_tokenizer.encode_special_tokens is False
+
+
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_grammars_combine_with_the_other_fields(model: Decoder, name: str) -> None:
     """The grammar's end wins over `min_tokens` where nothing else may follow, and over any bias."""
@@ -305,7 +313,7 @@ def test_a_grammar_that_grows_too_complex_ends_in_an_error(model: Decoder, name:
     [
         ({"not": {"type": "string"}}, "not"),
         ({"type": "strin"}, "Invalid type"),
-        ({"$ref": "#"}, "NoExtension"),
+        ({"$ref": "#"}, "no JSON fits it"),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"enum": [str(i) for i in range(20_000)]}, "too big"),
     ],

@@ -73,12 +73,14 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "broken.jsonl.gz").write_bytes(b"not gzip")
+    (tmp_path / "damaged.jsonl.gz").write_bytes(gzip.compress(b"")[:10] + b"\xff" * 20)
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a"}')[:-6])
     write(tmp_path / "empty.jsonl")
     for name, reason in [
         ("missing.jsonl", "does not exist"),
         ("text.jsonl", "not UTF-8"),
         ("broken.jsonl.gz", "cannot be read"),
+        ("damaged.jsonl.gz", "cannot be read"),
         ("cut.jsonl.gz", "cannot be read"),
         ("empty.jsonl", "holds no prompts"),
         ("", "cannot be read"),

@@ -140,6 +140,10 @@ class ResponseBody(SamplingBody):
         return LOGPROBS in (self.include or [])
 
     @property
+    def is_constrained(self) -> bool:
+        return bool(self.text and self.text.format and self.text.format.type != "text")
+
+    @property
     def messages(self) -> list[Message]:
         turns = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         first = [] if self.instructions is None else [Message(role="system", content=self.instructions)]

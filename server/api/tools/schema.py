@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.api.body import Body, Text, invalid, refusal
-from server.api.json_schema import MAX_CHARACTERS, check_schema
+from server.api.body import Body, Text, check_encodable, invalid, refusal
+from server.api.json_schema import MAX_CHARACTERS, MAX_DEPTH, check_schema, depth
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -75,11 +75,14 @@ class CalledFunction(Body):
     @model_validator(mode="after")
     def check_arguments(self) -> Self:
         try:
-            is_object = isinstance(json.loads(self.arguments), dict)
+            arguments = json.loads(self.arguments)
         except (ValueError, RecursionError):
-            is_object = False
-        if not is_object:
+            arguments = None
+        if not isinstance(arguments, dict):
             raise invalid("arguments", "Arguments are a JSON object in a string")
+        if depth(arguments) > MAX_DEPTH:
+            raise invalid("arguments", f"Arguments are nested more than {MAX_DEPTH} levels deep")
+        check_encodable(json.dumps(arguments, ensure_ascii=False), field="arguments")
         return self
 
 
