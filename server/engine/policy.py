@@ -1,7 +1,7 @@
 """Which drafter a sequence uses now: the one that yields most tokens a second by what was measured so far.
 
 A way of drafting (an arm) has a gain, the tokens that its drafts had accepted, and a cost, the
-seconds of a step that uses it. Gains are averaged for each sequence and start from its domain's
+seconds that a draft adds to a step. Gains are averaged for each sequence and start from its domain's
 average; costs are medians for each size of batch. Where no arm promises 2 % more than decoding
 plainly, the sequence is decoded plainly, and tries again now and then; in a domain whose drafts lose
 in general its sequences take these trials in turn. None of this changes text.
@@ -59,15 +59,18 @@ class Typical:
 
 
 class Rest:
-    """Counts the plain steps of a sequence or domain whose drafts lose, until the next trial."""
+    """Counts the plain steps of a sequence or domain whose drafts lose, until the next trial.
+
+    All of a batch wait for a trial, so it is as many times rarer as there are rows.
+    """
 
     def __init__(self) -> None:
         self.length = FIRST_REST
         self.steps = 0
 
-    def is_over(self) -> bool:
+    def is_over(self, num_rows: int) -> bool:
         self.steps += 1
-        if self.steps <= self.length:
+        if self.steps <= self.length * num_rows:
             return False
         self.length = min(2 * self.length, LONGEST_REST)
         self.steps = 0
@@ -99,34 +102,38 @@ class DraftPolicy:
     def __init__(self) -> None:
         self.domain_gains: dict[tuple[str, Method], Average] = defaultdict(lambda: Average(64, FIRST_GAIN))
         self.gains: dict[tuple[int, Method], Average] = {}
-        self.seconds: dict[Cost, Typical] = defaultdict(lambda: Typical(9))
+        self.plain_seconds: dict[int, Typical] = defaultdict(lambda: Typical(9))
+        self.extra_seconds: dict[Cost, Typical] = defaultdict(lambda: Typical(9))
         self.rests: dict[Hashable, Rest] = defaultdict(Rest)
 
     def choose(self, sequence: Sequence, num_found: int, num_rows: int) -> Method:
         """PLAIN, SKIP or LOOKUP; `num_found` is the length of what a lookup would draft."""
-        plain = self.seconds[Cost.of(Method.PLAIN, num_rows)].value
+        plain = self.plain_seconds[size_class(num_rows)].value
         costs = {arm: Cost.of(arm, num_rows, num_found) for arm in self.usable_arms(sequence, num_found)}
         if not costs or plain is None:
             return Method.PLAIN
-        rates = {arm: self.rate(cost, self.gain(arm, sequence)) for arm, cost in costs.items()}
+        rates = {arm: self.rate(cost, self.gain(arm, sequence), plain, num_rows) for arm, cost in costs.items()}
         best = max(rates, key=lambda arm: rates[arm])
         if rates[best] >= NEEDED_GAIN / plain:
             self.rests.pop(sequence.id, None)
             return best
-        in_general = self.rate(costs[best], self.domain_gains[sequence.route.domain, best])
+        in_general = self.rate(costs[best], self.domain_gains[sequence.route.domain, best], plain, num_rows)
         loses_in_general = in_general < NEEDED_GAIN / plain
         rest = self.rests[(sequence.route.domain, size_class(num_rows)) if loses_in_general else sequence.id]
-        return best if rest.is_over() else Method.PLAIN
+        return best if rest.is_over(num_rows) else Method.PLAIN
 
     @staticmethod
     def usable_arms(sequence: Sequence, num_found: int) -> list[Method]:
         is_usable = {Method.LOOKUP: num_found > 0, Method.SKIP: not sequence.route.mask.is_empty}
         return [arm for arm in ARMS[sequence.method] if is_usable[arm]]
 
-    def rate(self, cost: Cost, gain: Average) -> float:
-        """Expected tokens a second; infinite while the arm's cost is unknown, so that it is tried."""
-        seconds = self.seconds[cost].value
-        return float("inf") if seconds is None else (1 + gain.value) / seconds
+    def rate(self, cost: Cost, gain: Average, plain: float, num_rows: int) -> float:
+        """Expected tokens a second if all of the batch did so, for what one drafts all wait for.
+
+        Infinite while the arm's cost is unknown, so that it is tried.
+        """
+        extra = self.extra_seconds[cost].value
+        return float("inf") if extra is None else (1 + gain.value) / (plain + num_rows * max(extra, 0.0))
 
     def gain(self, arm: Method, sequence: Sequence) -> Average:
         key = (sequence.id, arm)
@@ -139,13 +146,23 @@ class DraftPolicy:
         self.domain_gains[sequence.route.domain, arm].add(num_accepted)
 
     def observe_seconds(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
-        """Books a step's seconds on the arms that it used: a skipping draft pays for drafting and verifying."""
-        if any(draft.arm is Method.SKIP for draft in drafts):
-            self.seconds[Cost.of(Method.SKIP, num_rows)].add(stats.draft_seconds + stats.verify_seconds)
-        if lengths := [len(draft.ids) for draft in drafts if draft.arm is Method.LOOKUP]:
-            self.seconds[Cost.of(Method.LOOKUP, num_rows, max(lengths))].add(stats.verify_seconds)
+        """Books what a step took beyond a plain one on its drafts: checks by their length, drafting on who drafted.
+
+        Few that skip in a large batch pay alone for passes that more would share, so their price is not taken.
+        """
+        typical = self.plain_seconds[size_class(num_rows)]
         if not drafts:
-            self.seconds[Cost.of(Method.PLAIN, num_rows)].add(stats.verify_seconds)
+            typical.add(stats.verify_seconds)
+        if not drafts or typical.value is None:
+            return
+        per_token = (stats.verify_seconds - typical.value) / sum(len(draft.ids) for draft in drafts)
+        for arm, drafting_seconds in ((Method.SKIP, stats.draft_seconds), (Method.LOOKUP, 0.0)):
+            lengths = [len(draft.ids) for draft in drafts if draft.arm is arm]
+            if not lengths:
+                continue
+            price = self.extra_seconds[Cost.of(arm, num_rows, max(lengths))]
+            if arm is Method.LOOKUP or price.value is None or 2 * len(lengths) >= num_rows:
+                price.add((drafting_seconds + per_token * sum(lengths)) / len(lengths))
 
     def forget(self, sequence: Sequence) -> None:
         self.rests.pop(sequence.id, None)

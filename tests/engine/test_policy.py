@@ -19,9 +19,9 @@ def sequence(method: Method = Method.CASCADE, number: int = 0, mask: SkipMask = 
 def measured(skip: float, lookup: float, plain: float) -> DraftPolicy:
     """A policy that knows what steps cost: seconds of each arm."""
     policy = DraftPolicy()
+    policy.observe_seconds([], 1, StepStats(verify_seconds=plain))
     policy.observe_seconds([Draft([1], Method.SKIP)], 1, StepStats(draft_seconds=skip - lookup, verify_seconds=lookup))
     policy.observe_seconds([Draft([1, 2, 3, 4], Method.LOOKUP)], 1, StepStats(verify_seconds=lookup))
-    policy.observe_seconds([], 1, StepStats(verify_seconds=plain))
     return policy
 
 
@@ -124,3 +124,23 @@ def test_looked_up_drafts_of_different_length_have_prices_of_their_own() -> None
     learn(policy, one, Method.LOOKUP, 2)
     assert policy.choose(one, 4, 1) is Method.LOOKUP
     assert policy.choose(one, 16, 1) is Method.PLAIN
+
+
+def test_what_a_part_of_a_batch_drafts_is_priced_for_each_that_drafts() -> None:
+    policy, one = DraftPolicy(), sequence(Method.SKIP)
+    policy.observe_seconds([], 8, StepStats(verify_seconds=1.0))
+    half = [Draft([1, 2], Method.SKIP)] * 4
+    policy.observe_seconds(half, 8, StepStats(draft_seconds=0.2, verify_seconds=1.4))
+    learn(policy, one, Method.SKIP, 1)
+    assert policy.choose(one, 0, 8) is Method.PLAIN
+    learn(policy, one, Method.SKIP, 3)
+    assert policy.choose(one, 0, 8) is Method.SKIP
+
+
+def test_few_that_skip_in_a_large_batch_do_not_set_the_price() -> None:
+    policy, one = DraftPolicy(), sequence(Method.SKIP)
+    policy.observe_seconds([], 8, StepStats(verify_seconds=1.0))
+    policy.observe_seconds([Draft([1], Method.SKIP)] * 8, 8, StepStats(verify_seconds=1.2))
+    for _ in range(9):
+        policy.observe_seconds([Draft([1], Method.SKIP)], 8, StepStats(verify_seconds=3.0))
+    assert policy.choose(one, 0, 8) is Method.SKIP
