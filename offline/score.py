@@ -50,8 +50,7 @@ class MaskScorer:
             start, ids = spans[-1]
             self.model.forward(TokenBatch.of([(first, 0, ids[:start])], self.cache), self.cache)
             for slot, (start, _) in enumerate(spans[1:], first + 1):
-                for stored in (self.cache.keys, self.cache.values):
-                    stored[:, slot, :, :start] = stored[:, first, :, :start]
+                self.cache.copy(first, slot, start)
             rows += [(slot, start, ids[start:]) for slot, (start, ids) in enumerate(spans, first)]
         self.batch = TokenBatch.of(rows, self.cache)
 

@@ -79,8 +79,10 @@ class ChatTranscript(ChoicesTranscript):
             self.messages[piece.index].add(part)
 
     def finish_reason(self, index: int) -> ChoiceEnd | None:
+        """A stop string can cut a call short; such a one is not to be made."""
         reason = super().finish_reason(index)
-        return "tool_calls" if reason == "stop" and self.messages[index].calls else reason
+        has_calls = self.messages[index].calls and not self.readers[index].is_inside
+        return "tool_calls" if reason == "stop" and has_calls else reason
 
     def chunks(self, piece: Piece) -> list[Answer]:
         index = piece.index

@@ -45,6 +45,12 @@ class KVCache:
         self.keys[:, slot] = 0
         self.values[:, slot] = 0
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Gives one slot the first `length` positions of another; whole panels of them, as the kernels' order needs."""
+        end = length + -length % LANES
+        self.keys[:, target, :, :end] = self.keys[:, source, :, :end]
+        self.values[:, target, :, :end] = self.values[:, source, :, :end]
+
     def write(self, layer: int, keys: Tensor, values: Tensor, batch: "TokenBatch") -> None:
         """Stores keys and values [tokens, kv heads, head_dim] at the batch's slots and positions."""
         self.keys[layer][batch.slots, :, batch.positions] = keys

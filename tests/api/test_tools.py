@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,23 +10,11 @@ import pytest
 import torch
 from openai.types.chat import ChatCompletion
 
-from server.api.constraint import calls
-from server.api.tools.reader import CallReader
-from server.api.tools.schema import Tool, Toolset
 from server.engine import (
-    GENERIC,
-    HERMES,
-    LLAMA,
-    MISTRAL,
-    Grammar,
-    GrammarCompiler,
     RoutingArtifact,
     TextCodec,
-    ToolFormat,
     load_checkpoint,
 )
-from server.engine.tool_format import tool_format
-from server.engine.walk import GrammarWalk
 from tests.api.live import make_worker, serve
 from tests.api.test_refusals import CHAT, check_error
 from tests.api.test_structured import GREEDY, SAMPLED
@@ -101,6 +88,14 @@ def test_calls_that_must_be_made_are_made(client: openai.OpenAI, options: dict[s
     for answer in answers:
         assert answer.choices[0].finish_reason == "tool_calls"
         assert answer.choices[0].message.content is None
+
+
+def test_a_call_that_a_stop_string_cuts_short_is_not_to_be_made(client: openai.OpenAI) -> None:
+    named: Any = {"type": "function", "function": {"name": "move"}}
+    choice = ask(client, tool_choice=named, stop='"x"', **GREEDY).choices[0]
+    assert choice.finish_reason == "stop"
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function" and call.function.arguments.strip() == "{"
 
 
 def test_several_calls_of_one_answer(client: openai.OpenAI) -> None:
@@ -277,97 +272,3 @@ def test_tools_that_are_not_strict_may_have_what_cannot_be_enforced(base_url: st
     tools = [{"type": "function", "function": {"name": "a", "parameters": parameters}}]
     response = httpx.post(f"{base_url}/v1/chat/completions", json=CHAT | {"tools": tools, "tool_choice": "required"})
     assert response.status_code == 200, response.text
-
-
-HERMES_CALL = '<tool_call>\n{"name": "move", "arguments": {"x": 1, "y": 2}}\n</tool_call>'
-MARK = 264
-"""A special token of a tokenizer of Mistral's kind."""
-
-
-def follows(grammar: str, codec: TextCodec, text: str, marker: int | None = None) -> bool:
-    """Whether a walk takes the whole text, `marker` first, and may end there."""
-    size = 262 if marker is None else marker + 1
-    walk = GrammarWalk(
-        GrammarCompiler(codec.vocabulary, size, frozenset({2})).compile(Grammar.of_lark(grammar)), 0, frozenset({2})
-    )
-    ids = [*([] if marker is None else [marker]), *codec.encode(text, False)]
-    for i in range(len(ids) + 1):
-        allowed = walk.after(ids[:i], tuple(ids[:i]))
-        if allowed is None or not allowed[ids[i] if i < len(ids) else 2]:
-            return False
-    return True
-
-
-@pytest.mark.parametrize(
-    ("form", "choice", "text", "is_followed"),
-    [
-        (HERMES, "required", HERMES_CALL, True),
-        (HERMES, "required", f"{HERMES_CALL}\n{HERMES_CALL}", True),
-        (HERMES, "required", "Sure.", False),
-        (HERMES, "required", HERMES_CALL.replace("2", "12"), False),
-        (HERMES, "auto", "Sure.", True),
-        (HERMES, "auto", "", True),
-        (GENERIC, "auto", f"Sure.\n{HERMES_CALL}", True),
-        (HERMES, "auto", f"{HERMES_CALL}\n{HERMES_CALL}", True),
-        (HERMES, "auto", "<tool_call>\nno", False),
-        (HERMES, "auto", HERMES_CALL.replace("move", "go"), False),
-        (LLAMA, "required", '{"name": "stay", "parameters": {}}', True),
-        (LLAMA, "auto", '{"name": "stay", "parameters": {}}', True),
-        (LLAMA, "auto", "Sure: {}", True),
-        (LLAMA, "auto", '{"name": "Bob"}', False),
-    ],
-)
-def test_grammars_of_calls(codec: TextCodec, form: ToolFormat, choice: Any, text: str, is_followed: bool) -> None:
-    toolset = Toolset.of([Tool.model_validate(tool) for tool in TOOLS], choice, True)
-    assert toolset
-    grammar = calls(toolset, form, None, None)
-    assert follows(grammar, codec, text) is is_followed
-    if is_followed and choice == "required":
-        reader = CallReader(form, toolset.names)
-        assert sum(part.name is not None for part in reader.push(text)) == text.count('"name"')
-
-
-def test_mistrals_marker_is_a_token(codec: TextCodec) -> None:
-    toolset = Toolset.of([Tool.model_validate(tool) for tool in TOOLS], "required", True)
-    assert toolset
-    grammar = calls(toolset, MISTRAL, MARK, None)
-    text = '[{"name": "stay", "arguments": {}}, {"name": "move", "arguments": {"x": 1, "y": 2}}]'
-    assert follows(grammar, codec, text, MARK)
-    assert not follows(calls(toolset, MISTRAL, MARK, None), codec, "[]", MARK)
-
-
-@pytest.mark.parametrize(
-    ("template", "form"),
-    [
-        ("{{ messages }}", GENERIC),
-        ("{% if tools %}<tool_call>", HERMES),
-        ("{% if tools %}<tool_call><function=", GENERIC),
-        ("{% if tools %}[TOOL_CALLS]", MISTRAL),
-        ("{% if tools %}[TOOL_CALLS][ARGS]", GENERIC),
-        ('{% if tools %}{"name": function name, "parameters": dictionary', LLAMA),
-        ("{% if tools %}{{ tools }}", GENERIC),
-    ],
-)
-def test_templates_tell_the_format(template: str, form: ToolFormat) -> None:
-    assert tool_format(template) == form
-
-
-def test_a_template_that_knows_tools_gets_them(codec: TextCodec, tmp_path: Path) -> None:
-    codec.tokenizer.save_pretrained(tmp_path)
-    known = type(codec.tokenizer).from_pretrained(tmp_path)
-    known.chat_template = (
-        "{{ tools | map(attribute='function.name') | join(',') }}<tool_call>"
-        "{% for m in messages %}{{ m.role }}"
-        "{% for c in m.tool_calls %}{{ c.function.arguments.x }}{% endfor %}{% endfor %}"
-    )
-    own = TextCodec(known)
-    function = {"name": "move", "arguments": {"x": 7}}
-    messages: list[Any] = [
-        {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
-        {"role": "tool", "content": ""},
-    ]
-    ids = own.encode_chat(messages, [Tool.model_validate(tool).for_template for tool in TOOLS])
-    assert own.vocabulary.decode(ids) == "move,stay<tool_call>assistant7tool"
-    assert own.special_id("</s>") == 2 and own.special_id("<tool_call>") is None
-    told = codec.encode_chat([{"role": "user", "content": "Go"}], [Tool.model_validate(TOOLS[0]).for_template])
-    assert '{"name": "move", "description": "Goes there"' in codec.vocabulary.decode(told)

@@ -25,7 +25,9 @@ from server.engine import (
     SkipMask,
     StopConditions,
     TokenBatch,
+    load_checkpoint,
 )
+from tests.tiny import CPU, save_random_model, tiny_config
 
 NUM_LAYERS = 6
 PLANTED = SkipMask(frozenset({1, 2, 4, 5}), frozenset({3, 4, 5}))
@@ -119,8 +121,17 @@ def test_trials_of_other_inputs_are_not_used(tmp_path: Path) -> None:
     assert not Trials(tmp_path / "trials.jsonl", "two", planted_score).recorded
 
 
-def test_the_empty_mask_agrees_everywhere(model: Decoder) -> None:
-    texts = texts_of(model, 3)
+@pytest.fixture(params=["torch", "kernels"])
+def runner(request: pytest.FixtureRequest, model: Decoder, tmp_path: Path) -> Decoder:
+    """A model that torch runs, or one of whole vectors, that the CPU kernels run where they are built."""
+    if request.param == "torch":
+        return model
+    folder = save_random_model(tmp_path, tiny_config(num_key_value_heads=2, head_dim=16))
+    return Decoder(load_checkpoint(str(folder), torch.float32, CPU))
+
+
+def test_the_empty_mask_agrees_everywhere(runner: Decoder) -> None:
+    model, texts = runner, texts_of(runner, 12)
     traces = MaskScorer(model, texts).traces(FULL)
     assert [len(trace.agrees) for trace in traces] == [len(text.output_ids) - 1 for text in texts]
     assert replay(traces, FIRST_RULE).acceptance == 1.0

@@ -72,6 +72,11 @@ class CallReader:
         self.state = State.CONTENT
         self.braces = Braces(0)
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether what was read ends inside a call's arguments."""
+        return self.state is State.ARGUMENTS
+
     def push(self, text: str) -> list[Part]:
         """What is certain now."""
         self.held += text
