@@ -19,6 +19,8 @@ MAX_DEPTH = 64
 MAX_PATTERN = 1024
 MAX_REPEATS = 10_000
 """Copies that all counted repetitions of a schema's patterns make, those inside others multiplied."""
+MAX_OPTIONAL = 500
+"""Properties of one object that may be left out; with thousands of them a single token takes a second."""
 MAX_MULTIPLE = 10_000
 """A divisor becomes as many states, without its decimal point."""
 
@@ -82,6 +84,7 @@ def check_schema(schema: dict[str, Any], field: str, is_lenient: bool = False) -
             names = ", ".join(f"'{name}'" for name in unknown[:8])
             raise refusal(place, f"These schema keywords cannot be enforced: {names}.")
         check_multiple(place, part)
+        check_optional(place, part)
         num_copies += sum(num_repeats(pattern) for pattern in patterns(place, part))
         if num_copies > MAX_REPEATS:
             raise invalid(place, f"Patterns have more than {MAX_REPEATS:,} counted repetitions, multiplied if nested")
@@ -101,6 +104,13 @@ def parts(schema: Any, place: str) -> Iterator[tuple[str, Any]]:
     for name in BY_NAME:
         for key, part in schema[name].items() if isinstance(schema.get(name), dict) else ():
             yield from parts(part, f"{place}.{name}.{key}")
+
+
+def check_optional(place: str, schema: dict[str, Any]) -> None:
+    named, required = schema.get("properties"), schema.get("required")
+    is_required = set(map(str, required)) if isinstance(required, list) else set()
+    if isinstance(named, dict) and len(named.keys() - is_required) > MAX_OPTIONAL:
+        raise invalid(f"{place}.properties", f"More than {MAX_OPTIONAL} properties are not required")
 
 
 def patterns(place: str, schema: dict[str, Any]) -> list[str]:

@@ -134,6 +134,12 @@ def nested(depth: int) -> dict[str, Any]:
         ({"anyOf": [{"pattern": "a{9000}"}, {"pattern": "b{9000}"}]}, ".anyOf[1]", "invalid_value", "repetitions"),
         ({"type": "number", "multipleOf": -1}, ".multipleOf", "invalid_value", "above 0"),
         ({"enum": ["x" * 140_000]}, "", "invalid_value", "131,072 characters"),
+        (
+            {"type": "object", "properties": {f"p{i}": {} for i in range(502)}, "required": ["p0"]},
+            ".properties",
+            "invalid_value",
+            "More than 500 properties",
+        ),
         (nested(70), "", "invalid_value", "64 levels"),
     ],
 )
