@@ -30,6 +30,7 @@ from server.engine import (
     StepStats,
     TextCodec,
 )
+from server.engine.types import LONGEST_GROWTH
 from server.metrics import Metrics
 from server.tickets import QueueLimits
 from server.worker import Worker
@@ -112,6 +113,10 @@ class Users:
             ended.result()
 
 
+LONGEST = 4 * LONGEST_GROWTH
+"""Tokens of the longest looked-up draft of the servers below."""
+
+
 def expressions() -> Iterator[str]:
     """What panels and recording rules ask, with each choice of a dashboard at `all`; alerts are seen to fire."""
     for path in sorted((DOCKER / "grafana" / "dashboards").glob("*.json")):
@@ -151,9 +156,9 @@ def check_data(prometheus: Prometheus) -> None:
     queries = {name: query.replace("vllm:", "knnssd_") for name, query in VLLM_QUERIES.items()}
     shown = {name: [float(series["value"][1]) for series in prometheus.query(q)] for name, q in queries.items()}
     assert all(shown.values()), shown
-    assert 0 < shown["acceptance"][0] < 1 < shown["length"][0] < 1 + 4
+    assert 0 < shown["acceptance"][0] < 1 < shown["length"][0] < 1 + LONGEST
     assert 0 < shown["output from drafts"][0] < 1
-    assert len(shown["by position"]) == 4 and all(0 <= share <= 1 for share in shown["by position"])
+    assert len(shown["by position"]) == LONGEST and all(0 <= share <= 1 for share in shown["by position"])
     for name in ("fallbacks_total", "routes_total", "route_similarity_count"):
         assert float(prometheus.query(f"sum(knnssd_{name})")[0]["value"][1]) > 0, name
 
