@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -26,6 +27,7 @@ from server.engine import (
     Engine,
     EngineConfig,
     MaskRecord,
+    Method,
     RoutingArtifact,
     StepStats,
     TextCodec,
@@ -206,7 +208,8 @@ def test_prometheus_reads_live_servers(
     manifest = tiny_artifact.manifest.model_copy(update={"similarity_threshold": 0.2})
     artifact = RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre)
     busy = worker_of(checkpoint, Engine(Decoder(checkpoint), config, artifact))
-    sick_engine = GatedEngine(Decoder(checkpoint), config, with_bad_masks(tiny_artifact))
+    skipping = replace(config, method=Method.SKIP)
+    sick_engine = GatedEngine(Decoder(checkpoint), skipping, with_bad_masks(tiny_artifact))
     sick = worker_of(checkpoint, sick_engine)
     stuck_engine = StuckEngine(Decoder(checkpoint), EngineConfig(max_batch=1, max_draft=4))
     stuck = worker_of(checkpoint, stuck_engine)
