@@ -5,13 +5,13 @@ import sys
 
 from transformers.utils import logging as transformers_logging
 
-from offline.calibrate import Stage, calibrate
-from offline.evaluate import evaluate
-from offline.plot import draw_speedups
+from offline.calibration.pipeline import Stage, calibrate
+from offline.evaluation.evaluate import evaluate
+from offline.evaluation.plot import draw_speedups
+from offline.evaluation.summary import table
 from offline.prompts import PromptError
 from offline.settings import CalibrationSettings, EvaluationSettings, SettingsMistake, StudySettings, read_settings
-from offline.study import study
-from offline.summary import table
+from offline.study.study import study
 from server.engine import ArtifactError, CheckpointError
 
 USAGE = """usage: knn-ssd-offline COMMAND [options]

@@ -12,13 +12,13 @@ import uvicorn
 from pydantic_settings import SettingsError
 
 from server.app import create_app
-from server.deployment import load
-from server.metrics import Metrics
+from server.served_model import load
 from server.settings import Settings, read_settings
+from server.telemetry.metrics import Metrics
 from server.worker import Worker
 
 if TYPE_CHECKING:
-    from server.traces import Traces
+    from server.telemetry.traces import Traces
 
 logger = logging.getLogger("server")
 
@@ -46,11 +46,11 @@ class Server(uvicorn.Server):
         if self.stop_at is not None and (not self.worker.tickets.open or time.monotonic() >= self.stop_at):
             self.worker.abort()
             self.should_exit = True
-        if self.worker.failure and not self.worker.deployment:
+        if self.worker.failure and not self.worker.served:
             self.should_exit = True
-        if self.worker.deployment and not self.is_announced:
+        if self.worker.served and not self.is_announced:
             self.is_announced = True
-            logger.info("serving %s on %s", self.worker.deployment.name, self.address)
+            logger.info("serving %s on %s", self.worker.served.name, self.address)
         return await super().on_tick(counter)
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     server.run(sockets=[listener])
     if traces:
         traces.close()
-    if worker.failure and not worker.deployment:
+    if worker.failure and not worker.served:
         fail(worker.failure)
 
 
@@ -85,7 +85,7 @@ def open_traces(settings: Settings) -> "Traces | None":
     if settings.otlp_endpoint is None:
         return None
     try:
-        from server.traces import to_collector
+        from server.telemetry.traces import to_collector
     except ModuleNotFoundError as error:
         raise SettingsError("--otlp-endpoint needs the extra otel: pip install 'knn-ssd-server[otel]'") from error
     return to_collector(settings.source.name, settings.otlp_endpoint)

@@ -8,10 +8,10 @@ from functools import partial
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from server.api.auth import KeyGuard
-from server.api.handlers import install_handlers
+from server.api.http.auth import KeyGuard
+from server.api.http.error_handlers import install_handlers
+from server.api.http.middleware import BodyLimit, Exchange
 from server.api.routes import Api, RequestLimits
-from server.api.transport import BodyLimit, Exchange
 from server.worker import Worker
 
 

@@ -11,8 +11,8 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from server.app import AppConfig
-from server.deployment import Source
 from server.engine import EngineConfig, Method
+from server.served_model import Source
 from server.tickets import QueueLimits
 
 DEMO = Path(__file__).parent / "demo"

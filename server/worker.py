@@ -14,10 +14,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
-from server.deployment import Deployment
 from server.engine import Emission, FinishReason, StepStats
 from server.generation import Generation, Outcome, Piece, Prompt
-from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.telemetry.metrics import Metrics
 from server.tickets import DeadlineError, QueueLimits, Ticket, Tickets
 
 logger = logging.getLogger(__name__)
@@ -36,11 +36,11 @@ Observer = Callable[[Outcome, float], None]
 
 
 class Worker:
-    """Loads the deployment in its thread, then serves it there; `trace` hears of cancelled generations as well."""
+    """Loads the model in its thread, then serves it there; `trace` hears of cancelled generations as well."""
 
     def __init__(
         self,
-        load: Callable[[], Deployment],
+        load: Callable[[], ServedModel],
         limits: QueueLimits,
         metrics: Metrics,
         trace: Observer | None = None,
@@ -50,7 +50,7 @@ class Worker:
         self.trace: Observer = trace or (lambda outcome, latency: None)
         self.metrics.worker_up.set_function(lambda: self.is_alive)
         self.tickets = Tickets(limits, partial(metrics.observe_rejection, "queue_full"))
-        self.deployment: Deployment | None = None
+        self.served: ServedModel | None = None
         self.failure: BaseException | None = None
         self.is_draining = False
         self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -81,16 +81,16 @@ class Worker:
             return "dead"
         if self.is_draining:
             return "draining"
-        return "loading" if self.deployment is None else None
+        return "loading" if self.served is None else None
 
-    def check_available(self) -> Deployment:
-        """The deployment; raises `UnavailableError` where no request is taken."""
+    def check_available(self) -> ServedModel:
+        """What is served; raises `UnavailableError` where no request is taken."""
         reason = self.unavailable
         if reason is not None:
             self.metrics.observe_rejection(reason)
             raise UnavailableError(reason)
-        assert self.deployment is not None
-        return self.deployment
+        assert self.served is not None
+        return self.served
 
     def reserve(self, num_sequences: int, num_tokens: int, timeout: float) -> Ticket:
         """A place for about `num_tokens` prompt tokens, taken before the work of tokenising them."""
@@ -133,19 +133,19 @@ class Worker:
 
     def run(self) -> None:
         try:
-            self.deployment = self.load()
-            self.metrics.watch(self.deployment)
-            while self.turn(self.deployment):
+            self.served = self.load()
+            self.metrics.watch(self.served)
+            while self.turn(self.served):
                 pass
         except BaseException as error:
             self.failure = error
-            if self.deployment is not None:
+            if self.served is not None:
                 logger.critical("the engine stopped; no further request is served", exc_info=error)
             self.post(partial(self.tickets.fail, UnavailableError("dead")))
 
-    def turn(self, deployment: Deployment) -> bool:
+    def turn(self, served: ServedModel) -> bool:
         """Takes all commands, waiting for one while there is nothing to do; then runs one engine step."""
-        engine = deployment.engine
+        engine = served.engine
         while not engine.has_work or not self.inbox.empty():
             command = self.inbox.get()
             if command is None:
@@ -158,12 +158,12 @@ class Worker:
         return True
 
     def add(self, ticket: Ticket, prompts: list[Prompt]) -> None:
-        assert self.deployment is not None
+        assert self.served is not None
         try:
             for index, prompt in enumerate(prompts):
-                sequence = self.deployment.engine.add(prompt.request)
-                text = self.deployment.codec.stream(prompt.stop, prompt.request.stop.min_tokens)
-                echo = self.deployment.codec.stream() if prompt.is_echoed else None
+                sequence = self.served.engine.add(prompt.request)
+                text = self.served.codec.stream(prompt.stop, prompt.request.stop.min_tokens)
+                echo = self.served.codec.stream() if prompt.is_echoed else None
                 self.generations[sequence.id] = ticket, Generation(index, sequence, text, echo, prompt.operation)
         except ValueError as error:
             self.cancel(ticket)
@@ -177,8 +177,8 @@ class Worker:
                 self.trace(generation.outcome(FinishReason.CANCELLED), time.perf_counter() - ticket.arrived_at)
 
     def end(self, generation: Generation) -> None:
-        assert self.deployment is not None
-        self.deployment.engine.cancel(generation.sequence)
+        assert self.served is not None
+        self.served.engine.cancel(generation.sequence)
         del self.generations[generation.sequence.id]
 
     def advance(self, emission: Emission, stats: StepStats, now: float) -> tuple[Ticket, Piece]:

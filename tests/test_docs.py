@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import Metric
 
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

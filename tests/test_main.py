@@ -17,7 +17,6 @@ import uvicorn
 
 from server.__main__ import Server, listen, main
 from server.app import AppConfig, create_app
-from server.deployment import Source, load
 from server.engine import (
     Checkpoint,
     EngineConfig,
@@ -28,6 +27,7 @@ from server.engine import (
     StopConditions,
 )
 from server.generation import Prompt
+from server.served_model import Source, load
 from server.worker import UnavailableError
 from tests.api.live import make_worker
 from tests.tiny import save_random_model, tiny_config
@@ -149,8 +149,8 @@ def test_an_unsupported_architecture_is_refused(refusal: Refusal, tmp_path: Path
 
 def test_a_model_without_artifact_is_announced(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = Source(str(tiny_checkpoint), "tiny", None, torch.float32, torch.device("cpu"))
-    deployment = load(source, EngineConfig(max_batch=1, method=Method.LOOKUP))
-    assert deployment.domains == []
-    assert not deployment.can_draft(Method.SKIP)
+    served = load(source, EngineConfig(max_batch=1, method=Method.LOOKUP))
+    assert served.domains == []
+    assert not served.can_draft(Method.SKIP)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "tiny is served with method lookup" in caplog.text

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.deployment import Deployment
 from server.engine import (
     Checkpoint,
     GenerationRequest,
@@ -18,7 +17,8 @@ from server.engine import (
     StopConditions,
 )
 from server.generation import Outcome, Piece, Prompt
-from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.telemetry.metrics import Metrics
 from server.tickets import DeadlineError, QueueFullError, QueueLimits, Ticket, Tickets
 from server.worker import UnavailableError, Worker
 from tests.api.live import GatedEngine, make_worker
@@ -198,7 +198,7 @@ def test_open_tickets_never_exceed_the_limits(actions: list[tuple[bool, int, int
 
 
 def test_a_model_that_cannot_be_loaded_is_remembered() -> None:
-    def load() -> Deployment:
+    def load() -> ServedModel:
         raise ValueError("no such model")
 
     async def main() -> None:

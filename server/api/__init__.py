@@ -1,1 +1,1 @@
-"""The HTTP side: OpenAI's requests in, its answers, streams and errors out."""
+"""OpenAI's interface: requests in, answers, streams and errors out."""

@@ -10,21 +10,21 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from server.api.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
-from server.api.chat import ChatTranscript
-from server.api.constraint import compiled
+from server.api.answers.chat import ChatTranscript
+from server.api.answers.models import ChatCompletion, ModelCard, ModelList, TextCompletion
+from server.api.answers.tool_parser import CallReader
+from server.api.answers.transcript import Form, TextTranscript
 from server.api.errors import ErrorBody
-from server.api.reply import Reply
-from server.api.requests import check_body, check_ids, check_model, prompts, sampling
+from server.api.http.reply import Reply
+from server.api.prepare.generation import check_body, check_ids, check_model, prompts, sampling
+from server.api.prepare.grammar import compiled
+from server.api.prepare.prompts import PromptSource, chat_source, text_source
 from server.api.responses.answers import ResponseAnswer, echo
 from server.api.responses.schema import ResponseBody
 from server.api.responses.stream import ResponseTranscript
-from server.api.schema import ChatBody, CompletionBody, GenerationBody
-from server.api.sources import PromptSource, chat_source, text_source
-from server.api.stream import Form, TextTranscript
+from server.api.schema.generation import ChatBody, CompletionBody, GenerationBody
 from server.api.tokenization import TokenizationApi
-from server.api.tools.reader import CallReader
-from server.deployment import Deployment
+from server.served_model import ServedModel
 from server.worker import Worker
 
 COMPLETION_TOKENS = 16
@@ -74,25 +74,25 @@ class Api:
         self, body: GenerationBody, source: PromptSource, max_tokens: int | None, form: Form
     ) -> Response:
         """Takes a place before tokenising, so that a burst of requests costs nothing where it is refused."""
-        deployment = self.worker.check_available()
-        check_body(body, deployment, self.limits.max_choices)
+        served = self.worker.check_available()
+        check_body(body, served, self.limits.max_choices)
         num_choices = source.num_prompts * (body.n or 1)
         num_tokens = source.num_characters // CHARACTERS_PER_TOKEN
         ticket = self.worker.reserve(num_choices, num_tokens, self.limits.timeout)
         try:
-            encoded = await asyncio.to_thread(source.encode, deployment)
-            check_ids(encoded, source.field, deployment.vocabulary_size)
-            grammar = await asyncio.to_thread(compiled, body, deployment)
-            self.worker.submit(ticket, prompts(body, encoded, max_tokens, deployment, grammar))
+            encoded = await asyncio.to_thread(source.encode, served)
+            check_ids(encoded, source.field, served.vocabulary_size)
+            grammar = await asyncio.to_thread(compiled, body, served)
+            self.worker.submit(ticket, prompts(body, encoded, max_tokens, served, grammar))
         except BaseException:
             self.worker.release(ticket)
             raise
         head = {
             "created": int(time.time()),
-            "model": deployment.name,
-            "system_fingerprint": f"fp_{deployment.checkpoint.fingerprint[:10]}",
+            "model": served.name,
+            "system_fingerprint": f"fp_{served.checkpoint.fingerprint[:10]}",
         }
-        vocabulary = None if body.num_logprobs is None else deployment.codec.vocabulary
+        vocabulary = None if body.num_logprobs is None else served.codec.vocabulary
         transcript = form(head, sum(len(ids) for ids in encoded), num_choices, vocabulary)
         return Reply(self.worker, ticket, transcript, bool(body.stream), body.includes_usage)
 
@@ -100,16 +100,16 @@ class Api:
         return ModelList(data=[self.card(self.worker.check_available())])
 
     async def model(self, name: str) -> ModelCard:
-        deployment = self.worker.check_available()
-        check_model(name, deployment)
-        return self.card(deployment)
+        served = self.worker.check_available()
+        check_model(name, served)
+        return self.card(served)
 
-    def card(self, deployment: Deployment) -> ModelCard:
+    def card(self, served: ServedModel) -> ModelCard:
         return ModelCard(
-            id=deployment.name,
-            created=deployment.created,
-            max_model_len=deployment.max_length,
-            domains=deployment.domains,
+            id=served.name,
+            created=served.created,
+            max_model_len=served.max_length,
+            domains=served.domains,
         )
 
     async def health(self) -> Response:

@@ -5,9 +5,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from server.api.body import Body, Text, TokenId, refusal
-from server.api.messages import Message
-from server.api.requests import check_model, check_vocabulary
+from server.api.prepare.generation import check_model, check_vocabulary
+from server.api.schema.base import Body, Text, TokenId, refusal
+from server.api.schema.messages import Message
 from server.worker import Worker
 
 
@@ -50,18 +50,18 @@ class TokenizationApi:
         self.worker = worker
 
     async def tokenize(self, body: TokenizeBody) -> Tokens:
-        deployment = self.worker.check_available()
-        check_model(body.model or deployment.name, deployment)
-        codec = deployment.codec
+        served = self.worker.check_available()
+        check_model(body.model or served.name, served)
+        codec = served.codec
         if body.messages is not None:
             ids = await asyncio.to_thread(codec.encode_chat, [message.for_template for message in body.messages])
         else:
             ids = await asyncio.to_thread(codec.encode, body.prompt or "", body.add_special_tokens is not False)
-        return Tokens(count=len(ids), max_model_len=deployment.max_length, tokens=ids)
+        return Tokens(count=len(ids), max_model_len=served.max_length, tokens=ids)
 
     async def detokenize(self, body: DetokenizeBody) -> Detokenized:
         """Special tokens are written out, so that nothing of the ids is lost."""
-        deployment = self.worker.check_available()
-        check_model(body.model or deployment.name, deployment)
-        check_vocabulary(body.tokens, "tokens", deployment.vocabulary_size)
-        return Detokenized(prompt=await asyncio.to_thread(deployment.codec.vocabulary.decode, body.tokens))
+        served = self.worker.check_available()
+        check_model(body.model or served.name, served)
+        check_vocabulary(body.tokens, "tokens", served.vocabulary_size)
+        return Detokenized(prompt=await asyncio.to_thread(served.codec.vocabulary.decode, body.tokens))

@@ -1,22 +1,26 @@
 """The inference engine: token ids and tensors in and out. These are the names that other packages use."""
 
-from server.engine.artifact import (
+from server.engine.config import DecoderConfig, EngineConfig
+from server.engine.engine import Engine
+from server.engine.kvcache.slots import KVCache, Row, TokenBatch
+from server.engine.masks.artifact import (
     ArtifactError,
     DomainRecord,
     Manifest,
     MaskRecord,
     RoutingArtifact,
 )
-from server.engine.cache import KVCache, Row, TokenBatch
-from server.engine.checkpoint import Checkpoint, load_checkpoint
-from server.engine.engine import Engine
-from server.engine.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
-from server.engine.model import Decoder
-from server.engine.requests import EngineConfig, PromptTooLongError
-from server.engine.router import Router, prompt_vector, similarities
-from server.engine.sequence import Emission, GenerationRequest, Sequence
-from server.engine.tokens import ChatError, TextCodec, TextStream, held_back
-from server.engine.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat
+from server.engine.masks.router import Router, prompt_vector, similarities
+from server.engine.model.checkpoint import Checkpoint, load_checkpoint
+from server.engine.model.decoder import Decoder
+from server.engine.model.kernels import kernel_build
+from server.engine.model.weights import CheckpointError
+from server.engine.requests import GenerationRequest, PromptTooLongError
+from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
+from server.engine.sequence import Emission, Sequence
+from server.engine.text.codec import ChatError, TextCodec, TextStream, held_back
+from server.engine.text.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat
+from server.engine.text.vocabulary import TokenText, Vocabulary
 from server.engine.types import (
     FULL,
     MAX_DRAFT,
@@ -35,8 +39,6 @@ from server.engine.types import (
     StopConditions,
     TokenLogprobs,
 )
-from server.engine.vocabulary import TokenText, Vocabulary
-from server.engine.weights import CheckpointError, DecoderConfig
 
 __all__ = [
     "FULL",
@@ -90,6 +92,7 @@ __all__ = [
     "Vocabulary",
     "held_back",
     "json_rule",
+    "kernel_build",
     "load_checkpoint",
     "prompt_vector",
     "similarities",

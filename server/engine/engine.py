@@ -11,18 +11,19 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from server.engine.artifact import RoutingArtifact
-from server.engine.cache import TokenBatch
-from server.engine.choosing import Choices, Span, choices, greedy_choices
-from server.engine.drafting import NO_DRAFT, LookupDrafter, MethodDrafter, SkipDrafter
-from server.engine.logprobs import score, score_prompt
-from server.engine.model import Decoder
-from server.engine.policy import Draft, DraftPolicy
-from server.engine.requests import EngineConfig, check_request
-from server.engine.router import Router, prompt_vector
-from server.engine.sequence import Emission, GenerationRequest, Sequence
+from server.engine.config import EngineConfig
+from server.engine.kvcache.slots import TokenBatch
+from server.engine.masks.artifact import RoutingArtifact
+from server.engine.masks.router import Router, prompt_vector
+from server.engine.model.decoder import Decoder
+from server.engine.requests import GenerationRequest, check_request
+from server.engine.sampling.logprobs import score, score_prompt
+from server.engine.sampling.sampler import Choices, Span, choices, greedy_choices
+from server.engine.sequence import Emission, Sequence
+from server.engine.speculation.drafting import NO_DRAFT, LookupDrafter, MethodDrafter, SkipDrafter
+from server.engine.speculation.policy import Draft, DraftPolicy
+from server.engine.speculation.verification import count_accepted, verify
 from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats
-from server.engine.verification import count_accepted, verify
 
 
 class Engine:

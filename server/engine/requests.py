@@ -1,33 +1,29 @@
-"""What an engine is configured with and what it refuses to run."""
+"""What the engine is asked for, and what it refuses to run."""
 
 from dataclasses import dataclass
 
-from server.engine.sequence import GenerationRequest
-from server.engine.types import MAX_DRAFT, Method
+from server.engine.sampling.grammar import CompiledGrammar
+from server.engine.types import MAX_DRAFT, Method, Route, SamplingParams, StopConditions
 
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """Sizes and defaults; `max_draft` and `confidence` None take the artifact's calibrated values.
+class GenerationRequest:
+    """What the engine is asked for; None leaves the choice to the engine's configuration or router.
 
-    `baseline_share` of the decode steps run plainly, so that the live speed-up compares
-    measurements. `is_adaptive` lets measured gains and costs choose among a method's drafts.
+    `num_logprobs` is how many of the most likely tokens to report beside each token; None reports nothing.
+    `scores_prompt` reports the prompt's tokens as well. A `grammar` is followed to its end, which `min_tokens`
+    does not put off.
     """
 
-    max_batch: int = 8
-    max_length: int | None = None
-    prefill_chunk: int = 512
-    method: Method = Method.CASCADE
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    stop: StopConditions
+    method: Method | None = None
+    route: Route | None = None
     max_draft: int | None = None
-    confidence: float | None = None
-    baseline_share: float = 1 / 64
-    is_adaptive: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_batch < 1 or self.prefill_chunk < 1 or not 0 <= self.baseline_share <= 1:
-            raise ValueError("max_batch and prefill_chunk are at least 1, baseline_share is between 0 and 1")
-        if self.max_draft is not None and not 0 <= self.max_draft <= MAX_DRAFT:
-            raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
+    num_logprobs: int | None = None
+    scores_prompt: bool = False
+    grammar: CompiledGrammar | None = None
 
 
 class PromptTooLongError(ValueError):

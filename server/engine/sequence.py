@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from server.engine.grammar import CompiledGrammar
-from server.engine.processors import LogitsProcessor
-from server.engine.sampling import Draw
+from server.engine.requests import GenerationRequest
+from server.engine.sampling.distribution import Draw
+from server.engine.sampling.grammar_matcher import GrammarWalk
+from server.engine.sampling.logits_processor import LogitsProcessor
 from server.engine.types import (
     LONGEST_GROWTH,
     MAX_DRAFT,
@@ -16,32 +17,9 @@ from server.engine.types import (
     FinishReason,
     Method,
     Route,
-    SamplingParams,
     SequenceStats,
-    StopConditions,
     TokenLogprobs,
 )
-from server.engine.walk import GrammarWalk
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """What the engine is asked for; None leaves the choice to the engine's configuration or router.
-
-    `num_logprobs` is how many of the most likely tokens to report beside each token; None reports nothing.
-    `scores_prompt` reports the prompt's tokens as well. A `grammar` is followed to its end, which `min_tokens`
-    does not put off.
-    """
-
-    prompt_ids: list[int]
-    sampling: SamplingParams
-    stop: StopConditions
-    method: Method | None = None
-    route: Route | None = None
-    max_draft: int | None = None
-    num_logprobs: int | None = None
-    scores_prompt: bool = False
-    grammar: CompiledGrammar | None = None
 
 
 @dataclass(eq=False)

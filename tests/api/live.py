@@ -11,9 +11,9 @@ import uvicorn
 
 from server.__main__ import listen
 from server.app import AppConfig, create_app
-from server.deployment import Deployment
 from server.engine import Checkpoint, Decoder, Emission, Engine, EngineConfig, RoutingArtifact, StepStats, TextCodec
-from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.telemetry.metrics import Metrics
 from server.tickets import QueueLimits
 from server.worker import Worker
 
@@ -51,8 +51,8 @@ def make_worker(
     engine = GatedEngine(
         Decoder(checkpoint), EngineConfig(max_batch=max_batch, baseline_share=0, is_adaptive=False), artifact
     )
-    deployment = Deployment("tiny", checkpoint, TextCodec(checkpoint.tokenizer), engine)
-    return Worker(lambda: deployment, limits or QueueLimits(64, 100_000), Metrics()), engine
+    served = ServedModel("tiny", checkpoint, TextCodec(checkpoint.tokenizer), engine)
+    return Worker(lambda: served, limits or QueueLimits(64, 100_000), Metrics()), engine
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import Metric
 
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from tests.docker.files import GRAFANA, PROMETHEUS, read_yaml
 
 DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))

@@ -18,8 +18,8 @@ from server.engine import (
     Sequence,
     StopConditions,
 )
-from server.engine.drafting import MethodDrafter
-from server.engine.policy import Draft
+from server.engine.speculation.drafting import MethodDrafter
+from server.engine.speculation.policy import Draft
 from tests.batches import GREEDY, MASK, new_engine, plain_output, prompt, request, run
 
 

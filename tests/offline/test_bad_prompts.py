@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from offline.__main__ import main
-from offline.stage import log
+from offline.records import log
 from server.engine import RoutingArtifact
 
 FAST = "--budget 2 --continuation-tokens 8 --search-prompts 2 --heldout-prompts 2 --measure-prompts 0 --no-controls"

@@ -8,12 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from offline.__main__ import main
-from offline.evaluate import Evaluation, stream
-from offline.measure import Job
-from offline.peers import LLAMA_CPP
-from offline.search import DomainMasks
+from offline.calibration.search.search import DomainMasks
+from offline.evaluation.evaluate import Evaluation, stream
+from offline.evaluation.measure import Job
+from offline.evaluation.peers.hf_generate import LLAMA_CPP
+from offline.records import log
 from offline.settings import METHODS as ALL_METHODS
-from offline.stage import log
 from server.engine import (
     Checkpoint,
     Decoder,

@@ -1,1 +1,1 @@
-"""POST /v1/responses: a chat in the form of OpenAI's newer interface, without any memory of earlier answers."""
+"""POST /v1/responses: its body, its answers, its events."""

@@ -4,8 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from server.api.answers import RequestMetrics
-from server.api.logprobs import ChatTokenLogprob
+from server.api.answers.logprobs import ChatTokenLogprob
+from server.api.answers.models import RequestMetrics
 from server.api.responses.schema import ResponseBody
 from server.engine import SamplingParams
 from server.generation import Outcome

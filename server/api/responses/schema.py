@@ -4,10 +4,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.api.body import Body, NoEffect, Text, refusal, text_or_list
-from server.api.messages import Message, TextPart
-from server.api.response_format import JsonSchema, ResponseFormat
-from server.api.schema import ChatBody, Identifier, SamplingBody
+from server.api.schema.base import Body, NoEffect, Text, refusal, text_or_list
+from server.api.schema.generation import ChatBody, Identifier, SamplingBody
+from server.api.schema.messages import Message, TextPart
+from server.api.schema.response_format import JsonSchema, ResponseFormat
 
 LOGPROBS = "message.output_text.logprobs"
 

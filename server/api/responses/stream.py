@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic_core import to_json
 
+from server.api.answers.logprobs import ChatTokenLogprob
+from server.api.answers.transcript import Transcript
 from server.api.errors import ApiError
-from server.api.logprobs import ChatTokenLogprob
 from server.api.responses.answers import (
     Failure,
     IncompleteDetails,
@@ -18,7 +19,6 @@ from server.api.responses.answers import (
     ResponseAnswer,
     ResponseUsage,
 )
-from server.api.stream import Transcript
 from server.engine import FinishReason, Vocabulary
 from server.generation import Piece, ShownToken
 

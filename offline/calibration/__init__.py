@@ -1,0 +1,1 @@
+"""From prompts to a routing artifact, in stages."""

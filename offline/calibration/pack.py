@@ -1,0 +1,125 @@
+"""Stage 4: anchors and masks -> the routing artifact, with speed-ups measured by decoding held-out prompts."""
+
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from offline.calibration.anchors import Anchors
+from offline.calibration.collect import Collection, Part
+from offline.calibration.search.search import MIXED
+from offline.calibration.search.verdicts import Verdict, Verdicts
+from offline.evaluation.measure import PLAIN, Decoding, Job, measure
+from offline.evaluation.summary import MEAN, Interval, summarise
+from offline.loaded_model import Workbench
+from offline.prompts import PromptSet
+from offline.records import StageRecord, digest_of, reused_or_made
+from offline.settings import CalibrationSettings
+from server.engine import DomainRecord, Engine, EngineConfig, Manifest, Method, Route, RoutingArtifact
+
+PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "bayesian-optimization", "hnswlib")
+PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
+"""Settings that say where things are rather than what is done."""
+MEASURED_TOKENS = 64
+MEASURED_REPEATS = 3
+
+
+class Measured(StageRecord):
+    """Measured speed-ups over plain decoding by domain, and for `mixed` the mean over domains."""
+
+    speedups: dict[str, Interval]
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def measure_masks(
+    bench: Workbench, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings, work: Path
+) -> Measured:
+    digest = digest_of(verdicts.digest, settings.measure_prompts, settings.seed)
+
+    def make() -> Measured:
+        found = decode_heldout(bench, collection, verdicts, settings) if settings.measure_prompts else {}
+        return Measured(digest=digest, speedups=found)
+
+    return reused_or_made(work / "measured.json", Measured, digest, make)
+
+
+def decode_heldout(
+    bench: Workbench, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings
+) -> dict[str, Interval]:
+    """Decodes some held-out prompts plainly, with their domain's mask and with the mixed one, in turn."""
+    masks = {verdict.name: verdict.mask.mask for verdict in verdicts.domains}
+    prompts = [
+        (ids, name)
+        for name, domain in collection.domains.items()
+        for ids in domain.ids(Part.HELDOUT)[: settings.measure_prompts]
+    ]
+    jobs = [Job(ids, name, seed) for seed, (ids, name) in enumerate(prompts)]
+    room = max(len(job.ids) for job in jobs) + MEASURED_TOKENS
+    rule = verdicts.rule
+    config = EngineConfig(
+        1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
+    )
+    decoding = Decoding(Engine(bench.model, config), bench.checkpoint.eos_ids, MEASURED_TOKENS)
+    pooled = Route(MIXED, verdicts.mixed.mask.mask)
+    runners = {
+        PLAIN: decoding.runner(Method.PLAIN, lambda job: pooled),
+        "own": decoding.runner(Method.SKIP, lambda job: Route(job.domain, masks[job.domain])),
+        MIXED: decoding.runner(Method.SKIP, lambda job: pooled),
+    }
+    rows = summarise(measure(runners, [[job] for job in jobs], repeats=MEASURED_REPEATS), settings.seed)
+    measured = {row.domain: row.speedup for row in rows if row.method == "own" and row.domain != MEAN}
+    measured[MIXED] = next(row.speedup for row in rows if (row.method, row.domain) == (MIXED, MEAN))
+    return measured
+
+
+def pack(
+    bench: Workbench,
+    prompts: PromptSet,
+    collection: Collection,
+    anchors: Anchors,
+    verdicts: Verdicts,
+    measured: Measured,
+    settings: CalibrationSettings,
+) -> RoutingArtifact:
+    """Saves the artifact in `settings.out` and returns it."""
+
+    config = bench.model.config
+    manifest = Manifest(
+        model_fingerprint=bench.checkpoint.fingerprint,
+        model_name=Path(bench.checkpoint.name).name,
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        dtype=bench.dtype,
+        chat_template_hash=bench.codec.template_hash,
+        domains=[record(each, len(collection.domains[each.name].prompts), measured) for each in verdicts.domains],
+        mixed=record(verdicts.mixed, collection.num_prompts, measured),
+        anchor_domains=anchors.domains,
+        similarity_threshold=anchors.similarity_threshold,
+        false_reject_rate=anchors.false_reject_rate,
+        false_accept_rate=anchors.false_accept_rate,
+        max_draft=verdicts.rule.max_draft,
+        confidence=verdicts.rule.confidence,
+        seed=settings.seed,
+        settings=settings.model_dump(mode="json", include=set(CalibrationSettings.model_fields) - PLACES),
+        prompts_digest=prompts.digest,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+    )
+    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre)
+    artifact.save(settings.out)
+    return artifact
+
+
+def record(verdict: Verdict, num_prompts: int, measured: Measured) -> DomainRecord:
+    found = measured.speedups.get(verdict.name)
+    return DomainRecord(
+        name=verdict.name,
+        mask=verdict.mask,
+        num_prompts=num_prompts,
+        acceptance=verdict.score.acceptance,
+        predicted_speedup=verdict.score.speedup,
+        measured_speedup=found.median if found else None,
+        mask_of=verdict.mask_of,
+    )

@@ -1,0 +1,83 @@
+"""The stages in order. Each is a function of the files before it; a command runs all up to its own stage."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from offline.calibration.anchors import place_anchors
+from offline.calibration.collect import Collection, collect
+from offline.calibration.pack import measure_masks, pack
+from offline.calibration.report.report import Calibration, write_report
+from offline.calibration.scoring.continuations import Texts, write_texts
+from offline.calibration.scoring.cost import CostModel, measure_cost
+from offline.calibration.search.search import MIXED, DomainMasks, search_domain
+from offline.calibration.search.verdicts import judge
+from offline.loaded_model import Workbench
+from offline.prompts import read_prompts
+from offline.records import WORK, digest_of, folder_name
+from offline.settings import CalibrationSettings
+
+
+class Stage(StrEnum):
+    COLLECT = "collect"
+    ANCHORS = "anchors"
+    SEARCH = "search"
+    PACK = "pack"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What to print after the last stage, and all that was found where that was `pack`."""
+
+    message: str
+    calibration: Calibration | None = None
+
+
+def calibrate(settings: CalibrationSettings, last: Stage = Stage.PACK) -> Done:
+    """Runs the stages up to `last`, reusing what is finished."""
+    prompts = read_prompts(settings.prompts)
+    bench = Workbench.open(settings)
+    work = settings.out / WORK
+    # 1) prompts -> ids, vectors, domains, parts
+    collection = collect(bench, prompts, settings, work)
+    if last is Stage.COLLECT:
+        return Done(f"{collection.num_prompts} prompts of {len(collection.domains)} domains in {work}")
+    # 2) vectors -> anchors and the similarity threshold
+    anchors = place_anchors(collection, settings, work)
+    if last is Stage.ANCHORS:
+        return Done(f"{len(anchors.rows)} anchors in {work}")
+    # 3) the model's own texts and the cost of passes -> masks -> verdicts
+    cost = measure_cost(bench, work)
+    texts, found = search_masks(bench, collection, cost.model, settings, work)
+    verdicts = judge(bench, texts, found, cost.model, settings, work)
+    if last is Stage.SEARCH:
+        return Done(f"{verdicts.num_masks} masks for {len(verdicts.domains)} domains in {work}")
+    # 4) everything -> the artifact and its report
+    measured = measure_masks(bench, collection, verdicts, settings, work)
+    artifact = pack(bench, prompts, collection, anchors, verdicts, measured, settings)
+    calibration = Calibration(
+        bench, work, artifact.manifest, collection, anchors, cost, texts, found, verdicts, measured
+    )
+    table = write_report(calibration, settings.out)
+    return Done(f"{table}\n\nrouting artifact and report.html written to {settings.out}", calibration)
+
+
+def search_masks(
+    bench: Workbench, collection: Collection, cost: CostModel, settings: CalibrationSettings, work: Path
+) -> tuple[dict[str, Texts], dict[str, DomainMasks]]:
+    """The texts of the domains, and the masks of the domains and of `mixed`."""
+    texts = {
+        name: write_texts(bench, domain, settings, work / folder_name(name))
+        for name, domain in collection.domains.items()
+    }
+    groups = {name: ([each.search], each.digest) for name, each in texts.items()}
+    groups[MIXED] = ([each.search for each in texts.values()], digest_of([each.digest for each in texts.values()]))
+    found = {
+        name: search_domain(bench, name, group, digest, cost, settings, mask_folder(work, name))
+        for name, (group, digest) in groups.items()
+    }
+    return texts, found
+
+
+def mask_folder(work: Path, name: str) -> Path:
+    return work / (MIXED if name == MIXED else folder_name(name))

@@ -1,0 +1,1 @@
+"""What calibration found, as a page with pictures."""

@@ -1,0 +1,1 @@
+"""What a mask is worth: the cost of passes, and drafts replayed on the model's own text."""

@@ -1,0 +1,47 @@
+"""Stage 3, first part: what the full model itself answers to the search and held-out prompts of a domain.
+
+Masks are scored on this text: it is what drafts will have to agree with.
+"""
+
+from pathlib import Path
+
+from offline.calibration.collect import DomainPrompts, Part
+from offline.loaded_model import Workbench
+from offline.records import StageRecord, Strict, digest_of, reused_or_made
+from offline.settings import CalibrationSettings
+from server.engine import Engine, EngineConfig, GenerationRequest, Method, SamplingParams, StopConditions
+
+WRITERS = 8
+
+
+class Text(Strict):
+    """A prompt and what the full model greedily answers."""
+
+    prompt_ids: list[int]
+    output_ids: list[int]
+
+
+class Texts(StageRecord):
+    """The texts of a domain: to search with, and to judge by what the search found."""
+
+    search: list[Text]
+    heldout: list[Text]
+
+
+def write_texts(bench: Workbench, domain: DomainPrompts, settings: CalibrationSettings, folder: Path) -> Texts:
+    length = settings.continuation_tokens
+    digest = digest_of(domain.digest, length)
+
+    def make() -> Texts:
+        search, heldout = (make_texts(bench, domain.ids(part), length) for part in (Part.SEARCH, Part.HELDOUT))
+        return Texts(digest=digest, search=search, heldout=heldout)
+
+    return reused_or_made(folder / "texts.json", Texts, digest, make)
+
+
+def make_texts(bench: Workbench, prompts: list[list[int]], length: int) -> list[Text]:
+    longest = max(map(len, prompts)) + length
+    engine = Engine(bench.model, EngineConfig(max_batch=WRITERS, max_length=longest, method=Method.PLAIN))
+    stop = StopConditions(length, bench.checkpoint.eos_ids)
+    sequences = engine.generate([GenerationRequest(ids, SamplingParams(), stop) for ids in prompts])
+    return [Text(prompt_ids=s.request.prompt_ids, output_ids=s.output_ids) for s in sequences]

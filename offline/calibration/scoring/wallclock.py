@@ -1,0 +1,55 @@
+"""The paper's own objective: tokens per second of decoding the search prompts, timed.
+
+Noisy and slow, and kept for comparison: two runs of it disagree, and what else the machine does is
+part of the score.
+"""
+
+import time
+from collections.abc import Sequence
+
+from offline.calibration.scoring.continuations import Text
+from offline.calibration.scoring.replay import DraftRule
+from offline.calibration.scoring.score import Score
+from offline.loaded_model import Workbench
+from server.engine import (
+    FULL,
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    Method,
+    Route,
+    SamplingParams,
+    SkipMask,
+    StopConditions,
+)
+
+
+class WallClock:
+    """Scores masks by decoding; as fast as plain decoding is 1."""
+
+    def __init__(self, bench: Workbench, texts: Sequence[Text], rule: DraftRule, max_tokens: int) -> None:
+        room = max(len(text.prompt_ids) for text in texts) + max_tokens
+        config = EngineConfig(
+            1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
+        )
+        self.engine = Engine(bench.model, config)
+        self.prompts = [text.prompt_ids for text in texts]
+        self.stop = StopConditions(max_tokens, bench.checkpoint.eos_ids)
+        self.decode(Method.PLAIN, FULL)
+        self.plain_rate, _ = self.decode(Method.PLAIN, FULL)
+
+    def __call__(self, mask: SkipMask) -> Score:
+        rate, acceptance = self.decode(Method.SKIP, mask)
+        return Score(speedup=rate / self.plain_rate, acceptance=acceptance)
+
+    def decode(self, method: Method, mask: SkipMask) -> tuple[float, float]:
+        """(tokens per second, accepted of drafted tokens) over all prompts."""
+        route, num_tokens, num_drafted, num_accepted = Route("search", mask), 0, 0, 0
+        started = time.perf_counter()
+        for ids in self.prompts:
+            request = GenerationRequest(ids, SamplingParams(), self.stop, method, route)
+            (sequence,) = self.engine.generate([request])
+            num_tokens += len(sequence.output_ids)
+            num_drafted += sequence.stats.num_drafted
+            num_accepted += sequence.stats.num_accepted
+        return num_tokens / (time.perf_counter() - started), num_accepted / max(num_drafted, 1)

@@ -1,0 +1,1 @@
+"""Finding masks, and telling what was found from chance."""

@@ -1,0 +1,161 @@
+"""The `evaluate` command: methods side by side on the same prompts, as a table and one JSON object.
+
+Speed counts everything from the prompt to the last token: prefill, routing, drafts, checks. The
+column `decode` leaves the prompt out: it compares the time for each token after the first.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+import torch
+
+from offline.calibration.pack import versions
+from offline.evaluation.measure import PLAIN, Decoding, Job, Runner, Sample, measure
+from offline.evaluation.peers.hf_generate import ASSISTED, end_ids, peer_runners, runnable
+from offline.evaluation.summary import ResultRow, summarise
+from offline.loaded_model import Workbench
+from offline.prompts import PromptError, read_prompts
+from offline.records import Strict, log
+from offline.settings import EvaluationSettings, SettingsMistake
+from server.engine import Engine, EngineConfig, Method, Route, RoutingArtifact
+
+ROUTED = ("fixed", "mixed", "random", "knn", "cascade")
+UNLABELLED = "all"
+
+
+class Evaluation(Strict):
+    """The JSON object, `knnssd-evaluate/1`."""
+
+    format: str = "knnssd-evaluate/1"
+    model: str
+    device: str
+    dtype: str
+    seed: int
+    temperature: float
+    batch_size: int
+    max_new_tokens: int
+    ignore_eos: bool
+    versions: dict[str, str]
+    routing_accuracy: float | None
+    results: list[ResultRow]
+
+
+def evaluate(settings: EvaluationSettings) -> Evaluation:
+    """Runs the command; raises one of the errors that `main` turns into a line."""
+    needing = [name for name in settings.methods if name in ROUTED]
+    if needing and settings.artifact is None:
+        raise SettingsMistake(
+            f"--artifact: {needing[0]} needs a routing artifact; `knn-ssd-offline calibrate` makes one"
+        )
+    prompts = read_prompts(settings.prompts)
+    artifact = RoutingArtifact.load(settings.artifact) if settings.artifact else None
+    bench = Workbench.open(settings)
+    if artifact is not None and settings.artifact is not None:
+        artifact.check_model(bench.checkpoint.fingerprint, bench.codec.template_hash, settings.artifact)
+    if settings.limit is not None:
+        prompts = prompts.limited(settings.limit, settings.seed)
+    jobs = usable_jobs(bench, [(bench.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)
+    batches = list(batched(stream(jobs, settings.mix_ratio, settings.seed), settings))
+    runners = make_runners(bench, artifact, settings, max(len(job.ids) for job in jobs))
+    for name in [name for name in runners if name in ASSISTED]:
+        if not runnable(name, runners[name], batches[0], log.warning):
+            del runners[name]
+    samples = measure(runners, batches, settings.repeats)
+    inexact = frozenset(ASSISTED) if settings.temperature > 0 else frozenset()
+    return Evaluation(
+        model=settings.model,
+        device=torch.cuda.get_device_name() if bench.checkpoint.device.type == "cuda" else "cpu",
+        dtype=bench.dtype,
+        seed=settings.seed,
+        temperature=settings.temperature,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        ignore_eos=settings.ignore_eos,
+        versions=versions(),
+        routing_accuracy=routing_accuracy(samples, artifact),
+        results=summarise(sorted(samples, key=lambda s: list(runners).index(s.method)), settings.seed, inexact),
+    )
+
+
+def usable_jobs(bench: Workbench, encoded: Sequence[tuple[list[int], str]], settings: EvaluationSettings) -> list[Job]:
+    """A job per prompt that fits the context with its answer; each with a seed of its own."""
+    limit = bench.model.config.max_length - settings.max_new_tokens
+    jobs = [Job(ids, domain, settings.seed + i) for i, (ids, domain) in enumerate(encoded) if len(ids) <= limit]
+    if len(jobs) < len(encoded):
+        log.info("%d prompts of more than %d tokens dropped", len(encoded) - len(jobs), limit)
+    if not jobs:
+        raise PromptError(f"no prompt is within {limit} tokens, the model's context less --max-new-tokens")
+    return jobs
+
+
+def stream(jobs: Sequence[Job], mix_ratio: float, seed: int) -> list[Job]:
+    """The order of the prompts: the next is of another domain with chance `mix_ratio`, else of the same."""
+    waiting: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        waiting[job.domain].append(job)
+    chance = random.Random(seed)
+    current, order = jobs[0].domain, []
+    while waiting:
+        others = [domain for domain in waiting if domain != current]
+        if current not in waiting or (others and chance.random() < mix_ratio):
+            current = chance.choice(others) if mix_ratio else others[0]
+        order.append(waiting[current].pop(0))
+        if not waiting[current]:
+            del waiting[current]
+    return order
+
+
+def batched(order: Sequence[Job], settings: EvaluationSettings) -> Iterator[list[Job]]:
+    """Batches in order; of one domain each, unless domains are mixed on purpose."""
+    for _, group in groupby(order, key=lambda job: None if settings.mix_ratio else job.domain):
+        members = list(group)
+        for first in range(0, len(members), settings.batch_size):
+            yield members[first : first + settings.batch_size]
+
+
+def make_runners(
+    bench: Workbench, artifact: RoutingArtifact | None, settings: EvaluationSettings, longest: int
+) -> dict[str, Runner]:
+    """The runners of the methods, in the order asked for."""
+    config = EngineConfig(max_batch=settings.batch_size, max_length=longest + settings.max_new_tokens)
+
+    def decoding() -> Decoding:
+        # An engine learns what drafts gain, so every method has one of its own.
+        engine = Engine(bench.model, config, artifact)
+        return Decoding(engine, end_ids(bench, settings), settings.max_new_tokens, settings.temperature)
+
+    methods = {PLAIN: Method.PLAIN, "knn": Method.SKIP, "lookup": Method.LOOKUP, "cascade": Method.CASCADE}
+    runners = {name: decoding().runner(method, lambda job: None) for name, method in methods.items()}
+    if artifact is not None:
+        routes = library_routes(artifact, settings)
+        runners |= {name: decoding().runner(Method.SKIP, route_of) for name, route_of in routes.items()}
+    runners |= peer_runners(settings.methods, bench, settings, longest)
+    return {name: runners[name] for name in settings.methods}
+
+
+def library_routes(artifact: RoutingArtifact, settings: EvaluationSettings) -> dict[str, Callable[[Job], Route | None]]:
+    """Baselines that use the artifact's masks without its router."""
+    manifest = artifact.manifest
+    library = {record.name: Route(record.name, record.mask.mask) for record in manifest.domains}
+    fixed = settings.fixed_domain or manifest.domains[0].name
+    if fixed not in library:
+        raise SettingsMistake(f"--fixed-domain: the artifact has no {fixed!r}, only {', '.join(library)}")
+    mixed = Route("mixed", manifest.mixed.mask.mask)
+    return {
+        "fixed": lambda job: library[fixed],
+        "mixed": lambda job: mixed,
+        "random": lambda job: random.Random(job.seed).choice(list(library.values())),
+    }
+
+
+def routing_accuracy(samples: Sequence[Sample], artifact: RoutingArtifact | None) -> float | None:
+    """Share of prompts of the artifact's domains that its router sent there; None where nothing was routed."""
+    known = {record.name for record in artifact.manifest.domains} if artifact else set()
+    right = [
+        sample.answer.route.domain == sample.job.domain
+        for sample in samples
+        if sample.method in ("knn", "cascade") and sample.answer.route is not None and sample.job.domain in known
+    ]
+    return sum(right) / len(right) if right else None

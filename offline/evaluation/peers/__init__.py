@@ -1,0 +1,1 @@
+"""Other programs that are measured in the same run."""

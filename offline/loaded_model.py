@@ -1,0 +1,39 @@
+"""The loaded model with its codec: what every stage works with."""
+
+from dataclasses import dataclass
+
+from offline.prompts import Prompt, PromptError
+from offline.records import digest_of
+from offline.settings import CommandSettings
+from server.engine import ChatError, Checkpoint, Decoder, TextCodec, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Workbench:
+    checkpoint: Checkpoint
+    model: Decoder
+    codec: TextCodec
+
+    @classmethod
+    def open(cls, settings: CommandSettings) -> "Workbench":
+        """Loads the model; raises `CheckpointError` with one sentence where it cannot be."""
+        checkpoint = load_checkpoint(
+            settings.model, settings.torch_dtype, settings.torch_device, settings.trust_remote_code
+        )
+        return cls(checkpoint, Decoder(checkpoint), TextCodec(checkpoint.tokenizer))
+
+    @property
+    def dtype(self) -> str:
+        return str(self.checkpoint.dtype).removeprefix("torch.")
+
+    @property
+    def digest(self) -> str:
+        """What results depend on beside prompts and settings."""
+        device = self.checkpoint.device.type
+        return digest_of(self.checkpoint.fingerprint, self.codec.template_hash, self.dtype, device)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        try:
+            return self.codec.encode_chat([dict(message) for message in prompt.messages])
+        except ChatError as error:
+            raise PromptError(f"prompt {prompt.text[:40]!r}: {error}") from error

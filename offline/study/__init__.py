@@ -1,0 +1,1 @@
+"""Checks of a calibration: its score, its search, its budget."""

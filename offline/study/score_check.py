@@ -1,0 +1,141 @@
+"""Masks decoded for real on held-out prompts: beside their predicted scores, and beside another artifact's masks."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from offline.calibration.collect import Part
+from offline.calibration.report.report import Calibration
+from offline.calibration.scoring.replay import DraftRule, Trace
+from offline.calibration.scoring.score import MaskScorer, score_traces
+from offline.calibration.search.initial_masks import flipped
+from offline.calibration.search.search import MIXED, Searcher
+from offline.evaluation.measure import PLAIN, Decoding, Job, Runner, measure
+from offline.evaluation.summary import Interval, summarise
+from offline.records import StageRecord, digest_of, reused_or_made
+from offline.settings import SettingsMistake, StudySettings
+from server.engine import Engine, EngineConfig, Method, Route, RoutingArtifact, SkipMask
+
+LEAST_SPEEDUP = 0.6
+"""Slower masks are left out: no search dwells on them, and they would make a correlation look easy."""
+MOST_FLIPS = 12
+RIVAL = "rival"
+
+
+class Correlation(StageRecord):
+    """Masks as (predicted, measured) speed-ups on the same held-out prompts, and their rank correlations."""
+
+    points: list[tuple[float, float]]
+    spearman: float
+    spearman_best_half: float
+    """Of the masks above the median prediction, between which a search has to choose."""
+
+
+def correlate(done: Calibration, settings: StudySettings) -> Correlation:
+    verdicts = done.verdicts
+    digest = digest_of(verdicts.digest, settings.masks, settings.measure_prompts, settings.repeats)
+
+    def make() -> Correlation:
+        count = max(settings.measure_prompts, 1)
+        scorers = [MaskScorer(done.bench.model, texts.heldout[:count]) for texts in done.texts.values()]
+        predicted = spread_masks(done, scorers, settings)
+        jobs = heldout_jobs(done, count)
+        engine = drafting_engine(done, jobs, settings, verdicts.rule)
+        decoding = Decoding(engine, done.bench.checkpoint.eos_ids, settings.continuation_tokens)
+        routes = {f"mask-{i}": Route(MIXED, mask) for i, mask in enumerate(predicted)}
+        runners = {name: decoding.runner(Method.SKIP, always(route)) for name, route in routes.items()}
+        runners[PLAIN] = decoding.runner(Method.PLAIN, lambda job: Route(MIXED, SkipMask()))
+        rates = pooled_rates(runners, jobs, settings.repeats)
+        points = [(score, rates[f"mask-{i}"] / rates[PLAIN]) for i, score in enumerate(predicted.values())]
+        best_half = sorted(points)[len(points) // 2 :]
+        return Correlation(
+            digest=digest, points=points, spearman=spearman(points), spearman_best_half=spearman(best_half)
+        )
+
+    return reused_or_made(done.work / "study-correlation.json", Correlation, digest, make)
+
+
+def always(route: Route) -> Callable[[Job], Route]:
+    return lambda job: route
+
+
+def spearman(points: Sequence[tuple[float, float]]) -> float:
+    """Rank correlation; 0 for fewer than three points, or where all are equal."""
+    if len(points) < 3 or any(len(set(values)) == 1 for values in zip(*points, strict=True)):
+        return 0.0
+    return float(spearmanr(*zip(*points, strict=True)).statistic)
+
+
+def spread_masks(done: Calibration, scorers: Sequence[MaskScorer], settings: StudySettings) -> dict[SkipMask, float]:
+    """Masks with their predicted speed-ups, evenly over the ranks of what simple rules and random flips give."""
+    num_layers = done.bench.model.config.num_layers
+    chance, centre = random.Random(settings.seed), done.verdicts.mixed.mask.mask
+    searcher = Searcher(done.bench, done.cost.model, settings, done.work, "")
+    masks = searcher.starting_masks([text for texts in done.texts.values() for text in texts.search])
+    for _ in range(2 * settings.masks):
+        count = chance.randint(1, min(MOST_FLIPS, 2 * num_layers))
+        masks.append(flipped(centre, chance.sample(range(2 * num_layers), count), num_layers))
+    scores = {}
+    for mask in tqdm(dict.fromkeys(masks), "predictions", delay=2, leave=False):
+        traces: list[Trace] = [trace for scorer in scorers for trace in scorer.traces(mask)]
+        score = score_traces(traces, mask, done.verdicts.rule, done.cost.model).speedup
+        if not mask.is_empty and score >= LEAST_SPEEDUP:
+            scores[mask] = score
+    ranked = sorted(scores, key=lambda mask: scores[mask])
+    places = np.linspace(0, len(ranked) - 1, settings.masks).round().astype(int).tolist() if ranked else []
+    return {ranked[place]: scores[ranked[place]] for place in places}
+
+
+def heldout_jobs(done: Calibration, count: int) -> list[Job]:
+    """The first held-out prompts of each domain."""
+    domains = done.collection.domains.items()
+    prompts = [(ids, name) for name, domain in domains for ids in domain.ids(Part.HELDOUT)[:count]]
+    return [Job(ids, name, seed) for seed, (ids, name) in enumerate(prompts)]
+
+
+def drafting_engine(done: Calibration, jobs: Sequence[Job], settings: StudySettings, rule: DraftRule) -> Engine:
+    """An engine that drafts at every step."""
+    room = max(len(job.ids) for job in jobs) + settings.continuation_tokens
+    config = EngineConfig(
+        1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
+    )
+    return Engine(done.bench.model, config)
+
+
+def pooled_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: int) -> dict[str, float]:
+    """Tokens per second over all prompts, of each prompt the fastest turn: what else runs only ever adds time."""
+    fastest: dict[tuple[str, int], tuple[float, int]] = {}
+    for sample in measure(runners, [[job] for job in jobs], repeats):
+        key, found = (sample.method, sample.job.seed), (sample.seconds, len(sample.answer.ids))
+        fastest[key] = min(fastest.get(key, found), found)
+    totals = {name: [fastest[name, job.seed] for job in jobs] for name in runners}
+    return {name: sum(n for _, n in found) / sum(s for s, _ in found) for name, found in totals.items()}
+
+
+def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> dict[str, Interval]:
+    """Decodes held-out prompts with this artifact's masks and with another's, in turn."""
+    rival = RoutingArtifact.load(folder)
+    rival.check_model(done.bench.checkpoint.fingerprint, done.bench.codec.template_hash, folder)
+    manifest = rival.manifest
+    theirs = {record.name: record.mask.mask for record in manifest.domains}
+    missing = [name for name in done.texts if name not in theirs]
+    if missing:
+        raise SettingsMistake(f"--rival: {folder} has no domain {missing[0]!r}, only {', '.join(theirs)}")
+    ours = {verdict.name: verdict.mask.mask for verdict in done.verdicts.domains}
+    jobs = heldout_jobs(done, max(settings.measure_prompts, 1))
+
+    def runner(masks: Mapping[str, SkipMask], rule: DraftRule) -> Runner:
+        decoding = Decoding(
+            drafting_engine(done, jobs, settings, rule), done.bench.checkpoint.eos_ids, settings.continuation_tokens
+        )
+        return decoding.runner(Method.SKIP, lambda job: Route(job.domain, masks[job.domain]))
+
+    their_rule = DraftRule(max_draft=manifest.max_draft, confidence=manifest.confidence)
+    # Ratios are taken to what is called plain: here, this artifact.
+    runners = {PLAIN: runner(ours, done.verdicts.rule), RIVAL: runner(theirs, their_rule)}
+    rows = summarise(measure(runners, [[job] for job in jobs], settings.repeats), settings.seed)
+    return {row.domain: row.speedup for row in rows if row.method == RIVAL}

@@ -1,0 +1,68 @@
+"""Strategies of mask search side by side: the same texts, starting masks and budget, several seeds."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from tqdm import tqdm
+
+from offline.calibration.report.report import Calibration
+from offline.calibration.scoring.score import Score
+from offline.calibration.search.search import Searcher
+from offline.calibration.search.strategies import STRATEGIES, explore
+from offline.calibration.search.trials import Trials
+from offline.records import StageRecord, Strict, digest_of, folder_name, reused_or_made
+from offline.settings import StudySettings
+from server.engine import SkipMask
+
+
+class StrategyRuns(Strict):
+    """The curve of each seed, and the mean seconds of a run after the starting masks."""
+
+    curves: list[list[float]]
+    seconds: float
+
+
+class DomainStrategies(StageRecord):
+    strategies: dict[str, StrategyRuns]
+
+
+def compare_strategies(done: Calibration, name: str, settings: StudySettings) -> DomainStrategies:
+    """Every strategy from the same starting masks with the same budget and several seeds, on a domain's texts."""
+    texts, rule = done.texts[name], done.found[name].rule
+    folder = done.work / folder_name(name)
+    digest = digest_of(done.found[name].digest, settings.seeds)
+
+    def make() -> DomainStrategies:
+        searcher = Searcher(done.bench, done.cost.model, settings, folder, digest)
+        starts = searcher.starting_masks(texts.search)
+        found = {}
+        for strategy in tqdm(STRATEGIES, f"strategies for {name}", leave=False):
+            # Scores are remembered, so each strategy gets an objective of its own, which knows the starts only.
+            objective = searcher.objective([texts.search], rule)
+            for mask in starts:
+                objective(mask)
+            started = time.perf_counter()
+            runs = [one_curve(searcher, strategy, starts, objective, settings.seed + i) for i in range(settings.seeds)]
+            found[strategy] = StrategyRuns(curves=runs, seconds=(time.perf_counter() - started) / settings.seeds)
+        return DomainStrategies(digest=digest, strategies=found)
+
+    return reused_or_made(folder / "study-strategies.json", DomainStrategies, digest, make)
+
+
+def one_curve(
+    searcher: Searcher, strategy: str, starts: Sequence[SkipMask], objective: Callable[[SkipMask], Score], seed: int
+) -> list[float]:
+    """The best score from the last starting mask on, in units of the best of them."""
+    trials = Trials(None, "", objective)
+    for mask in starts:
+        trials.speedup(mask)
+    explore(STRATEGIES[strategy], trials, searcher.num_layers, searcher.settings.budget, seed)
+    curve = trials.curve[len(starts) - 1 :]
+    return [round(value / curve[0], 4) for value in curve]
+
+
+def relative_curves(found: Mapping[str, DomainStrategies], strategy: str) -> list[list[float]]:
+    """A strategy's curves of all domains and seeds, made equally long."""
+    curves = [curve for domain in found.values() for curve in domain.strategies[strategy].curves]
+    longest = max(map(len, curves))
+    return [curve + curve[-1:] * (longest - len(curve)) for curve in curves]

@@ -1,0 +1,121 @@
+"""Pieces of text -> a chat completion or its chunks: messages of content and calls of tools."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from server.api.answers.logprobs import ChatLogprobs
+from server.api.answers.models import (
+    Answer,
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChunkChoice,
+    Delta,
+)
+from server.api.answers.models import FinishReason as ChoiceEnd
+from server.api.answers.tool_calls import CalledFunction, FunctionDelta, ToolCall, ToolCallDelta
+from server.api.answers.tool_parser import CallReader, Part
+from server.api.answers.transcript import ChoicesTranscript
+from server.engine import Vocabulary
+from server.generation import Piece, ShownToken
+
+
+class MessageBuilder:
+    """Adds up the parts of one choice."""
+
+    def __init__(self) -> None:
+        self.content = ""
+        self.calls: list[ToolCall] = []
+
+    def add(self, part: Part) -> None:
+        if part.call is None:
+            self.content += part.text
+        elif part.name is not None and part.id is not None:
+            self.calls.append(ToolCall(id=part.id, function=CalledFunction(name=part.name, arguments=part.text)))
+        else:
+            self.calls[part.call].function.arguments += part.text
+
+    @property
+    def message(self) -> AssistantMessage:
+        """Without any text beside its calls, the content is null."""
+        content = None if self.calls and not self.content else self.content
+        return AssistantMessage(content=content, tool_calls=self.calls or None)
+
+
+def delta_of(part: Part) -> Delta:
+    if part.call is None:
+        return Delta(content=part.text)
+    function = FunctionDelta(name=part.name, arguments=part.text)
+    kind = None if part.id is None else "function"
+    return Delta(tool_calls=[ToolCallDelta(index=part.call, id=part.id, type=kind, function=function)])
+
+
+class ChatTranscript(ChoicesTranscript):
+    """POST /v1/chat/completions; where tools are offered, a reader for each choice finds the calls in its text."""
+
+    id_prefix = "chatcmpl-"
+
+    def __init__(
+        self,
+        head: dict[str, Any],
+        prompt_tokens: int,
+        num_choices: int,
+        vocabulary: Vocabulary | None,
+        new_reader: Callable[[], CallReader] | None = None,
+    ) -> None:
+        super().__init__(head, prompt_tokens, num_choices, vocabulary)
+        self.readers = [new_reader() for _ in range(num_choices)] if new_reader else []
+        self.messages = [MessageBuilder() for _ in range(num_choices)]
+        self.new_parts: list[Part] = []
+
+    def take(self, piece: Piece) -> None:
+        super().take(piece)
+        self.new_parts = [Part(piece.text)] if piece.text else []
+        if self.readers:
+            reader = self.readers[piece.index]
+            self.new_parts = reader.push(piece.text) + (reader.flush() if piece.outcome else [])
+        for part in self.new_parts:
+            self.messages[piece.index].add(part)
+
+    def finish_reason(self, index: int) -> ChoiceEnd | None:
+        """A stop string can cut a call short; such a one is not to be made."""
+        reason = super().finish_reason(index)
+        has_calls = self.messages[index].calls and not self.readers[index].is_inside
+        return "tool_calls" if reason == "stop" and has_calls else reason
+
+    def chunks(self, piece: Piece) -> list[Answer]:
+        index = piece.index
+        deltas = [delta_of(part) for part in self.new_parts]
+        if piece.tokens and not deltas:
+            deltas = [Delta() if self.readers else Delta(content="")]
+        choices = [ChunkChoice(index=index, delta=delta) for delta in deltas]
+        if piece.tokens:
+            choices[0].logprobs = self.logprobs(piece.tokens)
+        if index not in self.begun and (choices or piece.outcome or not self.readers):
+            self.begun.add(index)
+            choices.insert(0, ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+        if piece.outcome:
+            choices.append(ChunkChoice(index=index, delta=Delta(), finish_reason=self.finish_reason(index)))
+        return [self.chunk([choice]) for choice in choices]
+
+    def chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:
+        return ChatCompletionChunk(**self.head, choices=choices)
+
+    def empty_chunk(self) -> Answer:
+        return self.chunk([])
+
+    def whole(self) -> Answer:
+        choices = [
+            ChatChoice(
+                index=i,
+                message=message.message,
+                logprobs=self.logprobs(self.tokens[i]),
+                finish_reason=self.finish_reason(i) or "stop",
+            )
+            for i, message in enumerate(self.messages)
+        ]
+        return self.seal(ChatCompletion(**self.head, choices=choices))
+
+    def logprobs(self, tokens: Sequence[ShownToken]) -> ChatLogprobs | None:
+        return ChatLogprobs.of(tokens, self.vocabulary) if self.vocabulary else None

@@ -1,0 +1,202 @@
+"""OpenAI's answers: whole ones, chunks of a stream, usage; and this server's `metrics` beside them.
+
+Usage follows OpenAI's names, `metrics` follows vLLM's per-request metrics with the domain added.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
+
+from server.api.answers.logprobs import ChatLogprobs, TextLogprobs
+from server.api.answers.tool_calls import Sparse, ToolCall, ToolCallDelta
+from server.generation import Outcome
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class CompletionTokensDetails(BaseModel):
+    """Accepted and rejected are drafted tokens; OpenAI counts its predicted outputs under these names."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+    @classmethod
+    def of(cls, prompt_tokens: int, outcomes: list[Outcome]) -> Self:
+        """Usage of a request: its prompts counted once, its choices added up."""
+        completion_tokens = sum(outcome.completion_tokens for outcome in outcomes)
+        accepted = sum(outcome.stats.num_accepted for outcome in outcomes)
+        drafted = sum(outcome.stats.num_drafted for outcome in outcomes)
+        return cls(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(),
+            completion_tokens_details=CompletionTokensDetails(
+                accepted_prediction_tokens=accepted, rejected_prediction_tokens=drafted - accepted
+            ),
+        )
+
+
+class SpeculativeDecoding(BaseModel):
+    """What drafting did for one answer; rates are null where nothing was drafted.
+
+    `acceptance_histogram[i]` counts the verifications of a draft that accepted i tokens.
+    """
+
+    domain: str
+    similarity: float | None
+    method: str
+    mean_acceptance_length: float | None
+    draft_acceptance_rate: float | None
+    acceptance_histogram: list[int]
+    num_spec_steps: int
+    num_accepted_draft_tokens: int
+    num_draft_tokens: int
+    num_spec_tokens: int
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Self:
+        stats = outcome.stats
+        histogram = [stats.accepted_per_step[i] for i in range(outcome.longest_draft + 1)]
+        return cls(
+            domain=outcome.route.domain,
+            similarity=outcome.route.similarity,
+            method=outcome.method.value,
+            mean_acceptance_length=stats.mean_accepted_length,
+            draft_acceptance_rate=stats.acceptance,
+            acceptance_histogram=histogram,
+            num_spec_steps=stats.num_drafts,
+            num_accepted_draft_tokens=stats.num_accepted,
+            num_draft_tokens=stats.num_drafted,
+            num_spec_tokens=outcome.longest_draft,
+        )
+
+
+class RequestMetrics(BaseModel):
+    """Times of one answer, each after the one before: queue, prompt to first token, first to last token.
+
+    Rates are over the tokens after the first; null where there is only one.
+    """
+
+    queue_time_ms: float
+    time_to_first_token_ms: float
+    generation_time_ms: float
+    mean_itl_ms: float | None
+    tokens_per_second: float | None
+    speculative_decoding: SpeculativeDecoding
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Self:
+        seconds, num_further = outcome.decode_seconds, outcome.completion_tokens - 1
+        has_rate = num_further > 0 and seconds > 0
+        return cls(
+            queue_time_ms=outcome.queue_seconds * 1000,
+            time_to_first_token_ms=outcome.prefill_seconds * 1000,
+            generation_time_ms=seconds * 1000,
+            mean_itl_ms=seconds * 1000 / num_further if has_rate else None,
+            tokens_per_second=num_further / seconds if has_rate else None,
+            speculative_decoding=SpeculativeDecoding.of(outcome),
+        )
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+
+    @model_serializer(mode="wrap")
+    def without_calls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """OpenAI leaves the calls out where there are none."""
+        fields: dict[str, Any] = serialize(self)
+        return fields if self.tool_calls else {name: fields[name] for name in fields if name != "tool_calls"}
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: FinishReason | None
+
+
+class Delta(Sparse):
+    """What a chunk adds to a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Answer(BaseModel):
+    """What all answers and chunks share; `metrics` is null for more than one choice."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: Sequence[BaseModel]
+    usage: Usage | None = None
+    metrics: RequestMetrics | None = None
+
+
+class ChatCompletion(Answer):
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+
+class ChatCompletionChunk(Answer):
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChunkChoice]
+
+
+class TextCompletion(Answer):
+    """A whole text completion, and also a chunk of one."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[TextChoice]
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "knn-ssd-server"
+    max_model_len: int
+    domains: list[str]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

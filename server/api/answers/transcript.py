@@ -1,0 +1,142 @@
+"""Pieces of text -> OpenAI's chunks as server-sent events, or folded into one answer.
+
+Both kinds read the same iterator; `reply.py` sends either.
+"""
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, ClassVar, cast
+
+from pydantic import BaseModel
+
+from server.api.answers.logprobs import TextLogprobs
+from server.api.answers.models import (
+    Answer,
+    RequestMetrics,
+    TextChoice,
+    TextCompletion,
+    Usage,
+)
+from server.api.answers.models import FinishReason as ChoiceEnd
+from server.api.errors import ApiError, BadRequestError
+from server.engine import FinishReason, Vocabulary
+from server.generation import Outcome, Piece, ShownToken
+
+DONE = "data: [DONE]\n\n"
+
+
+class Transcript(ABC):
+    """One answer in the making: its text so far, and how each of its choices ended."""
+
+    id_prefix: ClassVar[str]
+
+    def __init__(
+        self, head: dict[str, Any], prompt_tokens: int, num_choices: int, vocabulary: Vocabulary | None
+    ) -> None:
+        """`vocabulary` names the tokens where log-probabilities are asked for."""
+        self.head = {"id": f"{self.id_prefix}{uuid.uuid4().hex}", **head}
+        self.prompt_tokens = prompt_tokens
+        self.vocabulary = vocabulary
+        self.texts = [""] * num_choices
+        self.tokens: list[list[ShownToken]] = [[] for _ in range(num_choices)]
+        self.begun: set[int] = set()
+        self.outcomes: dict[int, Outcome] = {}
+
+    @abstractmethod
+    def whole(self) -> BaseModel:
+        """The answer, once every choice has ended."""
+
+    @abstractmethod
+    def frames(self, pieces: AsyncIterator[Piece], includes_usage: bool) -> AsyncIterator[str]:
+        """Server-sent events; none before the first piece, so that until then an error has its own status."""
+
+    def failure(self, error: ApiError) -> str:
+        """What a stream ends with where it cannot go on."""
+        return f"data: {error.body.model_dump_json()}\n\n"
+
+    def take(self, piece: Piece) -> None:
+        self.texts[piece.index] += piece.text
+        self.tokens[piece.index] += piece.tokens
+        if piece.outcome:
+            self.outcomes[piece.index] = piece.outcome
+            if piece.outcome.finish_reason is FinishReason.ERROR:
+                raise BadRequestError("The grammar of the answer grew too complex.", code="grammar_too_complex")
+
+    async def fold(self, pieces: AsyncIterator[Piece]) -> BaseModel:
+        async for piece in pieces:
+            self.take(piece)
+        return self.whole()
+
+    @property
+    def metrics(self) -> RequestMetrics | None:
+        return RequestMetrics.of(self.outcomes[0]) if len(self.texts) == 1 else None
+
+
+Form = Callable[[dict[str, Any], int, int, Vocabulary | None], Transcript]
+"""Begins an answer of one kind, from what `Transcript` begins with."""
+
+
+class ChoicesTranscript(Transcript):
+    """What chats and text completions share: choices, sent as chunks of the same form."""
+
+    @abstractmethod
+    def chunks(self, piece: Piece) -> list[Answer]:
+        """What a stream says about one piece."""
+
+    @abstractmethod
+    def empty_chunk(self) -> Answer: ...
+
+    def finish_reason(self, index: int) -> ChoiceEnd | None:
+        outcome = self.outcomes.get(index)
+        return cast(ChoiceEnd, outcome.finish_reason.value) if outcome else None
+
+    def seal(self, answer: Answer) -> Answer:
+        """Adds what is known at the end only."""
+        usage = Usage.of(self.prompt_tokens, list(self.outcomes.values()))
+        return answer.model_copy(update={"usage": usage, "metrics": self.metrics})
+
+    async def frames(self, pieces: AsyncIterator[Piece], includes_usage: bool) -> AsyncIterator[str]:
+        """The last chunk carries the metrics, and the usage where it was asked for."""
+        hidden = {"metrics"} if includes_usage else {"metrics", "usage"}
+        async for piece in pieces:
+            self.take(piece)
+            chunks = self.chunks(piece)
+            for chunk in chunks[:-1]:
+                yield frame(chunk, hidden)
+            is_end = len(self.outcomes) == len(self.texts) and not includes_usage
+            for last in chunks[-1:]:
+                yield frame(self.seal(last), {"usage"}) if is_end else frame(last, hidden)
+        if includes_usage:
+            yield frame(self.seal(self.empty_chunk()), set())
+        yield DONE
+
+
+class TextTranscript(ChoicesTranscript):
+    """POST /v1/completions"""
+
+    id_prefix = "cmpl-"
+
+    def chunks(self, piece: Piece) -> list[Answer]:
+        logprobs = self.logprobs(piece.tokens) if piece.tokens else None
+        return [self.answer([self.choice(piece.index, piece.text, logprobs)])]
+
+    def empty_chunk(self) -> Answer:
+        return self.answer([])
+
+    def whole(self) -> Answer:
+        choices = [self.choice(i, text, self.logprobs(self.tokens[i])) for i, text in enumerate(self.texts)]
+        return self.seal(self.answer(choices))
+
+    def answer(self, choices: list[TextChoice]) -> TextCompletion:
+        return TextCompletion(**self.head, choices=choices)
+
+    def choice(self, index: int, text: str, logprobs: TextLogprobs | None) -> TextChoice:
+        return TextChoice(index=index, text=text, logprobs=logprobs, finish_reason=self.finish_reason(index))
+
+    def logprobs(self, tokens: Sequence[ShownToken]) -> TextLogprobs | None:
+        return TextLogprobs.of(tokens, self.vocabulary) if self.vocabulary else None
+
+
+def frame(answer: Answer, hidden: set[str]) -> str:
+    return f"data: {answer.model_dump_json(exclude=hidden)}\n\n"

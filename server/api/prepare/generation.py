@@ -1,0 +1,131 @@
+"""A validated body -> what the engine is asked for: sampling, stops, method and route of each choice."""
+
+from dataclasses import replace
+
+from server.api.errors import BadRequestError, NotFoundError
+from server.api.schema.generation import GenerationBody, Speculation
+from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Method, Route, SamplingParams, StopConditions
+from server.generation import Prompt
+from server.served_model import ServedModel
+
+GREEDY_BELOW = 1e-4
+"""Smaller temperatures would overflow fp32 logits; the distribution is greedy long before."""
+
+
+def check_model(name: str, served: ServedModel) -> None:
+    if name != served.name:
+        message = f"The model '{name}' does not exist; this server has '{served.name}'."
+        raise NotFoundError(message, "model", "model_not_found")
+
+
+def check_body(body: GenerationBody, served: ServedModel, max_choices: int) -> None:
+    """Refuses what depends on the server rather than on the body alone."""
+    check_model(body.model, served)
+    check_vocabulary([int(token) for token in body.logit_bias or {}], "logit_bias", served.vocabulary_size)
+    check_vocabulary(body.stop_token_ids or [], "stop_token_ids", served.vocabulary_size)
+    if (body.n or 1) > max_choices:
+        message = f"Invalid value for 'n': this server makes at most {max_choices} choices."
+        raise BadRequestError(message, "n", "invalid_value")
+    if body.is_constrained and not served.checkpoint.eos_ids and not body.stop_token_ids:
+        message = "This model has no end token, and JSON and calls of tools need one: give stop_token_ids."
+        raise BadRequestError(message, "stop_token_ids", "missing_required_parameter")
+
+
+def prompts(
+    body: GenerationBody,
+    encoded: list[list[int]],
+    max_tokens: int | None,
+    served: ServedModel,
+    grammar: CompiledGrammar | None = None,
+) -> list[Prompt]:
+    """One prompt for each choice; the choices of one prompt follow each other, with consecutive seeds."""
+    speculation = body.speculation or Speculation()
+    template = GenerationRequest(
+        prompt_ids=[],
+        sampling=sampling(body, served.checkpoint.defaults),
+        stop=stop_conditions(body, max_tokens, served),
+        method=method(speculation, served),
+        route=route(speculation, served),
+        max_draft=speculation.max_draft,
+        num_logprobs=body.num_logprobs,
+        scores_prompt=body.is_echoed and body.num_logprobs is not None,
+        grammar=grammar,
+    )
+    shared = (tuple(body.stops), body.is_echoed, body.operation)
+    return [
+        Prompt(replace(template, prompt_ids=ids, sampling=nth_choice(template.sampling, choice)), *shared)
+        for ids in encoded
+        for choice in range(body.n or 1)
+    ]
+
+
+def stop_conditions(body: GenerationBody, max_tokens: int | None, served: ServedModel) -> StopConditions:
+    min_tokens = body.min_tokens or 0
+    if max_tokens is not None and min_tokens > max_tokens:
+        message = f"Invalid value for 'min_tokens': {min_tokens} is more than the {max_tokens} of max_tokens."
+        raise BadRequestError(message, "min_tokens", "invalid_value")
+    ends = set(body.stop_token_ids or []).union(() if body.ignore_eos else served.checkpoint.eos_ids)
+    limit = served.max_length if max_tokens is None else max_tokens
+    return StopConditions(limit, frozenset(ends), min_tokens)
+
+
+def adjustments(body: GenerationBody) -> Adjustments:
+    return Adjustments(
+        logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+    )
+
+
+def sampling(body: GenerationBody, defaults: dict[str, float | int]) -> SamplingParams:
+    """The body's values, else the checkpoint's own, else OpenAI's."""
+    temperature = defaults.get("temperature", 1.0) if body.temperature is None else body.temperature
+    top_k = int(defaults.get("top_k", 0)) if body.top_k is None else body.top_k
+    return SamplingParams(
+        temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+        top_p=defaults.get("top_p", 1.0) if body.top_p is None else body.top_p,
+        top_k=max(top_k, 0),
+        min_p=body.min_p or 0.0,
+        seed=body.seed,
+        adjustments=adjustments(body),
+    )
+
+
+def nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
+
+
+def method(speculation: Speculation, served: ServedModel) -> Method | None:
+    if speculation.method is None:
+        return None
+    chosen = Method(speculation.method)
+    if not served.can_draft(chosen):
+        message = f"Method '{chosen}' needs a routing artifact, and this server has none."
+        raise BadRequestError(message, "speculation.method", "invalid_value")
+    return chosen
+
+
+def route(speculation: Speculation, served: ServedModel) -> Route | None:
+    if speculation.domain is None:
+        return None
+    chosen = served.route(speculation.domain)
+    if chosen is None:
+        known = ", ".join(served.domains) or "none, for want of a routing artifact"
+        message = f"Unknown domain '{speculation.domain}'; this server has: {known}."
+        raise BadRequestError(message, "speculation.domain", "invalid_value")
+    return chosen
+
+
+def check_ids(encoded: list[list[int]], param: str, vocabulary_size: int) -> None:
+    """Refuses prompts that the model cannot read."""
+    for ids in encoded:
+        if not ids:
+            raise BadRequestError("The prompt has no tokens.", param, "invalid_value")
+        check_vocabulary(ids, param, vocabulary_size)
+
+
+def check_vocabulary(ids: list[int], param: str, vocabulary_size: int) -> None:
+    if ids and max(ids) >= vocabulary_size:
+        message = f"Token {max(ids)} is outside the model's vocabulary of {vocabulary_size}."
+        raise BadRequestError(message, param, "invalid_value")

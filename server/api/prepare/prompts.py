@@ -1,0 +1,44 @@
+"""The prompts of a request, from its body to token ids; tokenising is left to a thread."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.api.errors import BadRequestError
+from server.api.schema.messages import Message
+from server.api.schema.tools import Toolset
+from server.engine import ChatError
+from server.served_model import ServedModel
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Prompts that are still to be tokenised; `field` is what the body calls them."""
+
+    field: str
+    num_prompts: int
+    num_characters: int
+    encode: Callable[[ServedModel], list[list[int]]]
+
+
+def chat_source(messages: Sequence[Message], field: str, tools: Toolset | None = None) -> PromptSource:
+    """Messages as the chat template puts them into one prompt; what it refuses is the field's fault."""
+    turns = [message.for_template for message in messages]
+    offered = [tool.for_template for tool in tools.offered] if tools else []
+    num_characters = sum(len(str(turn)) for turn in (*turns, *offered))
+
+    def encode(served: ServedModel) -> list[list[int]]:
+        try:
+            return [served.codec.encode_chat(turns, offered)]
+        except ChatError as error:
+            raise BadRequestError(str(error), field) from error
+
+    return PromptSource(field, 1, num_characters, encode)
+
+
+def text_source(prompts: Sequence[str | list[int]]) -> PromptSource:
+    """Prompts of a text completion, as text or token ids."""
+
+    def encode(served: ServedModel) -> list[list[int]]:
+        return [served.codec.encode_text(text) if isinstance(text, str) else text for text in prompts]
+
+    return PromptSource("prompt", len(prompts), sum(len(prompt) for prompt in prompts), encode)

@@ -1,0 +1,208 @@
+"""OpenAI's requests as this server honours them: what cannot be honoured is refused by name, never ignored.
+
+Fields that change nothing at a certain value (`best_of: 1`, `verbosity: "medium"`) are accepted at that value.
+"""
+
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from server.api.schema.base import Body, NoEffect, Text, TokenId, refusal, text_or_list
+from server.api.schema.messages import Message
+from server.api.schema.response_format import ResponseFormat
+from server.api.schema.tools import Tool, ToolChoice, Toolset
+from server.api.schema.unsupported import (
+    INSTEAD_IN_COMPLETIONS,
+    NOT_HONOURED_IN_CHAT,
+    NOT_HONOURED_IN_COMPLETIONS,
+)
+from server.engine import MAX_DRAFT
+from server.generation import Operation
+
+
+class StreamOptions(Body):
+    not_honoured: ClassVar[NoEffect] = {"include_obfuscation": (None, False), "continuous_usage_stats": (None, False)}
+    include_usage: bool | None = None
+
+
+class Speculation(Body):
+    """How this request is drafted; an extension. The text is the same whatever is asked for here."""
+
+    method: Literal["plain", "skip", "lookup", "cascade"] | None = None
+    max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)] | None = None
+    domain: str | None = None
+
+
+StopString = Annotated[Text, Field(min_length=1, max_length=1024)]
+Identifier = Annotated[Text, Field(max_length=512)] | None
+
+
+BiasedId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
+"""A token id as a key of a JSON object."""
+
+
+class SamplingBody(Body):
+    """What all generating requests share: how tokens are drawn, when they end, who asks."""
+
+    operation: ClassVar[Operation]
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: Annotated[dict[BiasedId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = (
+        None
+    )
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
+    stop: (
+        Annotated[
+            Annotated[StopString, Tag("<text>")] | Annotated[list[StopString], Field(max_length=16), Tag("<list>")],
+            Discriminator(text_or_list),
+        ]
+        | None
+    ) = None
+    stream: bool | None = None
+    speculation: Speculation | None = None
+    user: Identifier = None
+    safety_identifier: Identifier = None
+    metadata: dict[Text, Text] | None = None
+    store: bool | None = None
+
+    @model_validator(mode="after")
+    def check_end(self) -> Self:
+        if self.ignore_eos and self.is_constrained and not self.stop_token_ids:
+            raise refusal("ignore_eos", "A constrained answer ends where its grammar does; give stop_token_ids.")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    @abstractmethod
+    def is_constrained(self) -> bool:
+        """Whether a grammar holds the answer."""
+
+
+class GenerationBody(SamplingBody):
+    """What chat and text completions share."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream_options: StreamOptions | None = None
+    schema_field: ClassVar[str] = "response_format.json_schema.schema"
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def check_stream_options(self) -> Self:
+        if self.stream_options and not self.stream:
+            raise refusal("stream_options", "Only with stream: true.")
+        return self
+
+    @property
+    def toolset(self) -> Toolset | None:
+        """The tools that may be called, where there are any."""
+        return None
+
+    @property
+    def is_constrained(self) -> bool:
+        is_free = self.response_format is None or self.response_format.schema_of_answer is None
+        return self.toolset is not None or not is_free
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most likely tokens to report beside each token; None reports no token at all."""
+        return None
+
+    @property
+    def is_echoed(self) -> bool:
+        return False
+
+    @property
+    def includes_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions"""
+
+    operation = "chat"
+    not_honoured = NOT_HONOURED_IN_CHAT
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_cache_key: Identifier = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def check_limits(self) -> Self:
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise refusal("max_tokens", "It differs from max_completion_tokens, its newer name.")
+        if self.top_logprobs and not self.logprobs:
+            raise refusal("top_logprobs", "Only with logprobs: true.")
+        return self
+
+    @model_validator(mode="after")
+    def check_tools(self) -> Self:
+        Toolset.check(self.tools or [], self.tool_choice)
+        return self
+
+    @property
+    def toolset(self) -> Toolset | None:
+        return Toolset.of(self.tools or [], self.tool_choice, self.parallel_tool_calls is not False)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
+
+
+def text_or_ids(value: Any) -> str:
+    """Tag of the form of a prompt: text or token ids, one or several."""
+    if value and isinstance(value, list) and not isinstance(value[0], str):
+        return "<ids of several>" if isinstance(value[0], list) else "<ids>"
+    return text_or_list(value)
+
+
+TokenIds = list[TokenId]
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions"""
+
+    operation = "text_completion"
+    not_honoured = NOT_HONOURED_IN_COMPLETIONS
+    reasons = INSTEAD_IN_COMPLETIONS
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    prompt: Annotated[
+        Annotated[Text, Tag("<text>")]
+        | Annotated[list[Text], Field(min_length=1, max_length=128), Tag("<list>")]
+        | Annotated[TokenIds, Tag("<ids>")]
+        | Annotated[list[TokenIds], Field(max_length=128), Tag("<ids of several>")],
+        Discriminator(text_or_ids),
+    ]
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt as text or token ids."""
+        is_single = text_or_ids(self.prompt) in ("<text>", "<ids>")
+        return cast("list[str | list[int]]", [self.prompt] if is_single else self.prompt)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def is_echoed(self) -> bool:
+        return bool(self.echo)

@@ -1,0 +1,54 @@
+"""Messages of a chat: who said what, which tools were called, and what they returned."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from server.api.schema.base import Body, Text, missing, refusal, text_or_list
+from server.api.schema.tools import ToolCall
+from server.api.schema.unsupported import NOT_HONOURED_IN_MESSAGES
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Body):
+    not_honoured = NOT_HONOURED_IN_MESSAGES
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: (
+        Annotated[
+            Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], Discriminator(text_or_list)
+        ]
+        | None
+    ) = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_call_id: Annotated[Text, Field(max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def check_role(self) -> Self:
+        """Only calls stand without a text, and only results name their call."""
+        if self.content is None and not self.tool_calls:
+            raise missing("content")
+        if self.tool_calls and self.role != "assistant":
+            raise refusal("tool_calls", "Only messages of the assistant have tool calls.")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise missing("tool_call_id")
+        if self.role != "tool" and self.tool_call_id is not None:
+            raise refusal("tool_call_id", "Only messages of role tool answer a tool call.")
+        return self
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """Chat templates know `system`; OpenAI's newer name for the same role is `developer`."""
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        if self.tool_calls:
+            turn["tool_calls"] = [call.for_template for call in self.tool_calls]
+        return turn if self.tool_call_id is None else turn | {"tool_call_id": self.tool_call_id}

@@ -1,1 +1,0 @@
-"""Tools that a model may call: what requests say of them, and what answers call."""

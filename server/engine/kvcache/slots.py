@@ -1,0 +1,174 @@
+"""Keys and values of all slots, allocated once and written by position; and the token batch that writes them.
+
+Invariant: positions below a sequence's cursor were written by a full pass in every layer. Drafts
+write at or above the cursor, in the layers they keep; verification rewrites the same positions in
+every layer. So a rejection is a cursor that does not move, and stale entries are never read.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from server.engine.config import LANES, DecoderConfig
+
+Row = tuple[int, int, list[int]]
+"""(slot, position of the first token, token ids)"""
+
+
+class KVCache:
+    """Tensors [layers, slots, kv heads, positions, head_dim] of keys and of values.
+
+    The kernels order what one head holds as panels (`place` in `native/decoder.cpp`), so positions
+    are whole panels.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, num_slots: int, max_length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        max_length += -max_length % LANES
+        shape = (config.num_layers, num_slots, config.num_kv_heads, max_length, config.head_dim)
+        self.num_groups = config.num_groups
+        self.num_slots = num_slots
+        self.max_length = max_length
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def clear(self, slot: int) -> None:
+        """Forgets a slot's last user: to torch, hidden keys weigh nothing only as long as they are finite numbers.
+
+        The kernels read no hidden position, so they are spared writing a whole slot for each request.
+        """
+        self.keys[:, slot] = 0
+        self.values[:, slot] = 0
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Gives one slot the first `length` positions of another; whole panels of them, as the kernels' order needs."""
+        end = length + -length % LANES
+        self.keys[:, target, :, :end] = self.keys[:, source, :, :end]
+        self.values[:, target, :, :end] = self.values[:, source, :, :end]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, batch: "TokenBatch") -> None:
+        """Stores keys and values [tokens, kv heads, head_dim] at the batch's slots and positions."""
+        self.keys[layer][batch.slots, :, batch.positions] = keys
+        self.values[layer][batch.slots, :, batch.positions] = values
+
+    def attend(self, layer: int, queries: Tensor, batch: "TokenBatch") -> Tensor:
+        """Attention of queries [tokens, heads, head_dim] over their own slots -> [tokens, heads * head_dim].
+
+        The query heads of one key head are folded into the query length, so that grouped-query
+        attention needs no copies of keys.
+        """
+        keys = self.keys[layer, batch.row_slots, :, : batch.end]
+        values = self.values[layer, batch.row_slots, :, : batch.end]
+        if batch.gather is not None:
+            queries = queries[batch.gather]
+        rows, width, kv_heads = batch.num_rows, batch.width, keys.shape[1]
+        queries = queries.view(rows, width, kv_heads, self.num_groups, -1).permute(0, 2, 3, 1, 4)
+        folded = queries.reshape(rows, kv_heads, self.num_groups * width, -1)
+        mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=batch.mask)
+        mixed = mixed.view(rows, kv_heads, self.num_groups, width, -1).permute(0, 3, 1, 2, 4).flatten(2)
+        return mixed.reshape(rows * width, -1) if batch.gather is None else mixed[batch.is_token]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Flat tokens of one or several rows, and where each of them stands.
+
+    What only torch's attention needs is made when it is first asked for.
+    """
+
+    rows: list[Row]
+    device: torch.device
+    dtype: torch.dtype
+    num_groups: int
+
+    @classmethod
+    def of(cls, rows: list[Row], cache: KVCache) -> "TokenBatch":
+        """The batch of these rows; the caller keeps every row within the cache's length."""
+        return cls(rows, cache.keys.device, cache.keys.dtype, cache.num_groups)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [len(ids) for _, _, ids in self.rows]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def width(self) -> int:
+        return max(self.lengths)
+
+    @cached_property
+    def flat(self) -> tuple[list[int], list[int], list[int]]:
+        """(ids, positions, slots) of all tokens."""
+        ids = [token for _, _, row in self.rows for token in row]
+        positions = [start + i for _, start, row in self.rows for i in range(len(row))]
+        return ids, positions, [slot for slot, _, row in self.rows for _ in row]
+
+    @cached_property
+    def ids(self) -> Tensor:
+        return torch.tensor(self.flat[0], device=self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        return torch.tensor(self.flat[1], device=self.device)
+
+    @cached_property
+    def slots(self) -> Tensor:
+        return torch.tensor(self.flat[2], device=self.device)
+
+    @cached_property
+    def row_slots(self) -> slice | Tensor:
+        return slot_range([slot for slot, _, _ in self.rows], self.device)
+
+    @property
+    def last_rows(self) -> Tensor:
+        """The index of each row's last token."""
+        return torch.tensor(self.lengths, device=self.device).cumsum(0) - 1
+
+    @property
+    def end(self) -> int:
+        return max(start + len(ids) for _, start, ids in self.rows)
+
+    @cached_property
+    def is_token(self) -> Tensor | None:
+        """Which cells of [rows, width] hold a token; None where all do."""
+        if min(self.lengths) == self.width:
+            return None
+        return torch.arange(self.width, device=self.device) < torch.tensor(self.lengths, device=self.device)[:, None]
+
+    @cached_property
+    def gather(self) -> Tensor | None:
+        """The token of each cell of [rows, width], any token where there is none; None where rows are equal."""
+        if self.is_token is None:
+            return None
+        return (self.is_token.flatten().cumsum(0) - 1).clamp(min=0).view(self.is_token.shape)
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """0 where a key's position is at most the query's, -inf elsewhere: [rows, 1, groups * width, end].
+
+        None for a single token, which sees all keys.
+        """
+        if self.num_tokens == 1:
+            return None
+        positions = self.positions.view(self.num_rows, -1) if self.gather is None else self.positions[self.gather]
+        is_hidden = torch.arange(self.end, device=self.device) > positions[..., None]
+        mask = torch.zeros(is_hidden.shape, dtype=self.dtype, device=self.device)
+        mask.masked_fill_(is_hidden, float("-inf"))
+        return mask.repeat(1, self.num_groups, 1)[:, None]
+
+
+def slot_range(slots: list[int], device: torch.device) -> slice | Tensor:
+    """A slice, which reads the cache without copying, where the slots are consecutive."""
+    if slots == list(range(slots[0], slots[0] + len(slots))):
+        return slice(slots[0], slots[0] + len(slots))
+    return torch.tensor(slots, device=device)

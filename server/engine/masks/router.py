@@ -1,0 +1,58 @@
+"""The prompt's hidden vector selects the mask: nearest anchor by centred cosine, through HNSW."""
+
+import hnswlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.engine.masks.artifact import RoutingArtifact
+from server.engine.types import OTHER_DOMAIN, Route
+
+
+def prompt_vector(hidden: Tensor) -> Tensor:
+    """Mean over positions of the hidden states [positions, hidden_size] after the final norm, in fp32."""
+    return hidden.float().mean(0)
+
+
+class Router:
+    """Maps a prompt vector to a `Route`; below the artifact's threshold to the pooled mask.
+
+    The anchors' mean is subtracted before the cosine: raw hidden states share a large common
+    direction, which would hide the distance between domains.
+    """
+
+    def __init__(self, artifact: RoutingArtifact) -> None:
+        manifest = artifact.manifest
+        self.threshold = manifest.similarity_threshold
+        self.centre = artifact.centre.float()
+        self.routes = [Route(domain.name, domain.mask.mask) for domain in manifest.domains]
+        self.mixed = Route(OTHER_DOMAIN, manifest.mixed.mask.mask)
+        self.anchor_domains = manifest.anchor_domains
+        self.index = hnswlib.Index(space="cosine", dim=manifest.hidden_size)
+        self.index.init_index(max_elements=len(self.anchor_domains), random_seed=0)
+        # As wide as the index: the search is exact, and still takes microseconds.
+        self.index.set_ef(len(self.anchor_domains))
+        self.index.add_items((artifact.anchors.float() - self.centre).numpy(), np.arange(len(self.anchor_domains)))
+
+    def route(self, vector: Tensor) -> Route:
+        """The nearest anchor's domain, mask and similarity for a prompt vector [hidden_size]."""
+        labels, distances = self.index.knn_query((vector.cpu() - self.centre).numpy(), k=1)
+        similarity = 1.0 - float(distances[0, 0])
+        chosen = self.routes[self.anchor_domains[int(labels[0, 0])]]
+        if similarity < self.threshold:
+            chosen = self.mixed
+        return Route(chosen.domain, chosen.mask, similarity)
+
+    def named(self, domain: str) -> Route | None:
+        """The route of a domain by name, or None where the artifact has no such domain."""
+        return next((route for route in [*self.routes, self.mixed] if route.domain == domain), None)
+
+    @property
+    def domains(self) -> list[str]:
+        return [route.domain for route in self.routes]
+
+
+def similarities(vectors: Tensor, anchors: Tensor, centre: Tensor) -> Tensor:
+    """Centred cosines [vectors, anchors], the quantity that `Router` thresholds."""
+    normed = torch.nn.functional.normalize
+    return normed(vectors.float() - centre, dim=-1) @ normed(anchors.float() - centre, dim=-1).T

@@ -1,0 +1,96 @@
+"""What is served: one loaded model with its codec, engine and routing artifact under a public name.
+
+`load` runs in the worker's thread. The rest of the server reads a `ServedModel`, it never loads.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from server.engine import (
+    Checkpoint,
+    Decoder,
+    Engine,
+    EngineConfig,
+    GrammarCompiler,
+    Method,
+    Route,
+    RoutingArtifact,
+    TextCodec,
+    load_checkpoint,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from and how it is to be loaded; dtype None keeps the checkpoint's own."""
+
+    model: str
+    name: str
+    artifact: Path | None
+    dtype: torch.dtype | None
+    device: torch.device
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that is ready to serve; `engine` belongs to the worker's thread alone."""
+
+    name: str
+    checkpoint: Checkpoint
+    codec: TextCodec
+    engine: Engine
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        return self.engine.max_length
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.checkpoint.config.vocabulary_size
+
+    @property
+    def domains(self) -> list[str]:
+        """Names that a request may give as its domain; none without a routing artifact."""
+        router = self.engine.router
+        return [*router.domains, router.mixed.domain] if router else []
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(self.codec.vocabulary, self.vocabulary_size, self.checkpoint.eos_ids)
+
+    def route(self, domain: str) -> Route | None:
+        return self.engine.router.named(domain) if self.engine.router else None
+
+    def can_draft(self, method: Method) -> bool:
+        """Skipping layers needs the masks of a routing artifact."""
+        return self.engine.router is not None or method in (Method.PLAIN, Method.LOOKUP)
+
+
+def load(source: Source, config: EngineConfig) -> ServedModel:
+    """Loads and checks everything; raises `CheckpointError` or `ArtifactError` with one clear sentence."""
+    artifact = RoutingArtifact.load(source.artifact) if source.artifact else None
+    checkpoint = load_checkpoint(source.model, source.dtype, source.device, source.trust_remote_code)
+    codec = TextCodec(checkpoint.tokenizer)
+    if artifact and source.artifact:
+        artifact.check_model(checkpoint.fingerprint, codec.template_hash, source.artifact)
+    else:
+        logger.warning(
+            "no routing artifact: %s is served with method %s and no layer is skipped; "
+            "`knn-ssd-offline calibrate` makes an artifact for --artifact",
+            source.name,
+            config.method,
+        )
+    model = Decoder(checkpoint)
+    # The decoder has its own fused copies; together they would take twice the model's memory.
+    checkpoint.weights.clear()
+    return ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))

@@ -1,0 +1,185 @@
+"""Prometheus observers of what the engine and the worker report; the engine itself knows no metric.
+
+PromQL, for a domain or for all:
+  acceptance rate       rate(spec_decode_num_accepted_tokens_total) / rate(spec_decode_num_draft_tokens_total)
+  mean accepted length  1 + rate(spec_decode_num_accepted_tokens_total) / rate(spec_decode_num_drafts_total)
+(each name with the prefix knnssd_ and a range). Label values come from the artifact or from enumerations.
+"""
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from server.engine import OTHER_DOMAIN, UNROUTED, FinishReason, Route, RowStats, StepStats, kernel_build
+from server.generation import Outcome
+from server.served_model import ServedModel
+from server.telemetry.speedup import Speedups
+
+FAST = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+"""Seconds for one token: a few milliseconds on a GPU, tens to hundreds on a CPU."""
+SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+"""Seconds for a prompt or a request."""
+SIMILARITIES = (-0.5, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+
+
+REJECTIONS = ("queue_full", "loading", "draining", "dead")
+"""Why a request is refused before any work."""
+ERRORS = ("timeout", "draining", "dead", "internal")
+"""Why an accepted request ends without its whole answer, through no fault of its own."""
+FALLBACKS = ("out_of_domain", "empty_mask", "no_artifact")
+"""Why a prompt has no mask of its own domain to draft with."""
+
+
+class Metrics:
+    """All metrics of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        # When a series began is of no use here and would nearly double the answer.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self.drafts = self.counter("spec_decode_num_drafts", "Verifications that had a draft", "domain")
+        self.drafted = self.counter("spec_decode_num_draft_tokens", "Drafted tokens", "domain")
+        self.accepted = self.counter("spec_decode_num_accepted_tokens", "Accepted drafted tokens", "domain")
+        self.accepted_at = self.counter("spec_decode_num_accepted_tokens_per_pos", "By place", "domain", "position")
+        self.prompt_tokens = self.counter("prompt_tokens", "Prompt tokens processed")
+        self.generation_tokens = self.counter("generation_tokens", "Tokens generated")
+        self.time_to_first_token = self.histogram("time_to_first_token_seconds", "Arrival to first token", SLOW)
+        self.inter_token = self.histogram("inter_token_latency_seconds", "Time for each further token", FAST)
+        self.latency = self.histogram("e2e_request_latency_seconds", "Arrival to last token", SLOW)
+        self.queue_time = self.histogram("request_queue_time_seconds", "Waiting for a free slot", SLOW)
+        self.finished = self.counter("request_success", "Ended generations", "finished_reason")
+        self.rejections = self.counter("request_rejections", "Requests refused before any work", "reason")
+        self.errors = self.counter("request_errors", "Accepted requests that ended in an error", "reason")
+        self.seconds = {
+            part: self.counter(f"{part}_seconds", f"Time in the engine's {part} phase")
+            for part in ("prefill", "route", "draft", "verify", "decode")
+        }
+        self.similarity = self.histogram("route_similarity", "Cosine to nearest anchor", SIMILARITIES, "domain")
+        self.routes = self.counter("routes", "Routed prompts", "domain")
+        self.fallbacks = self.counter("fallbacks", "Prompts without a domain's own mask", "reason")
+        self.worker_up = self.gauge("worker_up", "1 while the engine's thread lives")
+        self.running = self.gauge("num_requests_running", "Sequences being decoded or prefilled")
+        self.waiting = self.gauge("num_requests_waiting", "Sequences waiting for a slot")
+        self.slots_used = self.gauge("kv_slots_used", "Cache slots in use")
+        self.slots_total = self.gauge("kv_slots_total", "Cache slots")
+        self.build = Info("knnssd_build", "What is installed", registry=self.registry)
+        self.build.info({"version": own_version(), "torch": version("torch"), "kernels": kernel_build()})
+        self.model = Info("knnssd_model", "What is served", registry=self.registry)
+        self.speedups = Speedups()
+        self.registry.register(self.speedups)
+        self.begin_reasons()
+
+    def begin_reasons(self) -> None:
+        self.begin(self.finished, FinishReason)
+        self.begin(self.rejections, REJECTIONS)
+        self.begin(self.errors, ERRORS)
+        self.begin(self.fallbacks, FALLBACKS)
+
+    @staticmethod
+    def begin(metric: Counter | Histogram, values: Iterable[str]) -> None:
+        """Starts series at 0, so that a rate sees their first event."""
+        for value in values:
+            metric.labels(value)
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"knnssd_{name}", text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"knnssd_{name}", text, registry=self.registry)
+
+    def histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"knnssd_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def watch(self, served: ServedModel) -> None:
+        """Reads the engine's load whenever metrics are asked for, so that it is never stale."""
+        engine, checkpoint = served.engine, served.checkpoint
+        described = {"model": served.name, "fingerprint": checkpoint.fingerprint, "method": engine.config.method}
+        runs_on = "kernels" if engine.model.native else "torch"
+        where = {"dtype": str(checkpoint.dtype), "device": str(checkpoint.device), "runs_on": runs_on}
+        self.model.info({**described, **where})
+        domains = served.domains or [UNROUTED.domain]
+        for metric in (self.drafts, self.drafted, self.accepted, self.routes, self.similarity):
+            self.begin(metric, domains)
+        for domain in domains:
+            for position in range(engine.longest_draft):
+                self.accepted_at.labels(domain, str(position))
+        self.running.set_function(lambda: engine.num_running)
+        self.waiting.set_function(lambda: engine.num_waiting)
+        self.slots_used.set_function(lambda: engine.num_running)
+        self.slots_total.set(engine.config.max_batch)
+
+    def observe_step(self, stats: StepStats) -> None:
+        for part, total in self.seconds.items():
+            total.inc(getattr(stats, f"{part}_seconds"))
+        self.prompt_tokens.inc(stats.prefill_tokens)
+        for route in stats.routes:
+            self.observe_route(route)
+        for row in stats.rows:
+            self.observe_row(row)
+        if stats.rows:
+            self.speedups.observe(stats)
+
+    def observe_route(self, route: Route) -> None:
+        self.routes.labels(route.domain).inc()
+        if route.similarity is not None:
+            self.similarity.labels(route.domain).observe(route.similarity)
+        if route.domain == UNROUTED.domain:
+            self.fallbacks.labels("no_artifact").inc()
+        elif route.mask.is_empty:
+            self.fallbacks.labels("empty_mask").inc()
+        elif route.domain == OTHER_DOMAIN and route.similarity is not None:
+            self.fallbacks.labels("out_of_domain").inc()
+
+    def observe_row(self, row: RowStats) -> None:
+        if row.num_drafted:
+            self.drafts.labels(row.domain).inc()
+            self.drafted.labels(row.domain).inc(row.num_drafted)
+            self.accepted.labels(row.domain).inc(row.num_accepted)
+            for position in range(row.num_accepted):
+                self.accepted_at.labels(row.domain, str(position)).inc()
+
+    def observe_first_token(self, seconds: float) -> None:
+        self.generation_tokens.inc()
+        self.time_to_first_token.observe(seconds)
+
+    def observe_further_tokens(self, num_tokens: int, seconds: float) -> None:
+        """Tokens that came together share the time since the ones before."""
+        self.generation_tokens.inc(num_tokens)
+        for _ in range(num_tokens):
+            self.inter_token.observe(seconds / num_tokens)
+
+    def observe_outcome(self, outcome: Outcome, latency: float) -> None:
+        self.finished.labels(outcome.finish_reason.value).inc()
+        self.queue_time.observe(outcome.queue_seconds)
+        self.latency.observe(latency)
+
+    def observe_rejection(self, reason: str) -> None:
+        """`reason` is one of `REJECTIONS`."""
+        self.rejections.labels(reason).inc()
+
+    def observe_error(self, reason: str) -> None:
+        """`reason` is one of `ERRORS`."""
+        self.errors.labels(reason).inc()
+
+    def observe_cancelled(self) -> None:
+        self.finished.labels(FinishReason.CANCELLED.value).inc()
+
+
+def own_version() -> str:
+    """The installed version, or `source` where the packages are run from their folder."""
+    try:
+        return version("knn-ssd-server")
+    except PackageNotFoundError:
+        return "source"

@@ -1,0 +1,116 @@
+"""The CPU kernels: every build agrees with torch, and a row's result does not depend on the other rows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.engine import FULL, Decoder, SkipMask, TokenBatch, load_checkpoint
+from server.engine.model import kernels
+from tests.tiny import CPU, save_random_model, tiny_config
+
+SHAPES = {
+    "grouped": {"num_key_value_heads": 2, "head_dim": 16},
+    "one key head": {"num_key_value_heads": 1, "head_dim": 32},
+    "multi-head with biases": {"num_key_value_heads": 4, "head_dim": 16, "attention_bias": True, "mlp_bias": True},
+    "wide": {"num_key_value_heads": 2, "head_dim": 64, "hidden_size": 96, "intermediate_size": 208},
+}
+BUILDS = [name for name, needed in kernels.BUILDS if needed <= kernels.processor_flags()]
+
+pytestmark = pytest.mark.skipif(kernels.build() is None, reason="no kernels for this processor")
+
+
+def decoders(folder: Path, dtype: torch.dtype) -> tuple[Decoder, Decoder]:
+    """(with kernels, without)."""
+    native = Decoder(load_checkpoint(str(folder), dtype, CPU))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "is_supported", lambda *_: False)
+        return native, Decoder(load_checkpoint(str(folder), dtype, CPU))
+
+
+def error(states: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root mean square of the difference."""
+    return float((states - exact).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("build", BUILDS)
+@torch.inference_mode()
+def test_hidden_states_and_logits_agree_with_torch(
+    build: str, shape: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = next((Path(kernels.__file__).parent / "native").glob(f"{build}.*so"))
+    monkeypatch.setattr(kernels, "build", lambda: path)
+    kernels.library.cache_clear()
+    folder = save_random_model(tmp_path, tiny_config(**SHAPES[shape]))
+    native, plain = decoders(folder, dtype)
+    exact = decoders(folder, torch.float32)[1]
+    assert native.native is not None
+    kernels.library.cache_clear()
+    for mask in (FULL, SkipMask(frozenset({0, 2}), frozenset({1}))):
+        rows = [(0, 0, list(range(7, 30))), (1, 0, [5, 9]), (3, 0, list(range(40, 49)))]
+        states = []
+        for decoder in (native, plain, exact):
+            cache = decoder.new_cache(4, 64)
+            hidden = decoder.forward(TokenBatch.of(rows, cache), cache, mask)
+            # A second pass reads what the first one left in the cache.
+            hidden = decoder.forward(TokenBatch.of([(0, 23, [8, 9, 10]), (3, 9, [11])], cache), cache, mask)
+            states.append((hidden.float(), decoder.logits(hidden)))
+        for mine, other, reference in zip(*states, strict=True):
+            if dtype == torch.float32:
+                torch.testing.assert_close(mine, reference, rtol=2e-4, atol=2e-4)
+            else:
+                assert error(mine, reference) <= 1.2 * error(other, reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_row_gives_the_same_bits_alone_and_among_others(dtype: torch.dtype, tmp_path: Path) -> None:
+    """What makes speculation lossless in bf16: verifying many tokens equals decoding them one by one."""
+    folder = save_random_model(tmp_path, tiny_config(num_key_value_heads=2, head_dim=32, vocab_size=262))
+    model = Decoder(load_checkpoint(str(folder), dtype, CPU))
+    ids = torch.randint(6, 262, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    cache, other = model.new_cache(3, 64), model.new_cache(3, 64)
+    for cached in (cache, other):
+        model.forward(TokenBatch.of([(1, 0, ids[:20]), (2, 0, ids[5:9])], cached), cached)
+    one_by_one = [model.forward(TokenBatch.of([(1, 20 + i, [ids[20 + i]])], cache), cache) for i in range(20)]
+    for width in (2, 3, 5, 7, 13, 20):
+        batch = TokenBatch.of([(1, 20, ids[20 : 20 + width]), (2, 4, ids[:3])], other)
+        together = model.forward(batch, other)
+        assert torch.equal(together[:width], torch.cat(one_by_one[:width]))
+        assert torch.equal(model.logits(together)[:width], torch.cat([model.logits(h) for h in one_by_one[:width]]))
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.05, 0.5])
+@torch.inference_mode()
+def test_a_draft_chain_is_the_greedy_loop(confidence: float, tmp_path: Path) -> None:
+    """Token by token: each row goes on while it is sure, up to its own limit."""
+    model = Decoder(load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU))
+    assert model.native is not None
+    mask, limits = SkipMask(frozenset({1}), frozenset({2})), [5, 0, 2]
+    cache = model.new_cache(3, 64)
+    prompts = [[7, 8, 9], [20, 21], [30, 31, 32, 33]]
+    model.forward(TokenBatch.of([(slot, 0, ids) for slot, ids in enumerate(prompts)], cache), cache)
+    starts = TokenBatch.of([(slot, len(ids), [50 + slot]) for slot, ids in enumerate(prompts)], cache)
+    expected = []
+    for (slot, position, [token]), limit in zip(starts.rows, limits, strict=True):
+        chain: list[int] = []
+        top = 1.0
+        while len(chain) < limit and top >= confidence:
+            batch = TokenBatch.of([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
+            logits = model.logits(model.forward(batch, cache, mask))
+            chain.append(int(logits.argmax()))
+            top = float(logits.softmax(-1).max())
+        expected.append(chain)
+    assert model.native.draft(starts, cache, mask, limits, confidence) == expected
+
+
+@torch.inference_mode()
+def test_greedy_tokens_are_those_of_the_logits(model: Decoder, tmp_path: Path) -> None:
+    native = Decoder(load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU))
+    for decoder in (model, native):
+        cache = decoder.new_cache(1, 64)
+        batch = TokenBatch.of([(0, 0, list(range(6, 40)))], cache)
+        tokens = decoder.greedy(batch, cache)
+        assert tokens == decoder.logits(decoder.forward(batch, cache)).argmax(-1).tolist()

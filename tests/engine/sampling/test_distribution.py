@@ -1,0 +1,124 @@
+"""The processed distribution, and that what is sampled follows it."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import MinPLogitsWarper
+
+from server.engine import (
+    Decoder,
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    Method,
+    Route,
+    SamplingParams,
+    SkipMask,
+    StopConditions,
+    TokenBatch,
+)
+from server.engine.sampling.distribution import Draw, choose, choose_with_confidence, exponential_noise, probabilities
+
+DRAWS = 2000
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.floats(0.1, 3),
+    st.sampled_from([0, 1, 5, 50]),
+    st.floats(0.05, 1),
+    st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_probabilities_equal_transformers_processors(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(seed)) * 3
+    scores = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    if min_p:
+        scores = MinPLogitsWarper(min_p)(None, scores)
+    expected = scores.softmax(-1)
+    actual = probabilities(logits, SamplingParams(temperature, top_p, top_k, min_p))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_noise_depends_on_seed_and_position_alone() -> None:
+    assert torch.equal(exponential_noise(3, 7, 50), exponential_noise(3, 7, 50))
+    assert not torch.equal(exponential_noise(3, 7, 50), exponential_noise(3, 8, 50))
+    assert not torch.equal(exponential_noise(3, 7, 50), exponential_noise(4, 7, 50))
+
+
+def test_greedy_and_sampled_rows_share_a_batch() -> None:
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
+    sampled = SamplingParams(temperature=1.0)
+    draws = [Draw(SamplingParams(), 0, 5), Draw(sampled, 9, 5), Draw(sampled, 9, 6)]
+    together = choose(logits, draws)
+    assert together == [choose(logits[i : i + 1], [draw])[0] for i, draw in enumerate(draws)]
+    assert together[0] == int(logits[0].argmax())
+    tokens, tops = choose_with_confidence(logits, draws)
+    assert tokens == together
+    assert tops == pytest.approx(logits.softmax(-1).max(-1).values.tolist())
+
+
+def test_a_greedy_row_is_the_argmax_in_any_company() -> None:
+    """Logits one rounding step apart have equal probabilities."""
+    low = torch.tensor(0.1)
+    logits = torch.stack((low, torch.nextafter(low, torch.tensor(1.0))))[None]
+    greedy, sampled = Draw(SamplingParams(), 0, 0), Draw(SamplingParams(1.0), 0, 0)
+    assert choose(logits, [greedy]) == choose(logits.repeat(2, 1), [greedy, sampled])[:1] == [1]
+
+
+def test_a_tiny_temperature_is_nearly_greedy() -> None:
+    logits, coldest = torch.tensor([[0.0, 3.0, 1.0]]), SamplingParams(1e-40)
+    assert probabilities(logits, coldest).isfinite().all()
+    assert choose(logits, [Draw(coldest, 0, 0)]) == [1]
+
+
+def second_tokens(model: Decoder, method: Method, mask: SkipMask, prompt: list[int], first: int) -> np.ndarray:
+    """Counts of the second token over many seeds, among texts whose first token is `first`."""
+    engine = Engine(model, EngineConfig(max_batch=64, confidence=0.0, baseline_share=0))
+    sampling = [SamplingParams(1.0, top_k=6, seed=seed) for seed in range(DRAWS)]
+    requests = [
+        GenerationRequest(prompt, s, StopConditions(3), method=method, route=Route("t", mask), max_draft=2)
+        for s in sampling
+    ]
+    counts = np.zeros(model.config.vocabulary_size)
+    for sequence in engine.generate(requests):
+        if sequence.output_ids[0] == first:
+            counts[sequence.output_ids[1]] += 1
+    return counts
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_speculatively_sampled_tokens_follow_the_plain_distribution(
+    model: Decoder, is_broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chi-square test with the power to fail: with a verification that accepts everything it does."""
+    prompt = [1, 4, 70, 80, 90]
+    with torch.inference_mode():
+        engine = Engine(model, EngineConfig(max_batch=1))
+        first = engine.generate([GenerationRequest(prompt, SamplingParams(), StopConditions(1))])[0].output_ids[0]
+        expected = exact_second_distribution(model, [*prompt, first])
+    if is_broken:
+        accept_all = lambda drafted, chosen, stop, room: [*drafted, chosen[-1]][:room]  # noqa: E731
+        monkeypatch.setattr("server.engine.engine.verify", accept_all)
+    counts = second_tokens(model, Method.SKIP, SkipMask(frozenset({0, 2}), frozenset({1})), prompt, first)
+    support = expected > 0
+    outside = counts[~support].sum()
+    shares = expected[support] / expected[support].sum()
+    p_value = 0.0 if outside else chisquare(counts[support], shares * counts.sum()).pvalue
+    assert counts.sum() > 200
+    assert (p_value < 1e-6) if is_broken else (p_value > 1e-3)
+
+
+def exact_second_distribution(model: Decoder, ids: list[int]) -> np.ndarray:
+    cache = model.new_cache(1, 32)
+    logits = model.logits(model.forward(TokenBatch.of([(0, 0, ids)], cache), cache)[-1:])
+    return probabilities(logits, SamplingParams(1.0, top_k=6))[0].double().numpy()

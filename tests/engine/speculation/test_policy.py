@@ -1,0 +1,146 @@
+"""The draft policy: it picks what yields most tokens a second, and forgets nothing it still needs."""
+
+import pytest
+
+from server.engine import GenerationRequest, Method, Route, SamplingParams, SkipMask, StepStats, StopConditions
+from server.engine.sequence import Sequence
+from server.engine.speculation.policy import FIRST_REST, Average, Draft, DraftPolicy, Typical, size_class
+
+MASK = SkipMask(frozenset({1}), frozenset({2}))
+
+
+def sequence(method: Method = Method.CASCADE, number: int = 0, mask: SkipMask = MASK) -> Sequence:
+    request = GenerationRequest([1, 2, 3], SamplingParams(), StopConditions(50))
+    made = Sequence.of(number, request, method, 4, 100)
+    made.route = Route("stories", mask)
+    return made
+
+
+def measured(skip: float, lookup: float, plain: float) -> DraftPolicy:
+    """A policy that knows what steps cost: seconds of each arm."""
+    policy = DraftPolicy()
+    policy.observe_seconds([], 1, StepStats(verify_seconds=plain))
+    policy.observe_seconds([Draft([1], Method.SKIP)], 1, StepStats(draft_seconds=skip - lookup, verify_seconds=lookup))
+    policy.observe_seconds([Draft([1, 2, 3, 4], Method.LOOKUP)], 1, StepStats(verify_seconds=lookup))
+    return policy
+
+
+def learn(policy: DraftPolicy, one: Sequence, arm: Method, accepted: int) -> None:
+    for _ in range(99):
+        policy.observe_gain(arm, one, accepted)
+
+
+@pytest.mark.parametrize(
+    ("method", "num_found", "expected"),
+    [
+        (Method.PLAIN, 4, Method.PLAIN),
+        (Method.SKIP, 4, Method.SKIP),
+        (Method.LOOKUP, 4, Method.LOOKUP),
+        (Method.LOOKUP, 0, Method.PLAIN),
+        (Method.CASCADE, 0, Method.SKIP),
+    ],
+)
+def test_what_is_unknown_is_tried_plain_decoding_first(method: Method, num_found: int, expected: Method) -> None:
+    policy = DraftPolicy()
+    assert policy.choose(sequence(method), num_found, 1) is Method.PLAIN
+    policy.observe_seconds([], 1, StepStats(verify_seconds=1.0))
+    assert policy.choose(sequence(method), num_found, 1) is expected
+
+
+def test_without_a_mask_nothing_is_skipped() -> None:
+    assert DraftPolicy().choose(sequence(Method.CASCADE, mask=SkipMask()), 0, 1) is Method.PLAIN
+
+
+def test_the_better_of_lookup_and_skip_is_chosen_by_gain_and_cost() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence()
+    learn(policy, one, Method.LOOKUP, 1)
+    learn(policy, one, Method.SKIP, 3)
+    assert policy.choose(one, 4, 1) is Method.SKIP
+    learn(policy, one, Method.LOOKUP, 4)
+    assert policy.choose(one, 4, 1) is Method.LOOKUP
+
+
+def test_a_losing_draft_gives_way_to_plain_decoding_and_is_tried_again_now_and_then() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
+    learn(policy, one, Method.SKIP, 0)
+    arms = [policy.choose(one, 0, 1) for _ in range(3 * FIRST_REST + 2)]
+    assert [i for i, arm in enumerate(arms) if arm is Method.SKIP] == [FIRST_REST, 3 * FIRST_REST + 1]
+
+
+def test_sequences_of_a_losing_domain_take_their_trials_in_turn() -> None:
+    policy = measured(skip=1.5, lookup=1.1, plain=1.0)
+    learn(policy, sequence(Method.SKIP), Method.SKIP, 0)
+    arms = [policy.choose(sequence(Method.SKIP, number), 0, 1) for number in range(3 * FIRST_REST + 2)]
+    assert [i for i, arm in enumerate(arms) if arm is Method.SKIP] == [FIRST_REST, 3 * FIRST_REST + 1]
+    learn(policy, sequence(Method.SKIP), Method.SKIP, 3)
+    assert policy.choose(sequence(Method.SKIP, number=99), 0, 1) is Method.SKIP
+
+
+def test_a_gain_under_two_percent_is_not_worth_it() -> None:
+    policy, one = measured(skip=2.0, lookup=1.1, plain=1.0), sequence(Method.SKIP)
+    learn(policy, one, Method.SKIP, 1)
+    assert policy.choose(one, 0, 1) is Method.PLAIN
+
+
+def test_a_new_sequence_starts_from_its_domain_and_costs_belong_to_a_batch_size() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
+    learn(policy, one, Method.SKIP, 0)
+    for _ in range(64):
+        policy.observe_gain(Method.SKIP, one, 0)
+    assert policy.choose(sequence(Method.SKIP, number=1), 0, 1) is Method.PLAIN
+    policy.observe_seconds([], 4, StepStats(verify_seconds=1.0))
+    assert policy.choose(sequence(Method.SKIP, number=2), 0, 4) is Method.SKIP
+
+
+def test_a_finished_sequence_leaves_nothing_behind() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
+    for _ in range(9):
+        policy.gain(Method.SKIP, one).add(0)
+    policy.choose(one, 0, 1)
+    assert policy.rests
+    policy.forget(one)
+    assert not policy.gains
+    assert not policy.rests
+
+
+def test_averages_and_size_classes() -> None:
+    average = Average(4, 1.0)
+    average.add(3.0)
+    assert average.value == 2.0
+    for _ in range(50):
+        average.add(6.0)
+    assert average.value == pytest.approx(6.0, abs=0.01)
+    typical = Typical(3)
+    assert typical.value is None
+    for seconds in (9.0, 1.0, 50.0, 2.0):
+        typical.add(seconds)
+    assert typical.value == 2.0
+    assert [size_class(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
+
+
+def test_looked_up_drafts_of_different_length_have_prices_of_their_own() -> None:
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.LOOKUP)
+    policy.observe_seconds([Draft(list(range(16)), Method.LOOKUP)], 1, StepStats(verify_seconds=9.0))
+    learn(policy, one, Method.LOOKUP, 2)
+    assert policy.choose(one, 4, 1) is Method.LOOKUP
+    assert policy.choose(one, 16, 1) is Method.PLAIN
+
+
+def test_what_a_part_of_a_batch_drafts_is_priced_for_each_that_drafts() -> None:
+    policy, one = DraftPolicy(), sequence(Method.SKIP)
+    policy.observe_seconds([], 8, StepStats(verify_seconds=1.0))
+    half = [Draft([1, 2], Method.SKIP)] * 4
+    policy.observe_seconds(half, 8, StepStats(draft_seconds=0.2, verify_seconds=1.4))
+    learn(policy, one, Method.SKIP, 1)
+    assert policy.choose(one, 0, 8) is Method.PLAIN
+    learn(policy, one, Method.SKIP, 3)
+    assert policy.choose(one, 0, 8) is Method.SKIP
+
+
+def test_few_that_skip_in_a_large_batch_do_not_set_the_price() -> None:
+    policy, one = DraftPolicy(), sequence(Method.SKIP)
+    policy.observe_seconds([], 8, StepStats(verify_seconds=1.0))
+    policy.observe_seconds([Draft([1], Method.SKIP)] * 8, 8, StepStats(verify_seconds=1.2))
+    for _ in range(9):
+        policy.observe_seconds([Draft([1], Method.SKIP)], 8, StepStats(verify_seconds=3.0))
+    assert policy.choose(one, 0, 8) is Method.SKIP

@@ -1,0 +1,118 @@
+"""Verdicts: a domain keeps its own mask only beyond the noise, and domains share masks that do for both."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offline.calibration.scoring.continuations import Text, Texts
+from offline.calibration.scoring.cost import LONGEST_DRAFT, CostModel
+from offline.calibration.scoring.replay import DraftRule, Outcome, Trace
+from offline.calibration.scoring.score import Score
+from offline.calibration.search.search import FIRST_HALF, MIXED, OTHER_SEED, SECOND_HALF, DomainMasks, search_domain
+from offline.calibration.search.verdicts import Judge, Verdict, share
+from offline.evaluation.summary import Interval
+from offline.loaded_model import Workbench
+from offline.settings import CalibrationSettings
+from server.engine import FULL, MaskRecord, SkipMask
+
+COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=1.0, full=[9.0] * (LONGEST_DRAFT + 1))
+RULE = DraftRule(max_draft=2, confidence=0.0)
+MASK = SkipMask(frozenset({1, 2}), frozenset({2}))
+SCORE = Score(speedup=1.2, acceptance=0.7)
+
+
+def verdict(gain: float, low: float, seed_noise: float | None, prompt_noise: float | None) -> Verdict:
+    interval = Interval(median=gain, low=low, high=gain + 0.1)
+    return Verdict(
+        name="a",
+        mask_of="a",
+        mask=MaskRecord.of(MASK),
+        score=SCORE,
+        speedup=interval,
+        acceptance=interval,
+        own=SCORE,
+        mixed=SCORE,
+        gain=interval,
+        seed_noise=seed_noise,
+        prompt_noise=prompt_noise,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "low", "seed_noise", "prompt_noise", "pays"),
+    [
+        (0.1, 0.02, 0.01, 0.05, True),
+        (0.1, 0.02, 0.01, 0.15, False),
+        (0.1, 0.02, 0.15, 0.01, False),
+        (0.1, -0.01, 0.01, 0.01, False),
+        (-0.1, -0.2, 0.0, 0.0, False),
+        (0.1, 0.02, None, None, True),
+    ],
+)
+def test_an_own_mask_pays_beyond_noise_and_scatter(
+    gain: float, low: float, seed_noise: float | None, prompt_noise: float | None, pays: bool
+) -> None:
+    assert verdict(gain, low, seed_noise, prompt_noise).pays == pays
+
+
+def test_an_outcome_is_the_replayed_drafts_over_plain_decoding() -> None:
+    good, bad = Trace([True] * 9, [1.0] * 9), Trace([False] * 9, [1.0] * 9)
+    found = Outcome.of([good, bad], MASK, RULE, COST)
+    draft = COST.draft(MASK) / COST.plain
+    assert found.tokens.tolist() == [9, 9]
+    assert found.seconds[0] == pytest.approx(3 * (2 * draft + 1))
+    assert found.seconds[1] > 9
+    assert found.acceptances(seed=0)[0] == pytest.approx(found.accepted.sum() / found.drafted.sum())
+    assert (found.accepted[1], found.acceptances(seed=0)[1:].min()) == (0, 0)
+    speedups = found.speedups(seed=0)
+    assert speedups[0] == pytest.approx(18 / found.seconds.sum())
+    assert speedups[1:].min() == pytest.approx(9 / found.seconds[1])
+    assert np.array_equal(speedups, found.speedups(seed=0))
+    assert Outcome.of([good, bad], FULL, RULE, COST).speedups(0).tolist() == [1.0] * 1001
+    assert Outcome.of([], MASK, RULE, COST).speedups(0).tolist() == [1.0] * 1001
+    assert Outcome.of([], MASK, RULE, COST).acceptances(0).tolist() == [0.0] * 1001
+
+
+def test_domains_share_a_mask_that_does_for_both() -> None:
+    table = {("a", "a"): 1.5, ("b", "b"): 1.4, ("c", "c"): 1.3}
+    table |= {("b", "a"): 1.39, ("a", "b"): 1.49, ("c", "a"): 1.0, ("a", "c"): 1.5, ("c", "b"): 1.29, ("b", "c"): 1.39}
+    noise = dict.fromkeys("abcd", 0.02)
+    owners = {"a": "a", "b": "b", "c": "c", "d": MIXED}
+
+    def speedup(name: str, by: str) -> float:
+        return table[name, by]
+
+    assert share(owners, noise, speedup) == {"a": "a", "b": "a", "c": "c", "d": MIXED}
+    assert share(owners, dict.fromkeys("abcd", 0.0), speedup) == owners
+
+
+def texts_of(shift: int) -> list[Text]:
+    return [Text(prompt_ids=[5 + shift, 6 + i], output_ids=[(7 * i + j) % 90 for j in range(20)]) for i in range(4)]
+
+
+def test_the_searches_of_a_domain_and_what_is_made_of_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = CalibrationSettings(
+        model=str(tiny_checkpoint), prompts=[Path("p")], out=tmp_path, budget=5, dtype="float32"
+    )
+    bench = Workbench.open(settings)
+    texts = {name: Texts(digest=name, search=texts_of(i), heldout=texts_of(i + 9)) for i, name in enumerate("ab")}
+
+    def search(name: str, folder: Path) -> DomainMasks:
+        groups = [each.search for each in texts.values()] if name == MIXED else [texts[name].search]
+        return search_domain(bench, name, groups, name, COST, settings, folder / name)
+
+    found = {name: search(name, tmp_path) for name in ("a", "b", MIXED)}
+    assert set(found["a"].controls) == {OTHER_SEED, FIRST_HALF, SECOND_HALF}
+    assert not found[MIXED].controls
+    assert found["a"].own == search("a", tmp_path / "again").own
+    verdicts = Judge(bench.model, texts, found, COST, seed=0).verdicts("d")
+    assert np.array(verdicts.cross).shape == (3, 2)
+    assert [each.name for each in verdicts.domains] == ["a", "b"]
+    for column, each in enumerate(verdicts.domains):
+        assert each.own.speedup == verdicts.cross[column][column]
+        assert each.mixed.speedup == verdicts.cross[2][column]
+        assert each.gain.median == pytest.approx(each.own.speedup - each.mixed.speedup)
+        assert each.mask == found[each.mask_of].own.mask
+        assert each.mask_of != each.name or each.pays
+    assert verdicts.num_masks == len({each.mask_of for each in verdicts.domains})

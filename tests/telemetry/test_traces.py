@@ -1,0 +1,195 @@
+"""Spans of ended generations: their names, times and attributes, and that nothing is sent unless asked for."""
+
+import asyncio
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+from pydantic_settings import SettingsError
+
+from server.__main__ import open_traces
+from server.engine import (
+    Checkpoint,
+    FinishReason,
+    GenerationRequest,
+    Method,
+    Route,
+    RoutingArtifact,
+    SamplingParams,
+    SequenceStats,
+    SkipMask,
+    StopConditions,
+)
+from server.generation import Outcome, Prompt
+from server.settings import read_settings
+from server.telemetry.traces import Traces, to_collector
+from tests.api.live import make_worker, serve
+
+ROUTE = Route("sql", SkipMask(frozenset({1})), 0.75)
+OUTCOME = Outcome(
+    FinishReason.STOP, 3, 5, ROUTE, Method.CASCADE, 4, SequenceStats(2, 6, 4), 0.25, 0.5, 1.0, 0.125, 0.25, 0.5
+)
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def traces(exporter: InMemorySpanExporter) -> Iterator[Traces]:
+    traces = Traces("tiny", SimpleSpanProcessor(exporter))
+    yield traces
+    traces.close()
+
+
+def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    return {span.name: span for span in exporter.get_finished_spans()}
+
+
+def seconds(span: ReadableSpan) -> float:
+    assert span.start_time is not None and span.end_time is not None
+    return (span.end_time - span.start_time) / 1e9
+
+
+def test_an_outcome_becomes_a_tree_of_spans(traces: Traces, exporter: InMemorySpanExporter) -> None:
+    traces.observe(OUTCOME, 2.0)
+    spans = by_name(exporter)
+    root = "text_completion tiny"
+    parents = {
+        "queue": root,
+        "prefill": root,
+        "route": "prefill",
+        "decode": root,
+        "draft": "decode",
+        "verify": "decode",
+    }
+    assert spans.keys() == {root, *parents}
+    assert spans[root].parent is None
+    for name, parent in parents.items():
+        above = spans[name].parent
+        assert above is not None and above.span_id == spans[parent].context.span_id
+    lengths = {"queue": 0.25, "prefill": 0.5, "route": 0.125, "decode": 1.0, "draft": 0.25, "verify": 0.5, root: 2.0}
+    assert {name: seconds(span) for name, span in spans.items()} == pytest.approx(lengths, abs=1e-5)
+    assert spans["queue"].end_time == spans["prefill"].start_time
+    assert spans["prefill"].end_time == spans["decode"].start_time == spans["draft"].start_time
+    assert spans["decode"].end_time == spans[root].end_time
+
+
+def test_attributes_follow_the_conventions(traces: Traces, exporter: InMemorySpanExporter) -> None:
+    traces.observe(OUTCOME, 2.0)
+    spans = by_name(exporter)
+    assert dict(spans["text_completion tiny"].attributes or {}) == {
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.provider.name": "knnssd",
+        "gen_ai.request.model": "tiny",
+        "gen_ai.response.model": "tiny",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.usage.input_tokens": 3,
+        "gen_ai.usage.output_tokens": 5,
+        "knnssd.method": "cascade",
+        "knnssd.domain": "sql",
+        "knnssd.draft_tokens": 6,
+        "knnssd.accepted_tokens": 4,
+    }
+    assert dict(spans["route"].attributes or {}) == {"knnssd.domain": "sql", "knnssd.similarity": 0.75}
+
+
+def test_the_worker_tells_of_finished_and_cancelled_generations(
+    checkpoint: Checkpoint, tiny_artifact: RoutingArtifact, traces: Traces, exporter: InMemorySpanExporter
+) -> None:
+    async def main() -> None:
+        worker, engine = make_worker(checkpoint, tiny_artifact)
+        worker.trace = traces.observe
+        worker.start()
+        while worker.unavailable:
+            await asyncio.sleep(0.01)
+        for max_tokens, is_cancelled in ((9, False), (200, True)):
+            ticket = worker.reserve(1, 1, timeout=30)
+            worker.submit(ticket, [Prompt(GenerationRequest([9, 8], SamplingParams(), StopConditions(max_tokens)))])
+            async for _ in worker.pieces(ticket):
+                if is_cancelled:
+                    break
+            worker.release(ticket)
+            while worker.generations or engine.has_work:
+                await asyncio.sleep(0.01)
+        await worker.stop()
+
+    asyncio.run(main())
+    roots = [span.attributes or {} for span in exporter.get_finished_spans() if span.parent is None]
+    assert [root["gen_ai.response.finish_reasons"] for root in roots] == [("length",), ("cancelled",)]
+    assert roots[0]["gen_ai.usage.output_tokens"] == 9
+    spans = exporter.get_finished_spans()
+    of_the_first = {span.name: seconds(span) for span in spans if span.context.trace_id == spans[0].context.trace_id}
+    assert 0 < of_the_first["route"] < of_the_first["prefill"]
+    assert 0 < of_the_first["draft"] + of_the_first["verify"] < of_the_first["decode"]
+
+
+def test_each_endpoint_names_its_operation(
+    checkpoint: Checkpoint, tiny_artifact: RoutingArtifact, traces: Traces, exporter: InMemorySpanExporter
+) -> None:
+    worker, _ = make_worker(checkpoint, tiny_artifact)
+    worker.trace = traces.observe
+    chat = {"messages": [{"role": "user", "content": "tell nobody"}]}
+    text = {"prompt": "tell nobody"}
+    with serve(worker) as url, httpx.Client(base_url=f"{url}/v1", timeout=30) as client:
+        for path, body in (("chat/completions", chat), ("completions", text)):
+            for is_streamed in (False, True):
+                sent = {"model": "tiny", "max_tokens": 5, "n": 2, "stream": is_streamed, "temperature": 0}
+                assert client.post(path, json={**sent, **body}).is_success
+        assert client.post("completions", json={"model": "tiny", "prompt": ""}).status_code == 400
+    roots = [span for span in exporter.get_finished_spans() if span.parent is None]
+    assert [span.name for span in roots] == ["chat tiny"] * 4 + ["text_completion tiny"] * 4
+    assert all(span.kind is SpanKind.SERVER for span in roots)
+    for span in roots:
+        assert span.attributes is not None
+        assert span.attributes["gen_ai.operation.name"] == span.name.split()[0]
+        assert span.attributes["gen_ai.usage.output_tokens"] == 5
+    assert "nobody" not in "".join(span.to_json() for span in exporter.get_finished_spans())
+
+
+def test_spans_reach_a_collector() -> None:
+    received: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        traces = to_collector("tiny", f"http://127.0.0.1:{collector.server_port}/")
+        traces.observe(OUTCOME, 2.0)
+        traces.close()
+        collector.shutdown()
+        thread.join()
+    ((path, content),) = received
+    assert path == "/v1/traces"
+    (resource,) = json.loads(content)["resourceSpans"]
+    assert len(resource["scopeSpans"][0]["spans"]) == 7
+    assert {"key": "service.name", "value": {"stringValue": "knn-ssd-server"}} in resource["resource"]["attributes"]
+
+
+def test_traces_are_off_unless_asked_for() -> None:
+    assert open_traces(read_settings([])) is None
+    with pytest.raises(SettingsError, match="otlp-endpoint"):
+        read_settings(["--otlp-endpoint", "collector:4318"])
+
+
+def test_a_missing_package_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "server.telemetry.traces", None)
+    with pytest.raises(SettingsError, match=r"needs the extra otel: pip install 'knn-ssd-server\[otel\]'"):
+        open_traces(read_settings(["--otlp-endpoint", "http://127.0.0.1:4318"]))
