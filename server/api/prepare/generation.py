@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from server.api.errors import BadRequestError, NotFoundError
 from server.api.schema.generation import GenerationBody, Speculation
-from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Method, Route, SamplingParams, StopConditions
+from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Route, SamplingParams, StopConditions
 from server.generation import Prompt
 from server.served_model import ServedModel
 
@@ -96,10 +96,10 @@ def nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
 
 
-def method(speculation: Speculation, served: ServedModel) -> Method | None:
+def method(speculation: Speculation, served: ServedModel) -> str | None:
     if speculation.method is None:
         return None
-    chosen = Method(speculation.method)
+    chosen = speculation.method
     if not served.can_draft(chosen):
         message = f"Method '{chosen}' needs a routing artifact, and this server has none."
         raise BadRequestError(message, "speculation.method", "invalid_value")

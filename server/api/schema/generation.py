@@ -4,11 +4,12 @@ Fields that change nothing at a certain value (`best_of: 1`, `verbosity: "medium
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic.config import JsonDict
 
-from server.api.schema.base import Body, NoEffect, Text, TokenId, refusal, text_or_list
+from server.api.schema.base import Body, NoEffect, Text, TokenId, invalid, refusal, text_or_list
 from server.api.schema.messages import Message
 from server.api.schema.response_format import ResponseFormat
 from server.api.schema.tools import Tool, ToolChoice, Toolset
@@ -17,7 +18,7 @@ from server.api.schema.unsupported import (
     NOT_HONOURED_IN_CHAT,
     NOT_HONOURED_IN_COMPLETIONS,
 )
-from server.engine import MAX_DRAFT
+from server.engine import MAX_DRAFT, method_named, methods
 from server.generation import Operation
 
 
@@ -26,10 +27,25 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
+def check_method(name: str) -> str:
+    try:
+        return method_named(name).name
+    except ValueError as error:
+        raise invalid("", str(error)) from error
+
+
+def name_methods(schema: JsonDict) -> None:
+    """The registry, as the OpenAPI document lists it."""
+    schema["enum"] = list(methods())
+
+
+MethodName = Annotated[str, AfterValidator(check_method), Field(json_schema_extra=name_methods)]
+
+
 class Speculation(Body):
     """How this request is drafted; an extension. The text is the same whatever is asked for here."""
 
-    method: Literal["plain", "skip", "lookup", "cascade"] | None = None
+    method: MethodName | None = None
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)] | None = None
     domain: str | None = None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from server.engine.sampling.grammar import CompiledGrammar
 
 
-class GrammarWalk:
+class GrammarMatcher:
     """One sequence's way through a grammar; it may end with `stop_ids` wherever the grammar may."""
 
     def __init__(self, grammar: CompiledGrammar, prompt_length: int, stop_ids: frozenset[int]) -> None:

@@ -16,7 +16,6 @@ from server.engine import (
     EngineConfig,
     GenerationRequest,
     KVCache,
-    Method,
     Route,
     SamplingParams,
     SkipMask,
@@ -143,11 +142,11 @@ def test_nothing_at_or_above_a_cursor_is_read(
             max_draft=4,
         )
         for length, method in [
-            (3, Method.SKIP),
-            (17, Method.CASCADE),
-            (33, Method.PLAIN),
-            (8, Method.LOOKUP),
-            (5, Method.SKIP),
+            (3, "skip"),
+            (17, "cascade"),
+            (33, "plain"),
+            (8, "lookup"),
+            (5, "skip"),
         ]
     ]
     config = EngineConfig(max_batch=max_batch, confidence=0.0)
