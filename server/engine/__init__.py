@@ -23,7 +23,7 @@ from server.engine.text.codec import ChatError, TextCodec, TextStream, held_back
 from server.engine.text.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat
 from server.engine.text.vocabulary import TokenText, Vocabulary
 from server.engine.types import (
-    FULL,
+    EMPTY_MASK,
     MAX_DRAFT,
     OTHER_DOMAIN,
     PLAIN,
@@ -42,7 +42,7 @@ from server.engine.types import (
 )
 
 __all__ = [
-    "FULL",
+    "EMPTY_MASK",
     "GENERIC",
     "HERMES",
     "LLAMA",

@@ -2,7 +2,7 @@
 
 Vocabulary of one verification, used everywhere:
   drafted    tokens proposed by the drafter
-  accepted   drafted tokens that equal the full model's own choice, up to the first that does not
+  accepted   drafted tokens that equal the full model's own, up to the first that does not
   corrected  the full model's own token in place of the first rejected one
   bonus      the full model's own token after a draft that was accepted whole
 Every step emits its accepted tokens and then exactly one corrected or bonus token.
@@ -29,7 +29,7 @@ class SkipMask:
         return len(self.attention) + len(self.mlp)
 
 
-FULL = SkipMask()
+EMPTY_MASK = SkipMask()
 
 
 PLAIN = "plain"
@@ -121,7 +121,7 @@ class Route:
 
 
 OTHER_DOMAIN = "other"
-UNROUTED = Route("none", FULL)
+UNROUTED = Route("none", EMPTY_MASK)
 """Route of an engine without a routing artifact: everything runs plainly."""
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from server.engine import (
-    FULL,
+    EMPTY_MASK,
     Decoder,
     Engine,
     EngineConfig,
@@ -34,7 +34,7 @@ class PoisonedDecoder(Decoder):
 
     poison = math.nan
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = FULL) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = EMPTY_MASK) -> Tensor:
         for slot, start, _ in batch.rows:
             cache.keys[:, slot, :, start:] = self.poison
             cache.values[:, slot, :, start:] = self.poison

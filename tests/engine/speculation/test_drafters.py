@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from server.engine import (
-    FULL,
+    EMPTY_MASK,
     Checkpoint,
     Decoder,
     Engine,
@@ -71,7 +71,7 @@ class RecordingDecoder(Decoder):
         super().__init__(checkpoint)
         self.passes: list[tuple[list[int], SkipMask]] = []
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = FULL) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = EMPTY_MASK) -> Tensor:
         self.passes.append(([slot for slot, _, _ in batch.rows], mask))
         return super().forward(batch, cache, mask)
 
@@ -130,7 +130,7 @@ def test_nothing_is_drafted_that_could_not_be_emitted(prefilled: Prefilled, max_
 
 def test_sequences_of_one_mask_are_drafted_as_one_batch(prefilled: Prefilled) -> None:
     engine, decoder, sequences = prefilled(
-        [request(OTHER, FIRST), request(REPEATING, SECOND), request(OTHER, FIRST), request(OTHER, FULL)]
+        [request(OTHER, FIRST), request(REPEATING, SECOND), request(OTHER, FIRST), request(OTHER, EMPTY_MASK)]
     )
     with torch.inference_mode():
         drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences)
