@@ -8,10 +8,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from server.generation import Piece
 
 Event = Piece | Exception
+
+
+class FailureReason(StrEnum):
+    """Why a request is refused, or ends without its whole answer; the values are labels of the metrics."""
+
+    QUEUE_FULL = "queue_full"
+    LOADING = "loading"
+    DRAINING = "draining"
+    DEAD = "dead"
+    TIMEOUT = "timeout"
+    INTERNAL = "internal"
 
 
 class QueueFullError(Exception):

@@ -18,15 +18,15 @@ from server.engine import Emission, FinishReason, StepStats
 from server.generation import Generation, Outcome, Piece, Prompt
 from server.served_model import ServedModel
 from server.telemetry.metrics import Metrics
-from server.tickets import DeadlineError, QueueLimits, Ticket, Tickets
+from server.tickets import DeadlineError, FailureReason, QueueLimits, Ticket, Tickets
 
 logger = logging.getLogger(__name__)
 
 
 class UnavailableError(Exception):
-    """The worker takes no requests; `reason` is loading, draining or dead."""
+    """The worker takes no requests: it is still loading, it is draining, or its thread is dead."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: FailureReason) -> None:
         super().__init__(reason)
         self.reason = reason
 
@@ -49,7 +49,7 @@ class Worker:
         self.metrics = metrics
         self.trace: Observer = trace or (lambda outcome, latency: None)
         self.metrics.worker_up.set_function(lambda: self.is_alive)
-        self.tickets = Tickets(limits, partial(metrics.observe_rejection, "queue_full"))
+        self.tickets = Tickets(limits, partial(metrics.observe_rejection, FailureReason.QUEUE_FULL))
         self.served: ServedModel | None = None
         self.failure: BaseException | None = None
         self.is_draining = False
@@ -75,13 +75,13 @@ class Worker:
         return self.failure is None and self.thread.is_alive()
 
     @property
-    def unavailable(self) -> str | None:
-        """Why no request is taken; None where they are."""
+    def unavailable(self) -> FailureReason | None:
+        """The reason why no request is taken; None while requests are taken."""
         if not self.is_alive:
-            return "dead"
+            return FailureReason.DEAD
         if self.is_draining:
-            return "draining"
-        return "loading" if self.served is None else None
+            return FailureReason.DRAINING
+        return FailureReason.LOADING if self.served is None else None
 
     def check_available(self) -> ServedModel:
         """What is served; raises `UnavailableError` where no request is taken."""
@@ -109,7 +109,7 @@ class Worker:
             async for piece in ticket.pieces():
                 yield piece
         except DeadlineError:
-            self.metrics.observe_error("timeout")
+            self.metrics.observe_error(FailureReason.TIMEOUT)
             raise
         except UnavailableError as error:
             self.metrics.observe_error(error.reason)
@@ -127,7 +127,7 @@ class Worker:
     def abort(self) -> None:
         """Ends every open request with an error."""
         self.drain()
-        self.tickets.fail(UnavailableError("draining"))
+        self.tickets.fail(UnavailableError(FailureReason.DRAINING))
 
     # In the thread.
 
@@ -141,7 +141,7 @@ class Worker:
             self.failure = error
             if self.served is not None:
                 logger.critical("the engine stopped; no further request is served", exc_info=error)
-            self.post(partial(self.tickets.fail, UnavailableError("dead")))
+            self.post(partial(self.tickets.fail, UnavailableError(FailureReason.DEAD)))
 
     def turn(self, served: ServedModel) -> bool:
         """Takes all commands, waiting for one while there is nothing to do; then runs one engine step."""

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from server.engine import ChatError, PromptTooLongError
-from server.tickets import DeadlineError, QueueFullError
+from server.tickets import DeadlineError, FailureReason, QueueFullError
 from server.worker import UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -117,9 +117,9 @@ class RequestTimeoutError(ApiError):
 
 
 UNAVAILABLE = {
-    "loading": "The model is still loading; try again soon.",
-    "draining": "The server is shutting down.",
-    "dead": "The engine has stopped; the server must be restarted.",
+    FailureReason.LOADING: "The model is still loading; try again soon.",
+    FailureReason.DRAINING: "The server is shutting down.",
+    FailureReason.DEAD: "The engine has stopped; the server must be restarted.",
 }
 
 

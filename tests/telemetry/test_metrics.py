@@ -28,6 +28,7 @@ from server.engine.model import kernels
 from server.generation import Outcome
 from server.served_model import ServedModel
 from server.telemetry.metrics import Metrics
+from server.tickets import FailureReason
 
 OUTCOME = Outcome(FinishReason.STOP, 3, 5, UNROUTED, Method.PLAIN, 4, SequenceStats(), 0.25, 0.5, 1.0)
 
@@ -92,7 +93,7 @@ def test_endings_and_refusals() -> None:
     metrics = Metrics()
     metrics.observe_outcome(OUTCOME, 2.0)
     metrics.observe_cancelled()
-    metrics.observe_rejection("queue_full")
+    metrics.observe_rejection(FailureReason.QUEUE_FULL)
     values = samples(metrics)
     assert values["knnssd_request_success_total", ("stop",)] == 1
     assert values["knnssd_request_success_total", ("cancelled",)] == 1
@@ -156,7 +157,7 @@ def test_ten_thousand_requests_add_no_series(checkpoint: Checkpoint, tiny_artifa
 
 def test_registries_are_separate() -> None:
     first, second = Metrics(), Metrics()
-    first.observe_rejection("draining")
+    first.observe_rejection(FailureReason.DRAINING)
     assert samples(second)["knnssd_request_rejections_total", ("draining",)] == 0
 
 
