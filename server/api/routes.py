@@ -27,8 +27,6 @@ from server.api.tokenization import TokenizationApi
 from server.served_model import ServedModel
 from server.worker import Worker
 
-COMPLETION_TOKENS = 16
-"""OpenAI's default length of a text completion; chat answers are bounded by the context only."""
 CHARACTERS_PER_TOKEN = 4
 """A rough measure for a place in the queue, until the prompt is tokenised and counted."""
 
@@ -53,37 +51,33 @@ class Api:
         self.limits = limits
 
     async def chat(self, body: ChatBody) -> Response:
-        max_tokens = body.max_completion_tokens or body.max_tokens
         form: Form = ChatTranscript
         if tools := body.toolset:
             written = self.worker.check_available().codec.tool_format
             form = partial(ChatTranscript, new_reader=partial(CallReader, written, tools.names))
-        return await self.generate(body, chat_source(body.messages, "messages", tools), max_tokens, form)
+        return await self.generate(body, chat_source(body.messages, "messages", tools), form)
 
     async def complete(self, body: CompletionBody) -> Response:
-        max_tokens = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        return await self.generate(body, text_source(body.prompts), max_tokens, TextTranscript)
+        return await self.generate(body, text_source(body.prompts), TextTranscript)
 
     async def respond(self, body: ResponseBody) -> Response:
         chat = body.as_chat
         applied = sampling(chat, self.worker.check_available().checkpoint.defaults)
         form = partial(ResponseTranscript, echo(body, applied))
-        return await self.generate(chat, chat_source(chat.messages, "input"), body.max_output_tokens, form)
+        return await self.generate(chat, chat_source(chat.messages, "input"), form)
 
-    async def generate(
-        self, body: GenerationBody, source: PromptSource, max_tokens: int | None, form: Form
-    ) -> Response:
+    async def generate(self, body: GenerationBody, source: PromptSource, form: Form) -> Response:
         """Takes a place before tokenising, so that a burst of requests costs nothing where it is refused."""
         served = self.worker.check_available()
         check_body(body, served, self.limits.max_choices)
-        num_choices = source.num_prompts * (body.n or 1)
+        num_choices = source.num_prompts * body.choices_per_prompt
         num_tokens = source.num_characters // CHARACTERS_PER_TOKEN
         ticket = self.worker.reserve(num_choices, num_tokens, self.limits.timeout)
         try:
             encoded = await asyncio.to_thread(source.encode, served)
             check_ids(encoded, source.field, served.vocabulary_size)
             grammar = await asyncio.to_thread(compiled, body, served)
-            self.worker.submit(ticket, prompts(body, encoded, max_tokens, served, grammar))
+            self.worker.submit(ticket, prompts(body, encoded, served, grammar))
         except BaseException:
             self.worker.release(ticket)
             raise

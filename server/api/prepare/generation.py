@@ -23,7 +23,7 @@ def check_body(body: GenerationBody, served: ServedModel, max_choices: int) -> N
     check_model(body.model, served)
     check_vocabulary([int(token) for token in body.logit_bias or {}], "logit_bias", served.vocabulary_size)
     check_vocabulary(body.stop_token_ids or [], "stop_token_ids", served.vocabulary_size)
-    if (body.n or 1) > max_choices:
+    if body.choices_per_prompt > max_choices:
         message = f"Invalid value for 'n': this server makes at most {max_choices} choices."
         raise BadRequestError(message, "n", "invalid_value")
     if body.is_constrained and not served.checkpoint.eos_ids and not body.stop_token_ids:
@@ -32,18 +32,14 @@ def check_body(body: GenerationBody, served: ServedModel, max_choices: int) -> N
 
 
 def prompts(
-    body: GenerationBody,
-    encoded: list[list[int]],
-    max_tokens: int | None,
-    served: ServedModel,
-    grammar: CompiledGrammar | None = None,
+    body: GenerationBody, encoded: list[list[int]], served: ServedModel, grammar: CompiledGrammar | None = None
 ) -> list[Prompt]:
     """One prompt for each choice; the choices of one prompt follow each other, with consecutive seeds."""
     speculation = body.speculation or Speculation()
     template = GenerationRequest(
         prompt_ids=[],
         sampling=sampling(body, served.checkpoint.defaults),
-        stop=stop_conditions(body, max_tokens, served),
+        stop=stop_conditions(body, served),
         method=method(speculation, served),
         route=route(speculation, served),
         max_draft=speculation.max_draft,
@@ -55,18 +51,17 @@ def prompts(
     return [
         Prompt(replace(template, prompt_ids=ids, sampling=nth_choice(template.sampling, choice)), *shared)
         for ids in encoded
-        for choice in range(body.n or 1)
+        for choice in range(body.choices_per_prompt)
     ]
 
 
-def stop_conditions(body: GenerationBody, max_tokens: int | None, served: ServedModel) -> StopConditions:
-    min_tokens = body.min_tokens or 0
-    if max_tokens is not None and min_tokens > max_tokens:
-        message = f"Invalid value for 'min_tokens': {min_tokens} is more than the {max_tokens} of max_tokens."
+def stop_conditions(body: GenerationBody, served: ServedModel) -> StopConditions:
+    min_tokens, limit = body.min_tokens or 0, body.token_limit
+    if limit is not None and min_tokens > limit:
+        message = f"Invalid value for 'min_tokens': {min_tokens} is more than the {limit} of max_tokens."
         raise BadRequestError(message, "min_tokens", "invalid_value")
     ends = set(body.stop_token_ids or []).union(() if body.ignore_eos else served.checkpoint.eos_ids)
-    limit = served.max_length if max_tokens is None else max_tokens
-    return StopConditions(limit, frozenset(ends), min_tokens)
+    return StopConditions(served.max_length if limit is None else limit, frozenset(ends), min_tokens)
 
 
 def adjustments(body: GenerationBody) -> Adjustments:
@@ -99,22 +94,22 @@ def nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
 def method(speculation: Speculation, served: ServedModel) -> Method | None:
     if speculation.method is None:
         return None
-    chosen = Method(speculation.method)
-    if not served.can_draft(chosen):
-        message = f"Method '{chosen}' needs a routing artifact, and this server has none."
+    asked = Method(speculation.method)
+    if not served.can_draft(asked):
+        message = f"Method '{asked}' needs a routing artifact, and this server has none."
         raise BadRequestError(message, "speculation.method", "invalid_value")
-    return chosen
+    return asked
 
 
 def route(speculation: Speculation, served: ServedModel) -> Route | None:
     if speculation.domain is None:
         return None
-    chosen = served.route(speculation.domain)
-    if chosen is None:
+    found = served.route(speculation.domain)
+    if found is None:
         known = ", ".join(served.domains) or "none, for want of a routing artifact"
         message = f"Unknown domain '{speculation.domain}'; this server has: {known}."
         raise BadRequestError(message, "speculation.domain", "invalid_value")
-    return chosen
+    return found
 
 
 def check_ids(encoded: list[list[int]], param: str, vocabulary_size: int) -> None:

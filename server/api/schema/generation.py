@@ -34,6 +34,9 @@ class Speculation(Body):
     domain: str | None = None
 
 
+COMPLETION_TOKENS = 16
+"""OpenAI's default length of a text completion; chats go on to the end of the context."""
+
 StopString = Annotated[Text, Field(min_length=1, max_length=1024)]
 Identifier = Annotated[Text, Field(max_length=512)] | None
 
@@ -107,8 +110,17 @@ class GenerationBody(SamplingBody):
         return self
 
     @property
+    @abstractmethod
+    def token_limit(self) -> int | None:
+        """Most tokens that the answer may have; None where it may go on to the end of the context."""
+
+    @property
+    def choices_per_prompt(self) -> int:
+        return self.n or 1
+
+    @property
     def toolset(self) -> Toolset | None:
-        """The tools that may be called, where there are any."""
+        """The tools that may be called; None where there are none."""
         return None
 
     @property
@@ -158,6 +170,10 @@ class ChatBody(GenerationBody):
         return self
 
     @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
     def toolset(self) -> Toolset | None:
         return Toolset.of(self.tools or [], self.tool_choice, self.parallel_tool_calls is not False)
 
@@ -198,6 +214,11 @@ class CompletionBody(GenerationBody):
         """Each prompt as text or token ids."""
         is_single = text_or_ids(self.prompt) in ("<text>", "<ids>")
         return cast("list[str | list[int]]", [self.prompt] if is_single else self.prompt)
+
+    @property
+    def token_limit(self) -> int:
+        """Zero where only the prompt's own log-probabilities are asked for."""
+        return COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
