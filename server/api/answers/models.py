@@ -10,6 +10,7 @@ from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from server.api.answers.logprobs import ChatLogprobs, TextLogprobs
 from server.api.answers.tool_calls import Sparse, ToolCall, ToolCallDelta
+from server.engine import FinishReason
 from server.generation import Outcome
 
 
@@ -113,7 +114,10 @@ class RequestMetrics(BaseModel):
         )
 
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+ChoiceEnd = Literal["stop", "length", "tool_calls"]
+"""OpenAI's `finish_reason` of a choice."""
+CHOICE_ENDS: dict[FinishReason, ChoiceEnd] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+"""How the engine's endings are told; of the others, one is an error and one is that nobody listens any more."""
 
 
 class AssistantMessage(BaseModel):
@@ -133,14 +137,14 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason
+    finish_reason: ChoiceEnd
 
 
 class TextChoice(BaseModel):
     index: int
     text: str
     logprobs: TextLogprobs | None = None
-    finish_reason: FinishReason | None
+    finish_reason: ChoiceEnd | None
 
 
 class Delta(Sparse):
@@ -155,7 +159,7 @@ class ChunkChoice(BaseModel):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChoiceEnd | None = None
 
 
 class Answer(BaseModel):

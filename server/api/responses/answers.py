@@ -102,8 +102,8 @@ def format_of(body: ResponseBody) -> dict[str, Any]:
     return asked.model_dump(by_alias=True) if asked else {"type": "text"}
 
 
-def echo(body: ResponseBody, sampling: SamplingParams) -> dict[str, Any]:
-    """The fields of an answer that repeat its request; temperature and top_p as they were applied."""
+def repeated_fields(body: ResponseBody, sampling: SamplingParams) -> dict[str, Any]:
+    """Fields of the request that its answer repeats; temperature and top_p are those applied, defaults included."""
     return {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
