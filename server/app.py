@@ -18,7 +18,7 @@ from server.worker import Worker
 
 @dataclass(frozen=True)
 class AppConfig:
-    """What the HTTP side allows; times in seconds."""
+    """Keys, origins and limits of the HTTP side; `request_timeout` is in seconds."""
 
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What is served: one loaded model with its codec, engine and routing artifact under a public name.
+"""A loaded model under the name that requests use, with its codec, engine and routing artifact.
 
 `load` runs in the worker's thread. The rest of the server reads a `ServedModel`, it never loads.
 """
@@ -72,7 +72,7 @@ class ServedModel:
         return self.engine.router.named(domain) if self.engine.router else None
 
     def can_draft(self, method: Method) -> bool:
-        """Skipping layers needs the masks of a routing artifact."""
+        """Whether the method can run here: skip and cascade need the masks of a routing artifact."""
         return self.engine.router is not None or method in (Method.PLAIN, Method.LOOKUP)
 
 

@@ -32,11 +32,11 @@ class UnavailableError(Exception):
 
 
 Observer = Callable[[Outcome, float], None]
-"""Hears how a generation ended, and the seconds since its request arrived."""
+"""Called with the outcome of a generation, and the seconds since its request arrived."""
 
 
 class Worker:
-    """Loads the model in its thread, then serves it there; `trace` hears of cancelled generations as well."""
+    """Loads the model in its thread, then serves it there; `trace` is called for every generation, cancelled or not."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Worker:
         return FailureReason.LOADING if self.served is None else None
 
     def check_available(self) -> ServedModel:
-        """What is served; raises `UnavailableError` where no request is taken."""
+        """The model to serve a request with; raises `UnavailableError`, and counts it, where no request is taken."""
         reason = self.unavailable
         if reason is not None:
             self.metrics.observe_rejection(reason)
@@ -93,7 +93,7 @@ class Worker:
         return self.served
 
     def reserve(self, num_sequences: int, num_tokens: int, timeout: float) -> Ticket:
-        """A place for about `num_tokens` prompt tokens, taken before the work of tokenising them."""
+        """A place for about `num_tokens` prompt tokens, before they are tokenised; raises `QueueFullError`."""
         self.check_available()
         return self.tickets.take(num_sequences, num_tokens, timeout)
 
@@ -104,7 +104,7 @@ class Worker:
         self.inbox.put(partial(self.add, ticket, prompts))
 
     async def pieces(self, ticket: Ticket) -> AsyncIterator[Piece]:
-        """The ticket's pieces; counts what ended it early, unless that was the prompt itself."""
+        """The ticket's pieces; counts an error where time, a shutdown or a dead engine ends them early."""
         try:
             async for piece in ticket.pieces():
                 yield piece
@@ -121,7 +121,7 @@ class Worker:
         self.inbox.put(partial(self.cancel, ticket))
 
     def drain(self) -> None:
-        """From now on only finishes what was accepted."""
+        """Refuses new requests from now on, and finishes those that were accepted."""
         self.is_draining = True
 
     def abort(self) -> None:
@@ -132,6 +132,7 @@ class Worker:
     # In the thread.
 
     def run(self) -> None:
+        """The thread's life: load, then turn after turn until it is stopped; an error ends every open request."""
         try:
             self.served = self.load()
             self.metrics.watch(self.served)

@@ -1,4 +1,4 @@
-"""Prometheus observers of what the engine and the worker report; the engine itself knows no metric.
+"""Prometheus metrics, fed by the worker and by the engine's statistics of each step; the engine knows no metric.
 
 PromQL, for a domain or for all:
   acceptance rate       rate(spec_decode_num_accepted_tokens_total) / rate(spec_decode_num_draft_tokens_total)
@@ -27,9 +27,9 @@ from server.telemetry.speedup import Speedups
 from server.tickets import FailureReason
 
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
-"""Seconds for one token: a few milliseconds on a GPU, tens to hundreds on a CPU."""
+"""Bounds of the buckets for one token, in seconds: a few milliseconds on a GPU, tens to hundreds on a CPU."""
 SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
-"""Seconds for a prompt or a request."""
+"""Bounds of the buckets for a prompt or a request, in seconds."""
 SIMILARITIES = (-0.5, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
@@ -115,7 +115,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def watch(self, served: ServedModel) -> None:
-        """Reads the engine's load whenever metrics are asked for, so that it is never stale."""
+        """Tells of the loaded model; the engine's load is read whenever metrics are asked for, so it is never stale."""
         engine, checkpoint = served.engine, served.checkpoint
         described = {"model": served.name, "fingerprint": checkpoint.fingerprint, "method": engine.config.method}
         runs_on = "kernels" if engine.model.native else "torch"
@@ -167,7 +167,7 @@ class Metrics:
         self.time_to_first_token.observe(seconds)
 
     def observe_further_tokens(self, num_tokens: int, seconds: float) -> None:
-        """Tokens that came together share the time since the ones before."""
+        """Tokens that came together share the time since the ones before: four after 0.2 s took 0.05 s each."""
         self.generation_tokens.inc(num_tokens)
         for _ in range(num_tokens):
             self.inter_token.observe(seconds / num_tokens)
@@ -178,11 +178,11 @@ class Metrics:
         self.latency.observe(latency)
 
     def observe_rejection(self, reason: FailureReason) -> None:
-        """`reason` is one of `REJECTIONS`."""
+        """Counts a request that was refused; `reason` is one of `REJECTIONS`."""
         self.rejections.labels(reason).inc()
 
     def observe_error(self, reason: FailureReason) -> None:
-        """`reason` is one of `ERRORS`."""
+        """Counts an accepted request that ended in an error; `reason` is one of `ERRORS`."""
         self.errors.labels(reason).inc()
 
     def observe_cancelled(self) -> None:

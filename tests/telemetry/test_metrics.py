@@ -1,4 +1,4 @@
-"""What Prometheus is told, exactly."""
+"""Exact values of the metrics that Prometheus reads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +130,7 @@ def test_without_an_artifact_the_domain_is_none(checkpoint: Checkpoint) -> None:
 
 
 def test_ten_thousand_requests_add_no_series(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:
-    """What bounds the length of the answer, and so the time it takes."""
+    """So the answer of /metrics, and the time it takes, stay bounded."""
     metrics = Metrics()
     engine = watch(metrics, checkpoint, tiny_artifact)
     assert engine.router is not None

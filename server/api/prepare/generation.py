@@ -1,4 +1,4 @@
-"""A validated body -> what the engine is asked for: sampling, stops, method and route of each choice."""
+"""A validated body -> the prompts for the worker: sampling, stop conditions, method and route of each choice."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from server.generation import Prompt
 from server.served_model import ServedModel
 
 GREEDY_BELOW = 1e-4
-"""Smaller temperatures would overflow fp32 logits; the distribution is greedy long before."""
+"""Temperatures below it count as 0: dividing by them would overflow, and the likeliest token wins long before."""
 
 
 def check_model(name: str, served: ServedModel) -> None:
@@ -19,7 +19,7 @@ def check_model(name: str, served: ServedModel) -> None:
 
 
 def check_body(body: GenerationBody, served: ServedModel, max_choices: int) -> None:
-    """Refuses what depends on the server rather than on the body alone."""
+    """Refuses a valid body that does not fit this server: another model, too many choices, unknown token ids."""
     check_model(body.model, served)
     check_vocabulary([int(token) for token in body.logit_bias or {}], "logit_bias", served.vocabulary_size)
     check_vocabulary(body.stop_token_ids or [], "stop_token_ids", served.vocabulary_size)
@@ -34,7 +34,10 @@ def check_body(body: GenerationBody, served: ServedModel, max_choices: int) -> N
 def prompts(
     body: GenerationBody, encoded: list[list[int]], served: ServedModel, grammar: CompiledGrammar | None = None
 ) -> list[Prompt]:
-    """One prompt for each choice; the choices of one prompt follow each other, with consecutive seeds."""
+    """One prompt for each choice; two texts with `n: 3` make six, the three of the first text first.
+
+    The choices of a text count up from the body's seed: 7, 8, 9.
+    """
     speculation = body.speculation or Speculation()
     template = GenerationRequest(
         prompt_ids=[],
@@ -74,7 +77,7 @@ def adjustments(body: GenerationBody) -> Adjustments:
 
 
 def sampling(body: GenerationBody, defaults: dict[str, float | int]) -> SamplingParams:
-    """The body's values, else the checkpoint's own, else OpenAI's."""
+    """The body's values; where it has none, those of the checkpoint's generation config; else OpenAI's."""
     temperature = defaults.get("temperature", 1.0) if body.temperature is None else body.temperature
     top_k = int(defaults.get("top_k", 0)) if body.top_k is None else body.top_k
     return SamplingParams(
@@ -113,7 +116,7 @@ def route(speculation: Speculation, served: ServedModel) -> Route | None:
 
 
 def check_ids(encoded: list[list[int]], param: str, vocabulary_size: int) -> None:
-    """Refuses prompts that the model cannot read."""
+    """Refuses empty prompts, and ids outside the model's vocabulary; `param` is the field that the error names."""
     for ids in encoded:
         if not ids:
             raise BadRequestError("The prompt has no tokens.", param, "invalid_value")

@@ -1,4 +1,4 @@
-"""OpenAI's response object, its parts, and the events of its stream; `metrics` beside them is this server's."""
+"""OpenAI's response object and its parts; `metrics` among its fields is this server's own."""
 
 from typing import Any, Literal, Self
 
@@ -55,14 +55,14 @@ class IncompleteDetails(BaseModel):
 
 
 class Failure(BaseModel):
-    """OpenAI names this one code for whatever is not the client's fault."""
+    """The error of a failed response; OpenAI has this one code for all that is not the client's fault."""
 
     code: Literal["server_error"] = "server_error"
     message: str
 
 
 class ResponseAnswer(BaseModel):
-    """The answer, and what it was asked with; nothing is stored, whatever `store` asked for."""
+    """The answer, beside fields of its request; nothing is stored, even where `store` asked for it."""
 
     id: str
     object: Literal["response"] = "response"

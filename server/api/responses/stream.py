@@ -1,4 +1,4 @@
-"""Pieces of text -> a response object, or the events that build it up: one message of one text."""
+"""Pieces of text -> a response object, or the events that build it up; its output is one message with one text."""
 
 import itertools
 import time
@@ -102,7 +102,7 @@ class ResponseTranscript(Transcript):
         yield self.event(f"response.{end}", response=self.whole())
 
     def failure(self, error: ApiError) -> str:
-        """For readers of events, the failed response; then an event with `error`, at which OpenAI's clients raise."""
+        """Two events: `response.failed` for readers of events, then `error`, at which OpenAI's clients raise."""
         failed = self.begun_answer().model_copy(update={"status": "failed", "error": Failure(message=str(error))})
         detail = error.body.error
         return self.event("response.failed", response=failed) + self.event(

@@ -1,4 +1,4 @@
-"""OpenAI's requests as this server honours them: what cannot be honoured is refused by name, never ignored.
+"""Bodies of chat and text completions; a field that cannot be honoured is refused by name, never ignored.
 
 Fields that change nothing at a certain value (`best_of: 1`, `verbosity: "medium"`) are accepted at that value.
 """
@@ -27,7 +27,7 @@ class StreamOptions(Body):
 
 
 class Speculation(Body):
-    """How this request is drafted; an extension. The text is the same whatever is asked for here."""
+    """The drafting of this request's tokens, an extension of OpenAI's body; it changes the speed, never the text."""
 
     method: Literal["plain", "skip", "lookup", "cascade"] | None = None
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)] | None = None
@@ -46,7 +46,7 @@ BiasedId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
 
 
 class SamplingBody(Body):
-    """What all generating requests share: how tokens are drawn, when they end, who asks."""
+    """Fields of all requests that generate: sampling, ends of the answer, streaming, who asks."""
 
     operation: ClassVar[Operation]
     model: str
@@ -91,11 +91,11 @@ class SamplingBody(Body):
     @property
     @abstractmethod
     def is_constrained(self) -> bool:
-        """Whether a grammar holds the answer."""
+        """Whether the answer has to follow a grammar: JSON, or calls of tools."""
 
 
 class GenerationBody(SamplingBody):
-    """What chat and text completions share."""
+    """Fields of chats and text completions, and what the rest of the server asks of either."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
@@ -130,11 +130,12 @@ class GenerationBody(SamplingBody):
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the most likely tokens to report beside each token; None reports no token at all."""
+        """Number of most likely tokens to report beside each token; 0 reports the token alone, None nothing."""
         return None
 
     @property
     def is_echoed(self) -> bool:
+        """Whether the answer's text begins with the prompt."""
         return False
 
     @property
@@ -183,7 +184,7 @@ class ChatBody(GenerationBody):
 
 
 def text_or_ids(value: Any) -> str:
-    """Tag of the form of a prompt: text or token ids, one or several."""
+    """Tag of a prompt's form: a text, several texts, token ids, or several lists of token ids."""
     if value and isinstance(value, list) and not isinstance(value[0], str):
         return "<ids of several>" if isinstance(value[0], list) else "<ids>"
     return text_or_list(value)
