@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from server.api.errors import BadRequestError, NotFoundError
-from server.api.schema.generation import GenerationBody, Speculation
+from server.api.schema.generation import GenerationBody
+from server.api.schema.sampling import Speculation
 from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Method, Route, SamplingParams, StopConditions
 from server.generation import Prompt
 from server.served_model import ServedModel

@@ -5,9 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.schema.base import Body, NoEffect, Text, refusal, text_or_list
-from server.api.schema.generation import ChatBody, Identifier, SamplingBody
+from server.api.schema.generation import ChatBody
 from server.api.schema.messages import Message, TextPart
 from server.api.schema.response_format import JsonSchema, ResponseFormat
+from server.api.schema.sampling import Identifier, SamplingBody
 
 LOGPROBS = "message.output_text.logprobs"
 
