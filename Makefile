@@ -27,7 +27,7 @@ serve: install
 
 # Run the whole test suite.
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --cov --cov-report=term
 
 # Check style, formatting, types and import rules.
 lint: install

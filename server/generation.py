@@ -10,7 +10,6 @@ from server.engine import (
     Emission,
     FinishReason,
     GenerationRequest,
-    Method,
     Route,
     Sequence,
     SequenceStats,
@@ -44,7 +43,7 @@ class Outcome:
     prompt_tokens: int
     completion_tokens: int
     route: Route
-    method: Method
+    method: str
     longest_draft: int
     stats: SequenceStats
     queue_seconds: float

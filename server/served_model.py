@@ -17,11 +17,11 @@ from server.engine import (
     Engine,
     EngineConfig,
     GrammarCompiler,
-    Method,
     Route,
     RoutingArtifact,
     TextCodec,
     load_checkpoint,
+    method_named,
 )
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,9 @@ class ServedModel:
     def route(self, domain: str) -> Route | None:
         return self.engine.router.named(domain) if self.engine.router else None
 
-    def can_draft(self, method: Method) -> bool:
-        """Whether the method can run here: skip and cascade need the masks of a routing artifact."""
-        return self.engine.router is not None or method in (Method.PLAIN, Method.LOOKUP)
+    def can_draft(self, method: str) -> bool:
+        """Whether the method can run here: some methods, skip for instance, need the masks of a routing artifact."""
+        return self.engine.router is not None or not method_named(method).needs_artifact
 
 
 def load(source: Source, config: EngineConfig) -> ServedModel:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from server.app import AppConfig
-from server.engine import EngineConfig, Method
+from server.engine import EngineConfig, method_named, methods
 from server.served_model import Source
 from server.tickets import QueueLimits
 
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     """Where the model runs; auto takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; auto keeps the checkpoint's own."""
-    method: Literal["plain", "skip", "lookup", "cascade"] | None = None
+    method: str | None = None
     """How tokens are drafted; without it, cascade with an artifact and lookup without one."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
     """Sequences decoded at once; each holds a slot of the cache."""
@@ -81,11 +81,16 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines that are printed."""
 
+    @field_validator("method")
+    @classmethod
+    def check_method(cls, value: str | None) -> str | None:
+        return value and method_named(value).name
+
     @model_validator(mode="after")
     def check_together(self) -> Self:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: this machine has no CUDA device; use --device cpu")
-        if self.method in ("skip", "cascade") and self.artifact_folder is None:
+        if self.method and methods()[self.method].needs_artifact and self.artifact_folder is None:
             raise ValueError(f"--method {self.method} needs --artifact; run `knn-ssd-offline calibrate` for this model")
         return self
 
@@ -109,7 +114,7 @@ class Settings(BaseSettings):
     @property
     def engine_config(self) -> EngineConfig:
         method = self.method or ("cascade" if self.artifact_folder else "lookup")
-        return EngineConfig(max_batch=self.max_batch, max_length=self.max_length, method=Method(method))
+        return EngineConfig(max_batch=self.max_batch, max_length=self.max_length, method=method)
 
     @property
     def queue_limits(self) -> QueueLimits:

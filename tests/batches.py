@@ -8,7 +8,6 @@ from server.engine import (
     Engine,
     EngineConfig,
     GenerationRequest,
-    Method,
     Route,
     SamplingParams,
     SkipMask,
@@ -30,7 +29,7 @@ def request(
     max_tokens: int = 12,
     stop: frozenset[int] = frozenset(),
     sampling: SamplingParams = GREEDY,
-    method: Method = Method.SKIP,
+    method: str = "skip",
 ) -> GenerationRequest:
     stops = StopConditions(max_tokens, stop)
     return GenerationRequest(prompt_ids, sampling, stops, method=method, route=Route("test", MASK), max_draft=4)
@@ -42,7 +41,7 @@ def new_engine(model: Decoder, max_batch: int = 4, **config: float) -> Engine:
 
 def plain_output(model: Decoder, one: GenerationRequest) -> list[int]:
     stops = StopConditions(one.stop.max_tokens)
-    plain = GenerationRequest(one.prompt_ids, one.sampling, stops, method=Method.PLAIN)
+    plain = GenerationRequest(one.prompt_ids, one.sampling, stops, method="plain")
     return new_engine(model, 1).generate([plain])[0].output_ids
 
 

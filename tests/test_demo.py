@@ -13,7 +13,6 @@ from server.engine import (
     Engine,
     EngineConfig,
     GenerationRequest,
-    Method,
     Route,
     RoutingArtifact,
     SamplingParams,
@@ -47,7 +46,7 @@ def engine_of(dtype: torch.dtype, artifact: RoutingArtifact) -> tuple[Engine, li
 
 
 def requests(
-    prompts: list[list[int]], eos: frozenset[int], method: Method, temperature: float = 0.0
+    prompts: list[list[int]], eos: frozenset[int], method: str, temperature: float = 0.0
 ) -> list[GenerationRequest]:
     stop = StopConditions(NEW_TOKENS, eos)
     return [GenerationRequest(ids, SamplingParams(temperature, seed=i), stop, method) for i, ids in enumerate(prompts)]
@@ -66,7 +65,7 @@ def test_the_artifact_knows_the_five_domains(artifact: RoutingArtifact) -> None:
 def test_greedy_text_in_fp32_equals_transformers_on_25_prompts(artifact: RoutingArtifact) -> None:
     engine, prompts, eos = engine_of(torch.float32, artifact)
     reference = AutoModelForCausalLM.from_pretrained(DEMO / "model", dtype=torch.float32)
-    sequences = engine.generate(requests(prompts, eos, Method.CASCADE))
+    sequences = engine.generate(requests(prompts, eos, "cascade"))
     assert len(sequences) == 25
     for sequence, ids in zip(sequences, prompts, strict=True):
         one = torch.tensor([ids])
@@ -85,15 +84,15 @@ def test_greedy_text_in_fp32_equals_transformers_on_25_prompts(artifact: Routing
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_speculation_changes_no_token_in_bf16(artifact: RoutingArtifact, temperature: float) -> None:
     engine, prompts, eos = engine_of(torch.bfloat16, artifact)
-    plain = engine.generate(requests(prompts, eos, Method.PLAIN, temperature))
-    for method in (Method.SKIP, Method.CASCADE):
+    plain = engine.generate(requests(prompts, eos, "plain", temperature))
+    for method in ("skip", "cascade"):
         drafted = engine.generate(requests(prompts, eos, method, temperature))
         assert [s.output_ids for s in drafted] == [s.output_ids for s in plain]
 
 
 def test_prompts_are_routed_to_their_domain(artifact: RoutingArtifact) -> None:
     engine, prompts, eos = engine_of(torch.bfloat16, artifact)
-    sequences = engine.generate(requests(prompts[: len(PROMPTS)], eos, Method.CASCADE))
+    sequences = engine.generate(requests(prompts[: len(PROMPTS)], eos, "cascade"))
     routes: list[Route] = [sequence.route for sequence in sequences]
     named = [(p["domain"], route.domain) for p, route in zip(PROMPTS, routes, strict=True) if p["domain"] in DOMAINS]
     wrong = Counter(pair for pair in named if pair[0] != pair[1])

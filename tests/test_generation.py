@@ -7,7 +7,6 @@ from server.engine import (
     Emission,
     FinishReason,
     GenerationRequest,
-    Method,
     SamplingParams,
     Sequence,
     SequenceStats,
@@ -22,7 +21,7 @@ EOS = 2
 
 def begin(codec: TextCodec, *stop: str) -> Generation:
     request = GenerationRequest([1, 9], SamplingParams(), StopConditions(100, frozenset({EOS})))
-    return Generation(0, Sequence.of(0, request, Method.CASCADE, 4, 256), codec.stream(stop))
+    return Generation(0, Sequence.of(0, request, "cascade", 4, 256), codec.stream(stop))
 
 
 def feed(generation: Generation, ids: list[int], num_drafted: int, reason: FinishReason | None = None) -> str | Outcome:
@@ -99,7 +98,7 @@ def test_log_probabilities_end_before_the_stop_string(codec: TextCodec) -> None:
 def test_an_echo_puts_the_prompt_and_its_log_probabilities_first(codec: TextCodec) -> None:
     prompt = [1, *ids_of(codec, "hé")]
     request = GenerationRequest(prompt, SamplingParams(), StopConditions(100), num_logprobs=0, scores_prompt=True)
-    sequence = Sequence.of(0, request, Method.PLAIN, 4, 256)
+    sequence = Sequence.of(0, request, "plain", 4, 256)
     sequence.prompt_logprobs = [TokenLogprobs(token_id, None) for token_id in prompt]
     generation = Generation(0, sequence, codec.stream(), codec.stream())
     piece = scored(generation, ids_of(codec, "ab"))

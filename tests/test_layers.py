@@ -28,6 +28,8 @@ def test_the_project_keeps_its_import_rules() -> None:
         ("server/worker.py", "import server.app", "the server's layers"),
         ("server/api/schema/base.py", "import server.api.prepare.prompts", "the API's layers"),
         ("server/api/answers/models.py", "import server.api.http.reply", "the API's layers"),
+        ("server/engine/sampling/sampler.py", "import server.engine.sequence", "the engine's layers"),
+        ("server/engine/scheduler.py", "import server.engine.engine", "the engine's layers"),
         ("server/worker.py", "import offline", "the server never needs the offline tools"),
         ("offline/__main__.py", "import server.engine.kvcache.slots", "offline uses the engine's public names"),
         ("offline/__main__.py", "import server.settings", "offline uses the engine's public names"),

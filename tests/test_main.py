@@ -21,7 +21,6 @@ from server.engine import (
     Checkpoint,
     EngineConfig,
     GenerationRequest,
-    Method,
     RoutingArtifact,
     SamplingParams,
     StopConditions,
@@ -149,8 +148,8 @@ def test_an_unsupported_architecture_is_refused(refusal: Refusal, tmp_path: Path
 
 def test_a_model_without_artifact_is_announced(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = Source(str(tiny_checkpoint), "tiny", None, torch.float32, torch.device("cpu"))
-    served = load(source, EngineConfig(max_batch=1, method=Method.LOOKUP))
+    served = load(source, EngineConfig(max_batch=1, method="lookup"))
     assert served.domains == []
-    assert not served.can_draft(Method.SKIP)
+    assert not served.can_draft("skip")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "tiny is served with method lookup" in caplog.text

@@ -14,7 +14,7 @@ from offline.loaded_model import Workbench
 from offline.prompts import PromptSet
 from offline.records import StageRecord, digest_of, reused_or_made
 from offline.settings import CalibrationSettings
-from server.engine import DomainRecord, Engine, EngineConfig, Manifest, Method, Route, RoutingArtifact
+from server.engine import DomainRecord, Engine, EngineConfig, Manifest, Route, RoutingArtifact
 
 PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "bayesian-optimization", "hnswlib")
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
@@ -64,9 +64,9 @@ def decode_heldout(
     decoding = Decoding(Engine(bench.model, config), bench.checkpoint.eos_ids, MEASURED_TOKENS)
     pooled = Route(MIXED, verdicts.mixed.mask.mask)
     runners = {
-        PLAIN: decoding.runner(Method.PLAIN, lambda job: pooled),
-        "own": decoding.runner(Method.SKIP, lambda job: Route(job.domain, masks[job.domain])),
-        MIXED: decoding.runner(Method.SKIP, lambda job: pooled),
+        PLAIN: decoding.runner("plain", lambda job: pooled),
+        "own": decoding.runner("skip", lambda job: Route(job.domain, masks[job.domain])),
+        MIXED: decoding.runner("skip", lambda job: pooled),
     }
     rows = summarise(measure(runners, [[job] for job in jobs], repeats=MEASURED_REPEATS), settings.seed)
     measured = {row.domain: row.speedup for row in rows if row.method == "own" and row.domain != MEAN}

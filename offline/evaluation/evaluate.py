@@ -19,7 +19,7 @@ from offline.loaded_model import Workbench
 from offline.prompts import PromptError, read_prompts
 from offline.records import Strict, log
 from offline.settings import EvaluationSettings, SettingsMistake
-from server.engine import Engine, EngineConfig, Method, Route, RoutingArtifact
+from server.engine import Engine, EngineConfig, Route, RoutingArtifact
 
 ROUTED = ("fixed", "mixed", "random", "knn", "cascade")
 UNLABELLED = "all"
@@ -126,11 +126,11 @@ def make_runners(
         engine = Engine(bench.model, config, artifact)
         return Decoding(engine, end_ids(bench, settings), settings.max_new_tokens, settings.temperature)
 
-    methods = {PLAIN: Method.PLAIN, "knn": Method.SKIP, "lookup": Method.LOOKUP, "cascade": Method.CASCADE}
+    methods = {PLAIN: "plain", "knn": "skip", "lookup": "lookup", "cascade": "cascade"}
     runners = {name: decoding().runner(method, lambda job: None) for name, method in methods.items()}
     if artifact is not None:
         routes = library_routes(artifact, settings)
-        runners |= {name: decoding().runner(Method.SKIP, route_of) for name, route_of in routes.items()}
+        runners |= {name: decoding().runner("skip", route_of) for name, route_of in routes.items()}
     runners |= peer_runners(settings.methods, bench, settings, longest)
     return {name: runners[name] for name in settings.methods}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from server.engine import Engine, GenerationRequest, Method, Route, SamplingParams, SequenceStats, StopConditions
+from server.engine import Engine, GenerationRequest, Route, SamplingParams, SequenceStats, StopConditions
 
 PLAIN = "plain"
 SETTLING_SECONDS = 0.02
@@ -73,7 +73,7 @@ class Decoding:
     max_tokens: int
     temperature: float = 0.0
 
-    def runner(self, method: Method, route_of: Callable[[Job], Route | None]) -> Runner:
+    def runner(self, method: str, route_of: Callable[[Job], Route | None]) -> Runner:
         """Answers by this method; `route_of` forces a route, None leaves it to the engine's router."""
         stop = StopConditions(self.max_tokens, self.eos_ids)
 

@@ -18,7 +18,7 @@ from offline.evaluation.measure import PLAIN, Decoding, Job, Runner, measure
 from offline.evaluation.summary import Interval, summarise
 from offline.records import StageRecord, digest_of, reused_or_made
 from offline.settings import SettingsMistake, StudySettings
-from server.engine import Engine, EngineConfig, Method, Route, RoutingArtifact, SkipMask
+from server.engine import Engine, EngineConfig, Route, RoutingArtifact, SkipMask
 
 LEAST_SPEEDUP = 0.6
 """Slower masks are left out: no search dwells on them, and they would make a correlation look easy."""
@@ -47,8 +47,8 @@ def correlate(done: Calibration, settings: StudySettings) -> Correlation:
         engine = drafting_engine(done, jobs, settings, verdicts.rule)
         decoding = Decoding(engine, done.bench.checkpoint.eos_ids, settings.continuation_tokens)
         routes = {f"mask-{i}": Route(MIXED, mask) for i, mask in enumerate(predicted)}
-        runners = {name: decoding.runner(Method.SKIP, always(route)) for name, route in routes.items()}
-        runners[PLAIN] = decoding.runner(Method.PLAIN, lambda job: Route(MIXED, SkipMask()))
+        runners = {name: decoding.runner("skip", always(route)) for name, route in routes.items()}
+        runners[PLAIN] = decoding.runner("plain", lambda job: Route(MIXED, SkipMask()))
         rates = pooled_rates(runners, jobs, settings.repeats)
         points = [(score, rates[f"mask-{i}"] / rates[PLAIN]) for i, score in enumerate(predicted.values())]
         best_half = sorted(points)[len(points) // 2 :]
@@ -132,7 +132,7 @@ def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> d
         decoding = Decoding(
             drafting_engine(done, jobs, settings, rule), done.bench.checkpoint.eos_ids, settings.continuation_tokens
         )
-        return decoding.runner(Method.SKIP, lambda job: Route(job.domain, masks[job.domain]))
+        return decoding.runner("skip", lambda job: Route(job.domain, masks[job.domain]))
 
     their_rule = DraftRule(max_draft=manifest.max_draft, confidence=manifest.confidence)
     # Ratios are taken to what is called plain: here, this artifact.

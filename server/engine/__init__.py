@@ -18,18 +18,19 @@ from server.engine.model.weights import CheckpointError
 from server.engine.requests import GenerationRequest, PromptTooLongError
 from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
 from server.engine.sequence import Emission, Sequence
+from server.engine.speculation.base import Method, method_named, methods
 from server.engine.text.codec import ChatError, TextCodec, TextStream, held_back
 from server.engine.text.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat
 from server.engine.text.vocabulary import TokenText, Vocabulary
 from server.engine.types import (
-    FULL,
+    EMPTY_MASK,
     MAX_DRAFT,
     OTHER_DOMAIN,
+    PLAIN,
     UNADJUSTED,
     UNROUTED,
     Adjustments,
     FinishReason,
-    Method,
     Route,
     RowStats,
     SamplingParams,
@@ -41,13 +42,14 @@ from server.engine.types import (
 )
 
 __all__ = [
-    "FULL",
+    "EMPTY_MASK",
     "GENERIC",
     "HERMES",
     "LLAMA",
     "MAX_DRAFT",
     "MISTRAL",
     "OTHER_DOMAIN",
+    "PLAIN",
     "UNADJUSTED",
     "UNROUTED",
     "Adjustments",
@@ -94,6 +96,8 @@ __all__ = [
     "json_rule",
     "kernel_build",
     "load_checkpoint",
+    "method_named",
+    "methods",
     "prompt_vector",
     "similarities",
 ]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server.engine.types import MAX_DRAFT, Method
+from server.engine.types import MAX_DRAFT
 
 LANES = 16
 """Outputs in one panel of weights, and positions in one panel of keys: what the kernels' vectors hold."""
@@ -67,7 +67,7 @@ class EngineConfig:
     max_batch: int = 8
     max_length: int | None = None
     prefill_chunk: int = 512
-    method: Method = Method.CASCADE
+    method: str = "cascade"
     max_draft: int | None = None
     confidence: float | None = None
     baseline_share: float = 1 / 64

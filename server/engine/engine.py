@@ -3,10 +3,8 @@
 It knows token ids and tensors only: no text, no HTTP, no metrics. One thread owns it.
 """
 
-import heapq
 import itertools
 import time
-from collections import deque
 
 import torch
 from torch import Tensor
@@ -14,15 +12,18 @@ from torch import Tensor
 from server.engine.config import EngineConfig
 from server.engine.kvcache.slots import TokenBatch
 from server.engine.masks.artifact import RoutingArtifact
+from server.engine.masks.base import MaskParts, MaskSource, mask_sources
 from server.engine.masks.router import Router, prompt_vector
 from server.engine.model.decoder import Decoder
 from server.engine.requests import GenerationRequest, check_request
 from server.engine.sampling.logprobs import score, score_prompt
-from server.engine.sampling.sampler import Choices, Span, choices, greedy_choices
+from server.engine.sampling.sampler import Sampled, greedy, sample
+from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import Emission, Sequence
-from server.engine.speculation.drafting import NO_DRAFT, LookupDrafter, MethodDrafter, SkipDrafter
-from server.engine.speculation.policy import Draft, DraftPolicy
-from server.engine.speculation.verification import count_accepted, verify
+from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
+from server.engine.speculation.policy import DraftPolicy
+from server.engine.speculation.speculator import Speculator
+from server.engine.speculation.verification import Verification, verify
 from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats
 
 
@@ -34,16 +35,15 @@ class Engine:
         self.config = config
         self.max_length = min(config.max_length or model.config.max_length, model.config.max_length)
         self.cache = model.new_cache(config.max_batch, self.max_length)
+        self.scheduler = Scheduler(config.max_batch, config.prefill_chunk)
         self.router = Router(artifact) if artifact else None
+        self.mask_sources = mask_sources(MaskParts(artifact, self.router))
         manifest = artifact.manifest if artifact else None
         confidence = config.confidence if config.confidence is not None else manifest.confidence if manifest else 0.5
         self.max_draft = config.max_draft if config.max_draft is not None else manifest.max_draft if manifest else 8
         self.longest_draft = min(LONGEST_GROWTH * self.max_draft, MAX_DRAFT)
         policy = DraftPolicy() if config.is_adaptive else None
-        self.drafter = MethodDrafter(SkipDrafter(model, self.cache, confidence), LookupDrafter(), policy)
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
-        self.free_slots = list(range(config.max_batch))
+        self.speculator = Speculator.of(DraftingParts(model, self.cache, confidence), policy)
         self.numbers = itertools.count()
         self.steps_until_baseline = self.baseline_interval
 
@@ -53,15 +53,15 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return self.scheduler.has_work
 
     @property
     def num_running(self) -> int:
-        return len(self.running)
+        return len(self.scheduler.running)
 
     @property
     def num_waiting(self) -> int:
-        return len(self.waiting)
+        return len(self.scheduler.waiting)
 
     def add(self, request: GenerationRequest) -> Sequence:
         """Queues a request.
@@ -72,8 +72,10 @@ class Engine:
         check_request(request, self.model.config.vocabulary_size, self.max_length)
         max_draft = self.max_draft if request.max_draft is None else request.max_draft
         method = request.method or self.config.method
+        if method not in self.speculator.methods:
+            raise ValueError(f"this engine has no method {method!r}, only {', '.join(self.speculator.methods)}")
         sequence = Sequence.of(next(self.numbers), request, method, max_draft, self.max_length)
-        self.waiting.append(sequence)
+        self.scheduler.add(sequence)
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
@@ -89,16 +91,19 @@ class Engine:
 
     def take_step(self) -> tuple[list[Emission], StepStats]:
         stats = StepStats()
-        self.admit()
-        decoding = [s for s in self.running if s.is_prefilled]
-        emissions = self.prefill(stats)
-        if decoding:
+        # 1) Who takes part: one chunk of one prompt, and every sequence that is past its own.
+        plan = self.scheduler.plan()
+        emissions = self.prefill(plan.prefill, stats) if plan.prefill else []
+        if decoding := plan.decoding:
             started = time.perf_counter()
+            # 2) Draft cheaply, then let one full pass say what the model itself writes after each drafted token.
             drafts = self.draft(decoding, stats)
-            chosen = self.choose_next(decoding, drafts, stats)
-            accepted = [self.accept(s, drafts.get(s.id, NO_DRAFT).ids, chosen[s.id].token_ids, stats) for s in decoding]
-            self.drafter.learn(decoding, drafts, accepted, stats)
-            emissions += [self.emit(s, ids, chosen[s.id].logits) for s, ids in zip(decoding, accepted, strict=True)]
+            own = self.check(decoding, drafts, stats)
+            # 3) Keep what agrees and one token more; drafters and policy learn what their drafts were worth.
+            checks = [self.accept(s, drafts.get(s.id, NO_DRAFT), own[s.id].token_ids, stats) for s in decoding]
+            self.speculator.learn(decoding, drafts, checks, stats)
+            # 4) Hand out the tokens, and end what is at its end.
+            emissions += [self.emit(s, c.emitted, own[s.id].logits) for s, c in zip(decoding, checks, strict=True)]
             stats.decode_seconds = time.perf_counter() - started
         stats.num_running, stats.num_waiting = self.num_running, self.num_waiting
         return emissions, stats
@@ -110,29 +115,12 @@ class Engine:
             self.step()
         return sequences
 
-    def admit(self) -> None:
-        while self.waiting and self.free_slots:
-            sequence = self.waiting.popleft()
-            sequence.slot = heapq.heappop(self.free_slots)
-            if self.model.native is None:
-                self.cache.clear(sequence.slot)
-            sequence.admitted_at = time.perf_counter()
-            self.running.append(sequence)
-
-    def prefill(self, stats: StepStats) -> list[Emission]:
-        """Runs the next chunk of the oldest unfinished prompt; the last chunk routes and emits the first token."""
-        sequence = next((s for s in self.running if not s.is_prefilled), None)
-        if sequence is None:
-            return []
+    def prefill(self, chunk: Chunk, stats: StepStats) -> list[Emission]:
+        """Reads a chunk of a prompt; the last one routes the sequence and emits its first token."""
         started = time.perf_counter()
-        chunk = sequence.ids[sequence.cursor : sequence.cursor + self.config.prefill_chunk]
-        batch = TokenBatch.of([(sequence.slot, sequence.cursor, chunk)], self.cache)
-        hidden = self.model.forward(batch, self.cache)
-        sequence.hidden_chunks.append(hidden)
-        if sequence.request.scores_prompt:
-            sequence.prompt_logprobs += score_prompt(self.model, hidden, sequence)
-        sequence.cursor += len(chunk)
-        stats.prefill_tokens = len(chunk)
+        sequence = chunk.sequence
+        hidden = self.read(chunk)
+        stats.prefill_tokens = len(chunk.ids)
         if not sequence.is_prefilled:
             stats.prefill_seconds = time.perf_counter() - started
             return []
@@ -140,23 +128,39 @@ class Engine:
             stats.prefill_seconds = time.perf_counter() - started
             self.finish(sequence, FinishReason.LENGTH)
             return [Emission(sequence, [], sequence.finish_reason)]
-        (first,) = choices(self.model.logits(hidden[-1:]), [Span(sequence, [], num_rows=1)])
+        (first,) = sample(self.model.logits(hidden[-1:]), [sequence.span([])])
         emission = self.emit(sequence, *first)
         stats.prefill_seconds = time.perf_counter() - started
         self.route(sequence, stats)
         return [emission]
 
+    def read(self, chunk: Chunk) -> Tensor:
+        """Hidden states [tokens, hidden_size] of a chunk after a full pass; moves the cursor behind it."""
+        sequence = chunk.sequence
+        if sequence.cursor == 0 and self.model.native is None:
+            self.cache.clear(sequence.slot)
+        batch = TokenBatch.of([(sequence.slot, sequence.cursor, chunk.ids)], self.cache)
+        hidden = self.model.forward(batch, self.cache)
+        sequence.hidden_chunks.append(hidden)
+        if sequence.request.scores_prompt:
+            num_top = sequence.request.num_logprobs or 0
+            sequence.prompt_logprobs += score_prompt(self.model, hidden, sequence.ids, sequence.cursor, num_top)
+        sequence.cursor += len(chunk.ids)
+        return hidden
+
     def route(self, sequence: Sequence, stats: StepStats) -> None:
-        """Selects the sequence's mask from the hidden states of its prompt."""
+        """Gives the sequence its mask, by the hidden states of its prompt."""
         started = time.perf_counter()
         sequence.prompt_vector = prompt_vector(torch.cat(sequence.hidden_chunks))
         sequence.hidden_chunks.clear()
-        if sequence.request.route is not None:
-            sequence.route = sequence.request.route
-        else:
-            sequence.route = self.router.route(sequence.prompt_vector) if self.router else UNROUTED
+        source = self.mask_source(sequence)
+        sequence.route = sequence.request.route or (source.first_route(sequence) if source else UNROUTED)
         stats.routes.append(sequence.route)
         stats.route_seconds += time.perf_counter() - started
+
+    def mask_source(self, sequence: Sequence) -> MaskSource | None:
+        """What its method takes masks from; None where that needs a routing artifact and the engine has none."""
+        return self.mask_sources.get(self.speculator.methods[sequence.method].masks)
 
     def draft(self, decoding: list[Sequence], stats: StepStats) -> dict[int, Draft]:
         """Drafts for every decoding sequence; now and then for none, to measure plain decoding."""
@@ -166,41 +170,42 @@ class Engine:
             self.steps_until_baseline = self.baseline_interval
             stats.is_baseline = True
             return {}
-        drafts = self.drafter.draft(decoding)
+        drafts = self.speculator.draft(decoding, stats)
         stats.draft_seconds = time.perf_counter() - started
         return drafts
 
-    def choose_next(self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> dict[int, Choices]:
-        """One full pass over all drafted tokens: the model's own choice after each of them."""
+    def check(self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> dict[int, Sampled]:
+        """One full pass over all drafted tokens: the model's own token after each of them."""
         started = time.perf_counter()
         drafted = [drafts.get(s.id, NO_DRAFT).ids for s in decoding]
         rows = [(s.slot, s.cursor, [s.ids[-1], *ids]) for s, ids in zip(decoding, drafted, strict=True)]
-        spans = [Span(s, ids, num_rows=len(ids) + 1) for s, ids in zip(decoding, drafted, strict=True)]
+        spans = [s.span(ids, num_rows=len(ids) + 1) for s, ids in zip(decoding, drafted, strict=True)]
         batch = TokenBatch.of(rows, self.cache)
         if any(s.needs_logits for s in decoding):
-            chosen = choices(self.model.logits(self.model.forward(batch, self.cache)), spans)
+            own = sample(self.model.logits(self.model.forward(batch, self.cache)), spans)
         else:
-            chosen = greedy_choices(self.model.greedy(batch, self.cache), spans)
+            own = greedy(self.model.greedy(batch, self.cache), spans)
         stats.verify_seconds = time.perf_counter() - started
-        return {s.id: one for s, one in zip(decoding, chosen, strict=True)}
+        return {s.id: one for s, one in zip(decoding, own, strict=True)}
 
-    def accept(self, sequence: Sequence, drafted: list[int], chosen: list[int], stats: StepStats) -> list[int]:
-        """Moves the cursor over what was accepted and the corrected or bonus token; returns all of them."""
-        emitted = verify(drafted, chosen, sequence.request.stop.token_ids, sequence.room)
-        num_accepted = min(count_accepted(drafted, chosen), len(emitted))
-        num_drafted = len(drafted) if len(emitted) > num_accepted else num_accepted
-        sequence.cursor += len(emitted)
-        sequence.stats.record(num_drafted, num_accepted)
-        stats.rows.append(RowStats(sequence.route.domain, num_drafted, num_accepted, len(emitted)))
-        return emitted
+    def accept(self, sequence: Sequence, draft: Draft, own: list[int], stats: StepStats) -> Verification:
+        """Moves the cursor over what was accepted and the corrected or bonus token."""
+        check = verify(draft.ids, own, sequence.request.stop.token_ids, sequence.room)
+        sequence.cursor += len(check.emitted)
+        sequence.stats.record(check.num_drafted, check.num_accepted)
+        domain, counts = sequence.route.domain, (check.num_drafted, check.num_accepted, len(check.emitted))
+        stats.rows.append(RowStats(domain, *counts, draft.drafter))
+        if sequence.request.route is None and (source := self.mask_source(sequence)):
+            sequence.route = source.next_route(sequence, check.emitted)
+        return check
 
     def emit(self, sequence: Sequence, token_ids: list[int], logits: Tensor | None) -> Emission:
         """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context.
 
-        `logits` are the rows that the ids were chosen in; it may have more, and is None where nobody asked.
+        `logits` are the rows that the ids were drawn from; it may have more, and is None where nobody asked.
         """
         sequence.ids += token_ids
-        if sequence.walk and sequence.walk.failed_at == len(sequence.ids) - 1:
+        if sequence.grammar and sequence.grammar.failed_at == len(sequence.ids) - 1:
             self.finish(sequence, FinishReason.ERROR)
         elif token_ids[-1] in sequence.request.stop.token_ids:
             self.finish(sequence, FinishReason.STOP)
@@ -213,9 +218,7 @@ class Engine:
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
-        if sequence in self.running:
-            self.running.remove(sequence)
-            heapq.heappush(self.free_slots, sequence.slot)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-        self.drafter.forget(sequence)
+        self.scheduler.release(sequence)
+        self.speculator.forget(sequence)
+        for source in self.mask_sources.values():
+            source.forget(sequence)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from server.engine.sampling.grammar import CompiledGrammar
-from server.engine.types import MAX_DRAFT, Method, Route, SamplingParams, StopConditions
+from server.engine.types import MAX_DRAFT, Route, SamplingParams, StopConditions
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class GenerationRequest:
     prompt_ids: list[int]
     sampling: SamplingParams
     stop: StopConditions
-    method: Method | None = None
+    method: str | None = None
     route: Route | None = None
     max_draft: int | None = None
     num_logprobs: int | None = None

@@ -1,4 +1,4 @@
-"""The state of one request inside the engine."""
+"""The state of one request inside the engine: its ids so far, where it stands, how it is drafted."""
 
 import secrets
 import time
@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from server.engine.requests import GenerationRequest
-from server.engine.sampling.distribution import Draw
-from server.engine.sampling.grammar_matcher import GrammarWalk
+from server.engine.sampling.grammar_matcher import GrammarMatcher
 from server.engine.sampling.logits_processor import LogitsProcessor
+from server.engine.sampling.sampler import Span
 from server.engine.types import (
     LONGEST_GROWTH,
     MAX_DRAFT,
     UNROUTED,
     FinishReason,
-    Method,
     Route,
     SequenceStats,
     TokenLogprobs,
@@ -31,7 +30,7 @@ class Sequence:
 
     id: int
     request: GenerationRequest
-    method: Method
+    method: str
     max_draft: int
     ids: list[int]
     max_ids: int
@@ -49,7 +48,7 @@ class Sequence:
     admitted_at: float | None = None
 
     @classmethod
-    def of(cls, number: int, request: GenerationRequest, method: Method, max_draft: int, max_length: int) -> "Sequence":
+    def of(cls, number: int, request: GenerationRequest, method: str, max_draft: int, max_length: int) -> "Sequence":
         seed = secrets.randbits(62) if request.sampling.seed is None else request.sampling.seed
         max_ids = min(len(request.prompt_ids) + request.stop.max_tokens, max_length)
         asked, prompt_length = request.sampling.adjustments, len(request.prompt_ids)
@@ -88,9 +87,9 @@ class Sequence:
         is_own = self.request.max_draft is not None
         return self.max_draft if is_own else min(LONGEST_GROWTH * self.max_draft, MAX_DRAFT)
 
-    def draw(self, ahead: int) -> Draw:
-        """What decides the token `ahead` places after the next one."""
-        return Draw(self.request.sampling, self.seed, len(self.ids) + ahead)
+    def span(self, drafted: list[int], num_rows: int = 1) -> Span:
+        """Where the last `num_rows` rows of logits stand that follow its ids and `drafted`."""
+        return Span(self.ids, drafted, num_rows, self.request.sampling, self.seed, self.processor)
 
     @property
     def is_plainly_greedy(self) -> bool:
@@ -98,8 +97,8 @@ class Sequence:
         return self.request.sampling.is_greedy and self.processor is None
 
     @property
-    def walk(self) -> GrammarWalk | None:
-        return self.processor.walk if self.processor else None
+    def grammar(self) -> GrammarMatcher | None:
+        return self.processor.grammar if self.processor else None
 
     @property
     def needs_logits(self) -> bool:

@@ -2,7 +2,7 @@
 
 Vocabulary of one verification, used everywhere:
   drafted    tokens proposed by the drafter
-  accepted   drafted tokens that equal the full model's own choice, up to the first that does not
+  accepted   drafted tokens that equal the full model's own, up to the first that does not
   corrected  the full model's own token in place of the first rejected one
   bonus      the full model's own token after a draft that was accepted whole
 Every step emits its accepted tokens and then exactly one corrected or bonus token.
@@ -29,22 +29,15 @@ class SkipMask:
         return len(self.attention) + len(self.mlp)
 
 
-FULL = SkipMask()
+EMPTY_MASK = SkipMask()
 
 
+PLAIN = "plain"
+"""The method that drafts nothing."""
 MAX_DRAFT = 31
 """Longest draft; far beyond what pays, and a bound on what one request may cost the others."""
 LONGEST_GROWTH = 4
 """How many times the usual length a looked-up draft may have."""
-
-
-class Method(StrEnum):
-    """How a sequence is drafted."""
-
-    PLAIN = "plain"
-    SKIP = "skip"
-    LOOKUP = "lookup"
-    CASCADE = "cascade"
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,7 @@ class Route:
 
 
 OTHER_DOMAIN = "other"
-UNROUTED = Route("none", FULL)
+UNROUTED = Route("none", EMPTY_MASK)
 """Route of an engine without a routing artifact: everything runs plainly."""
 
 
@@ -172,6 +165,7 @@ class RowStats:
     num_drafted: int
     num_accepted: int
     num_emitted: int
+    drafter: str = PLAIN
 
 
 @dataclass
@@ -183,6 +177,8 @@ class StepStats:
     routes: list[Route] = field(default_factory=list)
     route_seconds: float = 0.0
     draft_seconds: float = 0.0
+    drafting_seconds: dict[str, float] = field(default_factory=dict)
+    """Of these, those of each drafter that took passes of the model."""
     verify_seconds: float = 0.0
     decode_seconds: float = 0.0
     """Draft, verify and commit together: what the emitted tokens cost."""

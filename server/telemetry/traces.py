@@ -70,7 +70,7 @@ class Traces:
             "gen_ai.response.finish_reasons": [outcome.finish_reason.value],
             "gen_ai.usage.input_tokens": outcome.prompt_tokens,
             "gen_ai.usage.output_tokens": outcome.completion_tokens,
-            "knnssd.method": outcome.method.value,
+            "knnssd.method": outcome.method,
             "knnssd.domain": outcome.route.domain,
             "knnssd.draft_tokens": outcome.stats.num_drafted,
             "knnssd.accepted_tokens": outcome.stats.num_accepted,

@@ -12,19 +12,21 @@ from server.engine import (
     Engine,
     EngineConfig,
     FinishReason,
-    Method,
     PromptTooLongError,
     Sequence,
     StopConditions,
+    methods,
 )
+from server.engine.speculation.drafters import LookupDrafter
 from tests.batches import new_engine, plain_output, prompt, request, run
 
 
 def assert_idle(engine: Engine) -> None:
     assert (engine.has_work, engine.num_running, engine.num_waiting) == (False, 0, 0)
-    assert sorted(engine.free_slots) == list(range(engine.config.max_batch))
-    assert not engine.drafter.lookup.indexes
-    assert engine.drafter.policy is None or not engine.drafter.policy.gains
+    assert sorted(engine.scheduler.free_slots) == list(range(engine.config.max_batch))
+    lookup = engine.speculator.drafters["lookup"]
+    assert isinstance(lookup, LookupDrafter) and not lookup.indexes
+    assert engine.speculator.policy is None or not engine.speculator.policy.gains
 
 
 @pytest.mark.parametrize("num_steps", [0, 2, 5], ids=["waiting", "prefilling", "decoding"])
@@ -138,8 +140,8 @@ def test_the_limit_is_at_most_the_models(model: Decoder) -> None:
     assert Engine(model, EngineConfig(max_batch=1)).max_length == model.config.max_length
 
 
-@pytest.mark.parametrize("method", Method)
-def test_the_end_of_the_context_ends_the_text(model: Decoder, method: Method) -> None:
+@pytest.mark.parametrize("method", list(methods()))
+def test_the_end_of_the_context_ends_the_text(model: Decoder, method: str) -> None:
     engine = new_engine(model, max_length=32)
     sequence = engine.generate([request(prompt(20), 500, method=method)])[0]
     assert sequence.finish_reason == FinishReason.LENGTH
@@ -147,8 +149,8 @@ def test_the_end_of_the_context_ends_the_text(model: Decoder, method: Method) ->
     assert sequence.output_ids == plain_output(model, request(prompt(20), 12))
 
 
-@pytest.mark.parametrize("method", Method)
-def test_one_token_comes_with_the_prompt(model: Decoder, method: Method) -> None:
+@pytest.mark.parametrize("method", list(methods()))
+def test_one_token_comes_with_the_prompt(model: Decoder, method: str) -> None:
     engine = new_engine(model)
     [emission], stats = (engine.add(request(prompt(6), 1, method=method)), engine.step())[1]
     assert (len(emission.token_ids), emission.finish_reason) == (1, FinishReason.LENGTH)
@@ -163,8 +165,8 @@ def test_a_stop_token_as_the_first_token_ends_the_text(model: Decoder) -> None:
     assert sequence.stats.num_steps == 0
 
 
-@pytest.mark.parametrize("method", Method)
-def test_a_stop_token_ends_the_text_wherever_it_comes(model: Decoder, method: Method) -> None:
+@pytest.mark.parametrize("method", list(methods()))
+def test_a_stop_token_ends_the_text_wherever_it_comes(model: Decoder, method: str) -> None:
     text = plain_output(model, request(prompt(8, 2), 24))
     for token in set(text):
         engine = new_engine(model)
@@ -179,7 +181,7 @@ def test_five_hundred_requests_leave_nothing_behind(model: Decoder) -> None:
     engine = new_engine(model, max_batch=8)
     for i in range(500):
         sequence = engine.add(
-            request(prompt(rng.randrange(2, 8), i), rng.randrange(1, 4), method=rng.choice(list(Method)))
+            request(prompt(rng.randrange(2, 8), i), rng.randrange(1, 4), method=rng.choice(list(methods())))
         )
         if rng.random() < 0.3:
             engine.step()
@@ -187,4 +189,4 @@ def test_five_hundred_requests_leave_nothing_behind(model: Decoder) -> None:
             engine.cancel(sequence)
     run(engine)
     assert_idle(engine)
-    assert not engine.waiting and not engine.running
+    assert not engine.has_work

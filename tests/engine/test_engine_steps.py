@@ -11,34 +11,35 @@ from server.engine import (
     Engine,
     EngineConfig,
     GenerationRequest,
-    Method,
     Route,
     RoutingArtifact,
     SamplingParams,
     Sequence,
+    StepStats,
     StopConditions,
+    methods,
 )
-from server.engine.speculation.drafting import MethodDrafter
-from server.engine.speculation.policy import Draft
+from server.engine.speculation.base import Draft
+from server.engine.speculation.speculator import Speculator
 from tests.batches import GREEDY, MASK, new_engine, plain_output, prompt, request, run
 
 
-class OracleDrafter(MethodDrafter):
+class OracleSpeculator(Speculator):
     """Drafts what is known to come, beyond the sequence's end too."""
 
     def __init__(self, engine: Engine, text: list[int]) -> None:
-        super().__init__(engine.drafter.skip, engine.drafter.lookup)
+        super().__init__(engine.speculator.drafters.values())
         self.text = text
 
-    def draft(self, sequences: list[Sequence]) -> dict[int, Draft]:
-        return {s.id: Draft(self.text[len(s.output_ids) :][: s.draft_limit], Method.SKIP) for s in sequences}
+    def draft(self, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
+        return {s.id: Draft(self.text[len(s.output_ids) :][: s.draft_limit], "skip") for s in sequences}
 
 
 def test_counts_end_at_a_stop_token_inside_an_accepted_draft(model: Decoder) -> None:
     text = plain_output(model, request(prompt(8, 2), 24))
     at = next(i for i in range(2, 5) if text[i] not in text[:i])
     engine = new_engine(model, baseline_share=0)
-    engine.drafter = OracleDrafter(engine, text)
+    engine.speculator = OracleSpeculator(engine, text)
     engine.add(request(prompt(8, 2), 24, frozenset({text[at]})))
     emissions, steps = run(engine)
     assert emissions[-1].token_ids == text[1 : at + 1]
@@ -72,7 +73,9 @@ def test_without_a_share_there_are_no_baseline_steps(model: Decoder) -> None:
 
 def test_step_statistics_add_up_to_those_of_the_sequences(model: Decoder) -> None:
     engine = new_engine(model, max_batch=3, prefill_chunk=8)
-    sequences = [engine.add(request(prompt(6 + 3 * i, i), 10 + i, method=m)) for i, m in enumerate([*Method, *Method])]
+    sequences = [
+        engine.add(request(prompt(6 + 3 * i, i), 10 + i, method=m)) for i, m in enumerate([*methods(), *methods()])
+    ]
     emissions, steps = run(engine)
     rows = [row for stats in steps for row in stats.rows]
     assert sum(row.num_drafted for row in rows) == sum(s.stats.num_drafted for s in sequences) > 0
@@ -93,7 +96,7 @@ def test_step_statistics_add_up_to_those_of_the_sequences(model: Decoder) -> Non
 
 def test_prompts_are_prefilled_one_chunk_a_step_while_others_decode(model: Decoder) -> None:
     engine = new_engine(model, prefill_chunk=8)
-    first = engine.add(request(prompt(4), 60, method=Method.PLAIN))
+    first = engine.add(request(prompt(4), 60, method="plain"))
     engine.step()
     engine.add(request(prompt(20, 1)))
     chunks = [engine.step()[1].prefill_tokens for _ in range(4)]
@@ -143,7 +146,7 @@ def test_below_the_threshold_a_prompt_is_of_no_domain(model: Decoder, tiny_artif
 
 
 def test_without_an_artifact_nothing_is_routed_or_skipped(model: Decoder) -> None:
-    engine = Engine(model, EngineConfig(max_batch=1, method=Method.SKIP))
+    engine = Engine(model, EngineConfig(max_batch=1, method="skip"))
     sequence = engine.generate([GenerationRequest(prompt(8), GREEDY, StopConditions(10))])[0]
     assert sequence.route == UNROUTED
     assert sequence.stats.num_drafted == 0

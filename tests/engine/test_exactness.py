@@ -16,7 +16,6 @@ from server.engine import (
     Engine,
     EngineConfig,
     GenerationRequest,
-    Method,
     Route,
     SamplingParams,
     SkipMask,
@@ -92,7 +91,7 @@ def reference(folder: Path, prompt: list[int]) -> list[int]:
     return new_ids
 
 
-def request(prompt: list[int], mask: SkipMask, method: Method = Method.SKIP, **sampling: Any) -> GenerationRequest:
+def request(prompt: list[int], mask: SkipMask, method: str = "skip", **sampling: Any) -> GenerationRequest:
     return GenerationRequest(
         prompt,
         SamplingParams(**sampling),
@@ -112,7 +111,7 @@ def test_greedy_equals_transformers(name: str, tmp_path: Path) -> None:
     for prompt in prompts(3):
         expected = reference(folder, prompt)
         masks = [SkipMask(), random_mask(4, rng), random_mask(4, rng)]
-        methods = [Method.PLAIN, Method.SKIP, Method.CASCADE]
+        methods = ["plain", "skip", "cascade"]
         requests = [request(prompt, mask, method) for mask, method in zip(masks, methods, strict=True)]
         for sequence in engine.generate(requests):
             assert sequence.output_ids == expected
@@ -129,7 +128,7 @@ def test_eight_requests_of_different_masks_and_lengths_in_one_batch(model: Decod
     assert any(s.stats.num_accepted < s.stats.num_drafted for s in sequences)
 
 
-@pytest.mark.parametrize("method", [Method.SKIP, Method.LOOKUP, Method.CASCADE])
+@pytest.mark.parametrize("method", ["skip", "lookup", "cascade"])
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -139,13 +138,13 @@ def test_eight_requests_of_different_masks_and_lengths_in_one_batch(model: Decod
         {"temperature": 1.0, "min_p": 0.1},
     ],
 )
-def test_a_seed_gives_one_text_whatever_is_drafted(model: Decoder, method: Method, sampling: dict[str, float]) -> None:
+def test_a_seed_gives_one_text_whatever_is_drafted(model: Decoder, method: str, sampling: dict[str, float]) -> None:
     rng = random.Random(7)
     plain = Engine(model, EngineConfig(max_batch=1))
     batched = Engine(model, EngineConfig(max_batch=8, confidence=0.0))
     prompt_list = prompts(8, seed=4)
     masks = [random_mask(4, rng) for _ in prompt_list]
-    alone = [plain.generate([request(p, SkipMask(), Method.PLAIN, seed=11, **sampling)])[0] for p in prompt_list]
+    alone = [plain.generate([request(p, SkipMask(), "plain", seed=11, **sampling)])[0] for p in prompt_list]
     together = batched.generate(
         [request(p, m, method, seed=11, **sampling) for p, m in zip(prompt_list, masks, strict=True)]
     )
@@ -175,7 +174,7 @@ def test_bf16_text_is_the_same_with_the_longest_drafts(tmp_path: Path) -> None:
     for prompt in prompts(8, seed=6):
         asked = request(prompt, SkipMask(frozenset({1})))
         plain, drafted = engine.generate(
-            [replace(asked, method=Method.PLAIN), replace(asked, max_draft=MAX_DRAFT, stop=StopConditions(120))]
+            [replace(asked, method="plain"), replace(asked, max_draft=MAX_DRAFT, stop=StopConditions(120))]
         )
         assert drafted.output_ids[: len(plain.output_ids)] == plain.output_ids
         assert drafted.stats.num_drafted

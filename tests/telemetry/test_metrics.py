@@ -15,7 +15,6 @@ from server.engine import (
     Engine,
     EngineConfig,
     FinishReason,
-    Method,
     Route,
     RoutingArtifact,
     RowStats,
@@ -30,7 +29,7 @@ from server.served_model import ServedModel
 from server.telemetry.metrics import Metrics
 from server.tickets import FailureReason
 
-OUTCOME = Outcome(FinishReason.STOP, 3, 5, UNROUTED, Method.PLAIN, 4, SequenceStats(), 0.25, 0.5, 1.0)
+OUTCOME = Outcome(FinishReason.STOP, 3, 5, UNROUTED, "plain", 4, SequenceStats(), 0.25, 0.5, 1.0)
 
 
 def watch(metrics: Metrics, checkpoint: Checkpoint, artifact: RoutingArtifact | None) -> Engine:

@@ -26,7 +26,6 @@ from server.engine import (
     Engine,
     EngineConfig,
     MaskRecord,
-    Method,
     RoutingArtifact,
     StepStats,
     TextCodec,
@@ -72,7 +71,7 @@ class StuckEngine(Engine):
         self.gate = threading.Event()
 
     def step(self) -> tuple[list[Emission], StepStats]:
-        if self.running:
+        if self.num_running:
             self.gate.wait()
         return super().step()
 
@@ -208,7 +207,7 @@ def test_prometheus_reads_live_servers(
     manifest = tiny_artifact.manifest.model_copy(update={"similarity_threshold": 0.2})
     artifact = RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre)
     busy = worker_of(checkpoint, Engine(Decoder(checkpoint), config, artifact))
-    skipping = replace(config, method=Method.SKIP)
+    skipping = replace(config, method="skip")
     sick_engine = GatedEngine(Decoder(checkpoint), skipping, with_bad_masks(tiny_artifact))
     sick = worker_of(checkpoint, sick_engine)
     stuck_engine = StuckEngine(Decoder(checkpoint), EngineConfig(max_batch=1, max_draft=4))

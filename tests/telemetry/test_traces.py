@@ -20,7 +20,6 @@ from server.engine import (
     Checkpoint,
     FinishReason,
     GenerationRequest,
-    Method,
     Route,
     RoutingArtifact,
     SamplingParams,
@@ -35,7 +34,7 @@ from tests.api.live import make_worker, serve
 
 ROUTE = Route("sql", SkipMask(frozenset({1})), 0.75)
 OUTCOME = Outcome(
-    FinishReason.STOP, 3, 5, ROUTE, Method.CASCADE, 4, SequenceStats(2, 6, 4), 0.25, 0.5, 1.0, 0.125, 0.25, 0.5
+    FinishReason.STOP, 3, 5, ROUTE, "cascade", 4, SequenceStats(2, 6, 4), 0.25, 0.5, 1.0, 0.125, 0.25, 0.5
 )
 
 

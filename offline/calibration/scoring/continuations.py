@@ -9,7 +9,7 @@ from offline.calibration.collect import DomainPrompts, Part
 from offline.loaded_model import Workbench
 from offline.records import StageRecord, Strict, digest_of, reused_or_made
 from offline.settings import CalibrationSettings
-from server.engine import Engine, EngineConfig, GenerationRequest, Method, SamplingParams, StopConditions
+from server.engine import Engine, EngineConfig, GenerationRequest, SamplingParams, StopConditions
 
 WRITERS = 8
 
@@ -41,7 +41,7 @@ def write_texts(bench: Workbench, domain: DomainPrompts, settings: CalibrationSe
 
 def make_texts(bench: Workbench, prompts: list[list[int]], length: int) -> list[Text]:
     longest = max(map(len, prompts)) + length
-    engine = Engine(bench.model, EngineConfig(max_batch=WRITERS, max_length=longest, method=Method.PLAIN))
+    engine = Engine(bench.model, EngineConfig(max_batch=WRITERS, max_length=longest, method="plain"))
     stop = StopConditions(length, bench.checkpoint.eos_ids)
     sequences = engine.generate([GenerationRequest(ids, SamplingParams(), stop) for ids in prompts])
     return [Text(prompt_ids=s.request.prompt_ids, output_ids=s.output_ids) for s in sequences]

@@ -77,7 +77,7 @@ class SpeculativeDecoding(BaseModel):
         return cls(
             domain=outcome.route.domain,
             similarity=outcome.route.similarity,
-            method=outcome.method.value,
+            method=outcome.method,
             mean_acceptance_length=stats.mean_accepted_length,
             draft_acceptance_rate=stats.acceptance,
             acceptance_histogram=histogram,

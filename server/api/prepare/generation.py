@@ -5,7 +5,7 @@ from dataclasses import replace
 from server.api.errors import BadRequestError, NotFoundError
 from server.api.schema.generation import GenerationBody
 from server.api.schema.sampling import Speculation
-from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Method, Route, SamplingParams, StopConditions
+from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Route, SamplingParams, StopConditions
 from server.generation import Prompt
 from server.served_model import ServedModel
 
@@ -95,11 +95,9 @@ def nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)
 
 
-def method(speculation: Speculation, served: ServedModel) -> Method | None:
-    if speculation.method is None:
-        return None
-    asked = Method(speculation.method)
-    if not served.can_draft(asked):
+def method(speculation: Speculation, served: ServedModel) -> str | None:
+    asked = speculation.method
+    if asked is not None and not served.can_draft(asked):
         message = f"Method '{asked}' needs a routing artifact, and this server has none."
         raise BadRequestError(message, "speculation.method", "invalid_value")
     return asked

@@ -1,12 +1,13 @@
 """Fields that all requests for text have in common, among them this server's own `speculation`."""
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic.config import JsonDict
 
-from server.api.schema.base import Body, Text, TokenId, refusal, text_or_list
-from server.engine import MAX_DRAFT
+from server.api.schema.base import Body, Text, TokenId, invalid, refusal, text_or_list
+from server.engine import MAX_DRAFT, method_named, methods
 from server.generation import Operation
 
 StopString = Annotated[Text, Field(min_length=1, max_length=1024)]
@@ -16,10 +17,25 @@ BiasedId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
 """A token id as a key of a JSON object."""
 
 
+def check_method(name: str) -> str:
+    try:
+        return method_named(name).name
+    except ValueError as error:
+        raise invalid("", str(error)) from error
+
+
+def name_methods(schema: JsonDict) -> None:
+    """Lists the registered methods in the OpenAPI document."""
+    schema["enum"] = list(methods())
+
+
+MethodName = Annotated[str, AfterValidator(check_method), Field(json_schema_extra=name_methods)]
+
+
 class Speculation(Body):
     """The drafting of this request's tokens, an extension of OpenAI's body; it changes the speed, never the text."""
 
-    method: Literal["plain", "skip", "lookup", "cascade"] | None = None
+    method: MethodName | None = None
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)] | None = None
     domain: str | None = None
 

@@ -1,8 +1,10 @@
-"""Keys and values of all slots, allocated once and written by position; and the token batch that writes them.
+"""Keys and values of all sequences, allocated once and written by position, and the batch of tokens that writes them.
 
-Invariant: positions below a sequence's cursor were written by a full pass in every layer. Drafts
-write at or above the cursor, in the layers they keep; verification rewrites the same positions in
-every layer. So a rejection is a cursor that does not move, and stale entries are never read.
+A sequence owns a slot: `max_length` positions in every layer. Positions below its cursor were written by a
+full pass in every layer. A draft of four tokens after cursor 100 writes positions 100 to 103, in the layers
+that it keeps; the check writes the same positions again, in every layer. If two tokens are accepted, the
+cursor moves to 103; whatever stands above it is stale and is overwritten before it is ever read. So a
+rejection costs nothing: no copy, no cropping.
 """
 
 from dataclasses import dataclass
@@ -75,9 +77,10 @@ class KVCache:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Flat tokens of one or several rows, and where each of them stands.
+    """The tokens of one pass, those of several sequences one after the other, and where each of them stands.
 
-    What only torch's attention needs is made when it is first asked for.
+    Eight sequences that decode one token each are eight rows of one token; a prompt is one row of many. What
+    only torch's attention needs (`mask`, `gather`) is made when it is first asked for, and never for the kernels.
     """
 
     rows: list[Row]

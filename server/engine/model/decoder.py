@@ -17,7 +17,7 @@ from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model import kernels
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.linear import Linear
-from server.engine.types import FULL, SkipMask
+from server.engine.types import EMPTY_MASK, SkipMask
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Decoder:
         finally:
             torch.set_num_threads(num_threads)
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = FULL) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = EMPTY_MASK) -> Tensor:
         """Hidden states [tokens, hidden_size] after the final norm, without the mask's sub-layers."""
         if self.native:
             return self.native.forward(batch, cache, mask)

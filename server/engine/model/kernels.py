@@ -15,7 +15,7 @@ from torch import Tensor
 
 from server.engine.config import LANES, DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
-from server.engine.types import FULL, SkipMask
+from server.engine.types import EMPTY_MASK, SkipMask
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
 BUILDS = (
@@ -166,7 +166,7 @@ class NativeDecoder:
     def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
         """The full model's greedy token after each of the batch's."""
         flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
-        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, FULL)
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, EMPTY_MASK)
         self.kernels.decoder_greedy(self.handle, byref(rows), byref(scratch.sure))
         return scratch.tokens[: batch.num_tokens].tolist()
 

@@ -52,15 +52,15 @@ def exponential_noise(seed: int, position: int, size: int) -> Tensor:
     return torch.empty(size).exponential_(generator=generator)
 
 
-def choose(logits: Tensor, draws: list[Draw]) -> list[int]:
+def draw_tokens(logits: Tensor, draws: list[Draw]) -> list[int]:
     """One token for each row of `logits` [rows, vocabulary]."""
     if all(draw.sampling.is_greedy for draw in draws):
         tokens: list[int] = logits.argmax(-1).tolist()
         return tokens
-    return choose_with_confidence(logits, draws)[0]
+    return draw_with_confidence(logits, draws)[0]
 
 
-def choose_with_confidence(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[float]]:
+def draw_with_confidence(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[float]]:
     """One token for each row, and the row's top probability after processing."""
     tokens, tops = [], []
     first = 0

@@ -1,7 +1,8 @@
-"""Grammars: which tokens may come next, so that an answer is JSON of a schema or follows a syntax.
+"""Grammars say which tokens may come next, so that an answer is JSON of a schema or follows a syntax.
 
-A grammar is compiled for a tokenizer once, away from the engine's thread, and each sequence walks a
-copy of its own (`walk.py`). llguidance does the parsing.
+After `{"age": ` a schema that asks for a whole number allows tokens of digits and nothing else. A grammar
+is compiled once for a tokenizer, in a thread of its own request; each sequence then follows it with a
+matcher of its own (`grammar_matcher.py`). The library llguidance does the parsing.
 """
 
 import json
@@ -40,7 +41,7 @@ class GrammarError(ValueError):
 
 @dataclass(frozen=True)
 class Grammar:
-    """What is asked for, before it is compiled: a grammar in the library's own serialised form."""
+    """A grammar before it is compiled, in the library's own serialised form."""
 
     source: str
 
@@ -64,7 +65,10 @@ def json_rule(schema: Mapping[str, Any], is_lenient: bool = False) -> str:
 
 
 class GrammarTokens:
-    """The vocabulary as the library wants it: bytes of each token, and those that are never text."""
+    """The vocabulary in the form that the library reads: the bytes of each token, and the ids that are never text.
+
+    It looks for these very attribute names, and calls the object to tokenise a text.
+    """
 
     def __init__(self, vocabulary: Vocabulary, size: int, end_ids: frozenset[int]) -> None:
         # Splitting special tokens is a state of the tokenizer, and other threads encode prompts with theirs meanwhile.
@@ -78,7 +82,7 @@ class GrammarTokens:
         self.bos_token_id = None
 
     def __call__(self, text: str) -> list[int]:
-        """How the model would write forced text, which is never a special token."""
+        """The ids of text that a grammar forces; `<s>` in such text is four letters, never the special token."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
@@ -94,7 +98,7 @@ class GrammarCompiler:
 
     @cached_property
     def tokens(self) -> LLTokenizer:
-        """Read with the first grammar, for a large vocabulary takes seconds."""
+        """The library's view of the vocabulary, made with the first grammar: 150,000 tokens take two seconds."""
         size = max(self.size, len(self.vocabulary.tokenizer))
         wrapper = TokenizerWrapper(GrammarTokens(self.vocabulary, size, self.end_ids))
         return LLTokenizer(wrapper, n_vocab=size, eos_token=sorted(self.end_ids) or None)
@@ -128,9 +132,10 @@ def reason_in(error: str) -> str:
 
 
 class CompiledGrammar:
-    """A grammar over a vocabulary; all sequences that ask for it walk copies of its `matcher`.
+    """A grammar over a vocabulary; every sequence that asks for it follows a copy of its `matcher`.
 
-    Copies share the states that their lexer has built, which makes them fast, and which count against a limit.
+    Copies share the states that the lexer has built so far. That makes the second request fast, and it lets
+    many requests together reach the limit on states; `renew` then starts again with none.
     """
 
     def __init__(self, new_matcher: Callable[[], LLMatcher], size: int, end_ids: list[int]) -> None:

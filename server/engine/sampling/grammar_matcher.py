@@ -1,7 +1,8 @@
-"""A sequence's way through its grammar: which tokens may follow its ids, and each token drafted after them.
+"""One sequence's place in its grammar: it forbids, row by row of logits, the tokens that may not follow.
 
-Drafted tokens are walked and taken back, so a row allows what may stand after the tokens before it,
-whoever proposed them; drafts decide nothing.
+A check of the draft `{ "a` has four rows: after the ids, after `{`, after ` "`, after `a`. For each row the
+matcher takes the drafted tokens before it, reads what may follow, and takes them back. So a row depends on
+the tokens before it alone, whoever proposed them, and drafts decide nothing.
 """
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 from server.engine.sampling.grammar import CompiledGrammar
 
 
-class GrammarWalk:
-    """One sequence's way through a grammar; it may end with `stop_ids` wherever the grammar may."""
+class GrammarMatcher:
+    """Follows one sequence through its grammar; the answer may end with `stop_ids` wherever the grammar may end."""
 
     def __init__(self, grammar: CompiledGrammar, prompt_length: int, stop_ids: frozenset[int]) -> None:
         self.grammar = grammar
@@ -20,7 +21,7 @@ class GrammarWalk:
         self.ends = set(grammar.end_ids)
         self.matcher = grammar.matcher.deep_copy()
         self.known: dict[tuple[int, ...], Tensor | None] = {}
-        """What may follow each draft from here; draft and check ask for the same."""
+        """Allowed tokens by the draft before them since the ids last grew: draft and check ask for the same."""
         self.failed_at: int | None = None
         """Place of the token before which the grammar exceeded its limits; only an end is allowed there."""
 

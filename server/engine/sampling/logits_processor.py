@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from server.engine.sampling.grammar import CompiledGrammar
-from server.engine.sampling.grammar_matcher import GrammarWalk
+from server.engine.sampling.grammar_matcher import GrammarMatcher
 from server.engine.types import UNADJUSTED, Adjustments, StopConditions
 
 
@@ -71,7 +71,7 @@ class LogitsProcessor:
         prompt_length: int,
         grammar: CompiledGrammar | None = None,
     ) -> None:
-        self.walk = GrammarWalk(grammar, prompt_length, stop.token_ids) if grammar else None
+        self.grammar = GrammarMatcher(grammar, prompt_length, stop.token_ids) if grammar else None
         self.adjustments = adjustments
         self.stop = stop
         self.prompt_length = prompt_length
@@ -98,8 +98,8 @@ class LogitsProcessor:
             add_bias(logits, torch.tensor(token_ids, device=logits.device), torch.tensor(biases, device=logits.device))
         if self.is_counting:
             self.penalize(logits, ids, drafted)
-        if self.walk:
-            self.walk.restrict(logits, ids, drafted)
+        if self.grammar:
+            self.grammar.restrict(logits, ids, drafted)
         num_before = len(ids) - self.prompt_length + len(drafted) + 1 - logits.shape[0]
         num_endless = self.stop.min_tokens - num_before
         if num_endless > 0:

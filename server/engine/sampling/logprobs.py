@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from server.engine.model.decoder import Decoder
-from server.engine.sequence import Sequence
 from server.engine.types import TokenLogprobs
 
 SCORED_ROWS = 64
@@ -20,15 +19,14 @@ def score(logits: Tensor, token_ids: list[int], num_top: int) -> list[TokenLogpr
     return [TokenLogprobs(*entry) for entry in zip(token_ids, chosen, top, strict=True)]
 
 
-def score_prompt(model: Decoder, hidden: Tensor, sequence: Sequence) -> list[TokenLogprobs]:
-    """The prompt's tokens that follow the rows of `hidden` [rows, hidden_size], which start at the cursor.
+def score_prompt(model: Decoder, hidden: Tensor, ids: list[int], first: int, num_top: int) -> list[TokenLogprobs]:
+    """The prompt's tokens that follow the rows of `hidden` [rows, hidden_size]; row 0 is that of `ids[first]`.
 
     With the first rows comes the first token, before which there is nothing to score it by.
     """
-    scores = [] if sequence.cursor else [TokenLogprobs(sequence.ids[0], None)]
-    following = sequence.ids[sequence.cursor + 1 : sequence.cursor + 1 + len(hidden)]
-    for first in range(0, len(following), SCORED_ROWS):
-        ids = following[first : first + SCORED_ROWS]
-        logits = model.logits(hidden[first : first + len(ids)])
-        scores += score(logits, ids, sequence.request.num_logprobs or 0)
+    scores = [] if first else [TokenLogprobs(ids[0], None)]
+    following = ids[first + 1 : first + 1 + len(hidden)]
+    for start in range(0, len(following), SCORED_ROWS):
+        scored = following[start : start + SCORED_ROWS]
+        scores += score(model.logits(hidden[start : start + len(scored)]), scored, num_top)
     return scores

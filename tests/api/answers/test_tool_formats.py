@@ -9,7 +9,7 @@ from server.api.answers.tool_parser import CallReader
 from server.api.prepare.grammar import calls
 from server.api.schema.tools import Tool, Toolset
 from server.engine import GENERIC, HERMES, LLAMA, MISTRAL, Grammar, GrammarCompiler, TextCodec, ToolFormat
-from server.engine.sampling.grammar_matcher import GrammarWalk
+from server.engine.sampling.grammar_matcher import GrammarMatcher
 from server.engine.text.tool_format import tool_format
 from tests.api.answers.test_tools import TOOLS
 
@@ -21,7 +21,7 @@ MARK = 264
 def follows(grammar: str, codec: TextCodec, text: str, marker: int | None = None) -> bool:
     """Whether a walk takes the whole text, `marker` first, and may end there."""
     size = 262 if marker is None else marker + 1
-    walk = GrammarWalk(
+    walk = GrammarMatcher(
         GrammarCompiler(codec.vocabulary, size, frozenset({2})).compile(Grammar.of_lark(grammar)), 0, frozenset({2})
     )
     ids = [*([] if marker is None else [marker]), *codec.encode(text, False)]

@@ -84,7 +84,7 @@ def test_many_clients_that_leave_at_all_times_leave_nothing(
         asyncio.run(leave_all(f"{url}/v1/chat/completions", worker, engine))
         wait_until(lambda: not worker.tickets.open and not worker.generations)
         assert engine.num_running == engine.num_waiting == 0
-        assert sorted(engine.free_slots) == list(range(4))
+        assert sorted(engine.scheduler.free_slots) == list(range(4))
         wait_until(lambda: len(asyncio.all_tasks(worker.loop)) <= num_tasks)
         new = {thread.name for thread in threading.enumerate()} - threads
         assert all(name.startswith("asyncio_") for name in new), new

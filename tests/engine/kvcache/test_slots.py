@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from server.engine import (
-    FULL,
+    EMPTY_MASK,
     Decoder,
     Engine,
     EngineConfig,
     GenerationRequest,
     KVCache,
-    Method,
     Route,
     SamplingParams,
     SkipMask,
@@ -35,7 +34,7 @@ class PoisonedDecoder(Decoder):
 
     poison = math.nan
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = FULL) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = EMPTY_MASK) -> Tensor:
         for slot, start, _ in batch.rows:
             cache.keys[:, slot, :, start:] = self.poison
             cache.values[:, slot, :, start:] = self.poison
@@ -143,11 +142,11 @@ def test_nothing_at_or_above_a_cursor_is_read(
             max_draft=4,
         )
         for length, method in [
-            (3, Method.SKIP),
-            (17, Method.CASCADE),
-            (33, Method.PLAIN),
-            (8, Method.LOOKUP),
-            (5, Method.SKIP),
+            (3, "skip"),
+            (17, "cascade"),
+            (33, "plain"),
+            (8, "lookup"),
+            (5, "skip"),
         ]
     ]
     config = EngineConfig(max_batch=max_batch, confidence=0.0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.engine import FULL, Decoder, SkipMask, TokenBatch, load_checkpoint
+from server.engine import EMPTY_MASK, Decoder, SkipMask, TokenBatch, load_checkpoint
 from server.engine.model import kernels
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -48,7 +48,7 @@ def test_hidden_states_and_logits_agree_with_torch(
     exact = decoders(folder, torch.float32)[1]
     assert native.native is not None
     kernels.library.cache_clear()
-    for mask in (FULL, SkipMask(frozenset({0, 2}), frozenset({1}))):
+    for mask in (EMPTY_MASK, SkipMask(frozenset({0, 2}), frozenset({1}))):
         rows = [(0, 0, list(range(7, 30))), (1, 0, [5, 9]), (3, 0, list(range(40, 49)))]
         states = []
         for decoder in (native, plain, exact):

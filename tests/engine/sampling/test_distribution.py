@@ -14,14 +14,20 @@ from server.engine import (
     Engine,
     EngineConfig,
     GenerationRequest,
-    Method,
     Route,
     SamplingParams,
     SkipMask,
     StopConditions,
     TokenBatch,
 )
-from server.engine.sampling.distribution import Draw, choose, choose_with_confidence, exponential_noise, probabilities
+from server.engine.sampling.distribution import (
+    Draw,
+    draw_tokens,
+    draw_with_confidence,
+    exponential_noise,
+    probabilities,
+)
+from server.engine.speculation.verification import Verification
 
 DRAWS = 2000
 
@@ -59,10 +65,10 @@ def test_greedy_and_sampled_rows_share_a_batch() -> None:
     logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
     sampled = SamplingParams(temperature=1.0)
     draws = [Draw(SamplingParams(), 0, 5), Draw(sampled, 9, 5), Draw(sampled, 9, 6)]
-    together = choose(logits, draws)
-    assert together == [choose(logits[i : i + 1], [draw])[0] for i, draw in enumerate(draws)]
+    together = draw_tokens(logits, draws)
+    assert together == [draw_tokens(logits[i : i + 1], [draw])[0] for i, draw in enumerate(draws)]
     assert together[0] == int(logits[0].argmax())
-    tokens, tops = choose_with_confidence(logits, draws)
+    tokens, tops = draw_with_confidence(logits, draws)
     assert tokens == together
     assert tops == pytest.approx(logits.softmax(-1).max(-1).values.tolist())
 
@@ -72,16 +78,16 @@ def test_a_greedy_row_is_the_argmax_in_any_company() -> None:
     low = torch.tensor(0.1)
     logits = torch.stack((low, torch.nextafter(low, torch.tensor(1.0))))[None]
     greedy, sampled = Draw(SamplingParams(), 0, 0), Draw(SamplingParams(1.0), 0, 0)
-    assert choose(logits, [greedy]) == choose(logits.repeat(2, 1), [greedy, sampled])[:1] == [1]
+    assert draw_tokens(logits, [greedy]) == draw_tokens(logits.repeat(2, 1), [greedy, sampled])[:1] == [1]
 
 
 def test_a_tiny_temperature_is_nearly_greedy() -> None:
     logits, coldest = torch.tensor([[0.0, 3.0, 1.0]]), SamplingParams(1e-40)
     assert probabilities(logits, coldest).isfinite().all()
-    assert choose(logits, [Draw(coldest, 0, 0)]) == [1]
+    assert draw_tokens(logits, [Draw(coldest, 0, 0)]) == [1]
 
 
-def second_tokens(model: Decoder, method: Method, mask: SkipMask, prompt: list[int], first: int) -> np.ndarray:
+def second_tokens(model: Decoder, method: str, mask: SkipMask, prompt: list[int], first: int) -> np.ndarray:
     """Counts of the second token over many seeds, among texts whose first token is `first`."""
     engine = Engine(model, EngineConfig(max_batch=64, confidence=0.0, baseline_share=0))
     sampling = [SamplingParams(1.0, top_k=6, seed=seed) for seed in range(DRAWS)]
@@ -107,9 +113,12 @@ def test_speculatively_sampled_tokens_follow_the_plain_distribution(
         first = engine.generate([GenerationRequest(prompt, SamplingParams(), StopConditions(1))])[0].output_ids[0]
         expected = exact_second_distribution(model, [*prompt, first])
     if is_broken:
-        accept_all = lambda drafted, chosen, stop, room: [*drafted, chosen[-1]][:room]  # noqa: E731
+
+        def accept_all(drafted: list[int], own: list[int], stop: frozenset[int], room: int) -> Verification:
+            return Verification([*drafted, own[-1]][:room], len(drafted), len(drafted))
+
         monkeypatch.setattr("server.engine.engine.verify", accept_all)
-    counts = second_tokens(model, Method.SKIP, SkipMask(frozenset({0, 2}), frozenset({1})), prompt, first)
+    counts = second_tokens(model, "skip", SkipMask(frozenset({0, 2}), frozenset({1})), prompt, first)
     support = expected > 0
     outside = counts[~support].sum()
     shares = expected[support] / expected[support].sum()

@@ -26,7 +26,6 @@ from server.engine import (
     Grammar,
     GrammarCompiler,
     GrammarError,
-    Method,
     Route,
     SamplingParams,
     SkipMask,
@@ -34,8 +33,8 @@ from server.engine import (
     TextCodec,
     Vocabulary,
 )
-from server.engine.sampling.distribution import Draw, choose, probabilities
-from server.engine.sampling.grammar_matcher import GrammarWalk
+from server.engine.sampling.distribution import Draw, draw_tokens, probabilities
+from server.engine.sampling.grammar_matcher import GrammarMatcher
 from tests.tiny import byte_tokenizer
 
 END = 2
@@ -84,7 +83,7 @@ def random_route(rng: random.Random) -> Route:
 
 
 def plain(grammar: CompiledGrammar, sampling: SamplingParams, stop: StopConditions = STOP) -> list[GenerationRequest]:
-    return [GenerationRequest(ids, sampling, stop, Method.PLAIN, grammar=grammar) for ids in prompts(8)]
+    return [GenerationRequest(ids, sampling, stop, "plain", grammar=grammar) for ids in prompts(8)]
 
 
 def run_all(model: Decoder, asked: list[GenerationRequest], max_batch: int) -> list[Any]:
@@ -95,12 +94,12 @@ def check_lossless(model: Decoder, requests: list[GenerationRequest]) -> list[li
     """Any method alone and any mask and method in a batch of eight yields what plain decoding yields."""
     rng = random.Random(9)
     alone = [run_all(model, [one], 1)[0].output_ids for one in requests]
-    for method in (Method.SKIP, Method.LOOKUP, Method.CASCADE):
+    for method in ("skip", "lookup", "cascade"):
         drafted = [replace(one, method=method, route=random_route(rng), max_draft=5) for one in requests]
         together = run_all(model, drafted, 8)
         assert [sequence.output_ids for sequence in together] == alone
         assert run_all(model, drafted[:1], 1)[0].output_ids == alone[0]
-        assert method is Method.LOOKUP or sum(sequence.stats.num_drafted for sequence in together)
+        assert method == "lookup" or sum(sequence.stats.num_drafted for sequence in together)
     return alone
 
 
@@ -167,9 +166,9 @@ def test_sampling_equals_slow_decoding_with_brute_force_masks(
     for seed in range(24):
         sampling, output = SamplingParams(0.7, seed=seed), list[int]()
         while not output or output[-1] != END:
-            output += choose(row(output, sampling), [Draw(sampling, seed, len(prompt) + len(output))])
+            output += draw_tokens(row(output, sampling), [Draw(sampling, seed, len(prompt) + len(output))])
         expected.append(output)
-        requests.append(GenerationRequest(prompt, sampling, STOP, Method.PLAIN, grammar=ONE_WORD))
+        requests.append(GenerationRequest(prompt, sampling, STOP, "plain", grammar=ONE_WORD))
     assert check_lossless(model, requests) == expected
     assert len({tuple(output) for output in expected}) > 2
 
@@ -188,7 +187,7 @@ def test_words_follow_the_exact_distribution(model: Decoder, codec: TextCodec, t
     assert sum(expected.values()) == pytest.approx(1)
     route = Route("test", SkipMask(frozenset({1, 3}), frozenset({2})))
     asked = [
-        GenerationRequest(prompt, replace(sampling, seed=seed), STOP, Method.SKIP, route, max_draft=4, grammar=ONE_WORD)
+        GenerationRequest(prompt, replace(sampling, seed=seed), STOP, "skip", route, max_draft=4, grammar=ONE_WORD)
         for seed in range(300)
     ]
     counts = Counter(tuple(sequence.output_ids) for sequence in run_all(model, asked, 8))
@@ -205,10 +204,10 @@ def test_rows_allow_what_a_fresh_walk_allows(rng: random.Random, grammar: Compil
 
     def fresh(ids: list[int]) -> list[int]:
         logits = torch.zeros(1, 262)
-        GrammarWalk(grammar, 1, STOP.token_ids).restrict(logits, [1, *ids], [])
+        GrammarMatcher(grammar, 1, STOP.token_ids).restrict(logits, [1, *ids], [])
         return [i for i, value in enumerate(logits[0].tolist()) if value == 0]
 
-    walk, ids = GrammarWalk(grammar, 1, STOP.token_ids), list[int]()
+    walk, ids = GrammarMatcher(grammar, 1, STOP.token_ids), list[int]()
     for _ in range(12):
         drafted, is_refused = list[int](), False
         logits_rows = [fresh(ids)]
@@ -231,7 +230,7 @@ def test_rows_allow_what_a_fresh_walk_allows(rng: random.Random, grammar: Compil
 
 def test_what_is_forced_is_drafted_and_accepted(model: Decoder, codec: TextCodec) -> None:
     fixed = COMPILER.compile(Grammar.of_lark('start: "the one and only answer" /[0-9]/'))
-    asked = GenerationRequest(prompts(1)[0], SamplingParams(), STOP, Method.LOOKUP, max_draft=7, grammar=fixed)
+    asked = GenerationRequest(prompts(1)[0], SamplingParams(), STOP, "lookup", max_draft=7, grammar=fixed)
     engine = Engine(model, EngineConfig(max_batch=1, is_adaptive=False, baseline_share=0))
     (sequence,) = engine.generate([asked])
     assert codec.decode(sequence.output_ids).startswith("the one and only answer")
@@ -244,7 +243,7 @@ def test_forced_text_leaves_the_tokenizer_of_prompts_alone() -> None:
     """Both are tokenised at the same time, and whether special tokens are split is a state of the tokenizer."""
     vocabulary = Vocabulary(byte_tokenizer())
     fixed = GrammarCompiler(vocabulary, 262, frozenset({END})).compile(Grammar.of_lark('start: "forced" /[0-9]/'))
-    assert GrammarWalk(fixed, 1, frozenset({END})).forced([3], 4)
+    assert GrammarMatcher(fixed, 1, frozenset({END})).forced([3], 4)
     assert vocabulary.tokenizer.backend_tokenizer.encode_special_tokens is False
 
 

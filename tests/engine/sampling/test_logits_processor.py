@@ -18,14 +18,13 @@ from server.engine import (
     Engine,
     EngineConfig,
     GenerationRequest,
-    Method,
     Route,
     SamplingParams,
     SkipMask,
     StopConditions,
 )
 from server.engine.sampling.logits_processor import LogitsProcessor, penalize_counts, penalize_repetition
-from server.engine.sampling.sampler import Span, adjusted
+from server.engine.sampling.sampler import adjusted
 from server.engine.sequence import Sequence
 
 SIZE = 20
@@ -86,15 +85,15 @@ def test_rows_are_adjusted_by_exactly_what_stands_before_them(
 
 def sequence_of(sampling: SamplingParams, min_tokens: int = 0) -> Sequence:
     request = GenerationRequest([1, 5], sampling, StopConditions(9, frozenset({2}), min_tokens))
-    return Sequence.of(0, request, Method.PLAIN, 4, 99)
+    return Sequence.of(0, request, "plain", 4, 99)
 
 
 def test_logits_are_left_alone_where_nothing_is_asked() -> None:
     logits = random_logits(4)
     before = logits.clone()
     plain, biased = sequence_of(SamplingParams()), sequence_of(SamplingParams(adjustments=ADJUSTMENTS["repetition"]))
-    assert adjusted(logits, [Span(plain, [7], 2), Span(plain, [], 1)]) is logits
-    mixed = adjusted(logits, [Span(plain, [7], 2), Span(biased, [7], 2)])
+    assert adjusted(logits, [plain.span([7], 2), plain.span([], 1)]) is logits
+    mixed = adjusted(logits, [plain.span([7], 2), biased.span([7], 2)])
     assert torch.equal(mixed[:2], logits[:2])
     assert not torch.equal(mixed[2:], logits[2:])
     assert torch.equal(logits, before)
@@ -122,13 +121,13 @@ def run_all(model: Decoder, asked: list[GenerationRequest], max_batch: int) -> l
 def check_lossless(model: Decoder, sampling: SamplingParams, stop: StopConditions) -> list[list[int]]:
     """Any mask and method in a batch yields what plain decoding yields alone; returns that."""
     rng = random.Random(9)
-    plain = [GenerationRequest(ids, sampling, stop, Method.PLAIN) for ids in prompts(8)]
+    plain = [GenerationRequest(ids, sampling, stop, "plain") for ids in prompts(8)]
     alone = [sequence.output_ids for one in plain for sequence in run_all(model, [one], 1)]
-    for method in (Method.SKIP, Method.LOOKUP, Method.CASCADE):
+    for method in ("skip", "lookup", "cascade"):
         asked = [replace(one, method=method, route=random_route(rng), max_draft=5) for one in plain]
         together = run_all(model, asked, 8)
         assert [sequence.output_ids for sequence in together] == alone
-        assert method is Method.LOOKUP or sum(sequence.stats.num_drafted for sequence in together)
+        assert method == "lookup" or sum(sequence.stats.num_drafted for sequence in together)
     return alone
 
 
@@ -137,7 +136,7 @@ def check_lossless(model: Decoder, sampling: SamplingParams, stop: StopCondition
 def test_adjustments_are_lossless_under_speculation(model: Decoder, name: str, sampling: SamplingParams) -> None:
     stop = StopConditions(24, frozenset({2}))
     outputs = check_lossless(model, replace(sampling, adjustments=ADJUSTMENTS[name]), stop)
-    plain = [GenerationRequest(ids, sampling, stop, Method.PLAIN) for ids in prompts(8)]
+    plain = [GenerationRequest(ids, sampling, stop, "plain") for ids in prompts(8)]
     assert outputs != [sequence.output_ids for sequence in run_all(model, plain, 8)]
 
 
@@ -169,7 +168,7 @@ def test_greedy_with_processors_equals_transformers(model: Decoder, tiny_checkpo
             pad_token_id=0,
         )
         stop = StopConditions(30, frozenset({2}), 12)
-        asked = GenerationRequest(prompt, sampling, stop, Method.CASCADE, Route("test", mask), 5)
+        asked = GenerationRequest(prompt, sampling, stop, "cascade", Route("test", mask), 5)
         assert run_all(model, [asked], 1)[0].output_ids == out[0, len(prompt) :].tolist()
 
 

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from server.engine import (
-    FULL,
+    EMPTY_MASK,
     Checkpoint,
     Decoder,
     Engine,
     EngineConfig,
     GenerationRequest,
     KVCache,
-    Method,
     Route,
     SamplingParams,
     Sequence,
@@ -26,8 +25,12 @@ from server.engine import (
     StopConditions,
     TokenBatch,
 )
-from server.engine.speculation.drafting import LookupDrafter, MethodDrafter, NgramIndex, SkipDrafter
-from server.engine.speculation.policy import FIRST_GAIN, Draft, DraftPolicy
+from server.engine.speculation.base import Draft, Feedback
+from server.engine.speculation.drafters.lookup import LookupDrafter, NgramIndex
+from server.engine.speculation.drafters.skip import SkipDrafter
+from server.engine.speculation.policy import FIRST_GAIN, DraftPolicy
+from server.engine.speculation.speculator import Speculator
+from server.engine.speculation.verification import count_agreeing
 
 FIRST, SECOND = SkipMask(frozenset({1}), frozenset({2})), SkipMask(frozenset({2, 3}), frozenset())
 REPEATING, OTHER = [1, 50, 51, 52, 53, 60, 50, 51, 52, 53], [1, 70, 80, 90, 100]
@@ -68,7 +71,7 @@ class RecordingDecoder(Decoder):
         super().__init__(checkpoint)
         self.passes: list[tuple[list[int], SkipMask]] = []
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = FULL) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = EMPTY_MASK) -> Tensor:
         self.passes.append(([slot for slot, _, _ in batch.rows], mask))
         return super().forward(batch, cache, mask)
 
@@ -84,17 +87,18 @@ def prefilled(checkpoint: Checkpoint) -> Prefilled:
         decoder = RecordingDecoder(checkpoint)
         engine = Engine(decoder, EngineConfig(max_batch=8))
         sequences = [engine.add(request) for request in requests]
-        engine.admit()
         with torch.inference_mode():
             for _ in sequences:
-                engine.prefill(StepStats())
+                chunk = engine.scheduler.plan().prefill
+                assert chunk is not None
+                engine.prefill(chunk, StepStats())
         decoder.passes.clear()
         return engine, decoder, sequences
 
     return prepare
 
 
-def request(prompt: list[int], mask: SkipMask, method: Method = Method.SKIP, max_tokens: int = 50) -> GenerationRequest:
+def request(prompt: list[int], mask: SkipMask, method: str = "skip", max_tokens: int = 50) -> GenerationRequest:
     return GenerationRequest(
         prompt, SamplingParams(), StopConditions(max_tokens), method=method, route=Route("test", mask), max_draft=4
     )
@@ -106,7 +110,7 @@ def test_a_skipping_draft_ends_at_its_limit_or_after_an_unsure_token(
 ) -> None:
     engine, decoder, [sequence] = prefilled([request(OTHER, FIRST)])
     with torch.inference_mode():
-        drafts = SkipDrafter(decoder, engine.cache, confidence).draft([sequence])
+        drafts = SkipDrafter(decoder, engine.cache, confidence).propose([sequence])
     assert len(drafts[sequence.id]) == expected
     assert len(decoder.passes) == expected
 
@@ -116,20 +120,20 @@ def test_nothing_is_drafted_that_could_not_be_emitted(prefilled: Prefilled, max_
     """One token came with the prompt, and every verification adds one of its own."""
     engine, decoder, sequences = prefilled([request(OTHER, FIRST, max_tokens=max_tokens)])
     with torch.inference_mode():
-        drafts = SkipDrafter(decoder, engine.cache, 0.0).draft(sequences)
+        drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences)
     assert len(drafts.get(sequences[0].id, [])) == expected
     repeating = sequences[0]
     repeating.ids = [*REPEATING[:5], *REPEATING[:5]]
     repeating.max_ids = len(repeating.ids) + expected + 1
-    assert len(LookupDrafter().draft([repeating]).get(repeating.id, [])) == expected
+    assert len(LookupDrafter().propose([repeating]).get(repeating.id, [])) == expected
 
 
 def test_sequences_of_one_mask_are_drafted_as_one_batch(prefilled: Prefilled) -> None:
     engine, decoder, sequences = prefilled(
-        [request(OTHER, FIRST), request(REPEATING, SECOND), request(OTHER, FIRST), request(OTHER, FULL)]
+        [request(OTHER, FIRST), request(REPEATING, SECOND), request(OTHER, FIRST), request(OTHER, EMPTY_MASK)]
     )
     with torch.inference_mode():
-        drafts = SkipDrafter(decoder, engine.cache, 0.0).draft(sequences)
+        drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences)
     assert decoder.passes == [([0, 2], FIRST)] * 4 + [([1], SECOND)] * 4
     assert set(drafts) == {s.id for s in sequences[:3]}
     assert drafts[sequences[0].id] == drafts[sequences[2].id]
@@ -138,7 +142,7 @@ def test_sequences_of_one_mask_are_drafted_as_one_batch(prefilled: Prefilled) ->
 def test_a_sequence_leaves_the_batch_at_its_own_end(prefilled: Prefilled) -> None:
     engine, decoder, sequences = prefilled([request(OTHER, FIRST, max_tokens=3), request(REPEATING, FIRST)])
     with torch.inference_mode():
-        drafts = SkipDrafter(decoder, engine.cache, 0.0).draft(sequences)
+        drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences)
     assert [len(drafts[s.id]) for s in sequences] == [1, 4]
     assert [slots for slots, _ in decoder.passes] == [[0, 1], [1], [1], [1]]
 
@@ -146,60 +150,61 @@ def test_a_sequence_leaves_the_batch_at_its_own_end(prefilled: Prefilled) -> Non
 def test_a_draft_ends_with_a_stop_token(prefilled: Prefilled) -> None:
     engine, decoder, [free] = prefilled([request(OTHER, FIRST)])
     with torch.inference_mode():
-        first = SkipDrafter(decoder, engine.cache, 0.0).draft([free])[free.id][0]
+        first = SkipDrafter(decoder, engine.cache, 0.0).propose([free])[free.id][0]
     stopping = GenerationRequest(
         OTHER, SamplingParams(), StopConditions(50, frozenset({first})), route=Route("test", FIRST), max_draft=4
     )
     engine, decoder, [sequence] = prefilled([stopping])
     with torch.inference_mode():
-        assert SkipDrafter(decoder, engine.cache, 0.0).draft([sequence]) == {sequence.id: [first]}
+        assert SkipDrafter(decoder, engine.cache, 0.0).propose([sequence]) == {sequence.id: [first]}
 
 
 def test_the_cascade_skips_only_where_lookup_finds_nothing(prefilled: Prefilled) -> None:
     """Method by method: who looks up, who skips, and who is left to decode plainly."""
-    methods = [Method.CASCADE, Method.CASCADE, Method.LOOKUP, Method.LOOKUP, Method.SKIP, Method.PLAIN]
+    methods = ["cascade", "cascade", "lookup", "lookup", "skip", "plain"]
     texts = [REPEATING, OTHER, REPEATING, OTHER, REPEATING, REPEATING]
     engine, decoder, sequences = prefilled([request(p, FIRST, m) for p, m in zip(texts, methods, strict=True)])
     for sequence in sequences:
         sequence.ids = list(sequence.request.prompt_ids)
         sequence.cursor = len(sequence.ids) - 1
     with torch.inference_mode():
-        drafts = MethodDrafter(SkipDrafter(decoder, engine.cache, 0.0), LookupDrafter()).draft(sequences)
+        speculator = Speculator([SkipDrafter(decoder, engine.cache, 0.0), LookupDrafter()])
+        drafts = speculator.draft(sequences, StepStats())
     assert {slot for slots, _ in decoder.passes for slot in slots} == {1, 4}
     looked_up = [60, 50, 51, 52]
-    assert drafts[sequences[0].id] == drafts[sequences[2].id] == Draft(looked_up, Method.LOOKUP)
-    assert drafts[sequences[1].id].arm == drafts[sequences[4].id].arm == Method.SKIP
+    assert drafts[sequences[0].id] == drafts[sequences[2].id] == Draft(looked_up, "lookup")
+    assert drafts[sequences[1].id].drafter == drafts[sequences[4].id].drafter == "skip"
     assert set(drafts) == {sequences[i].id for i in (0, 1, 2, 4)}
 
 
 def test_what_was_indexed_is_forgotten(prefilled: Prefilled) -> None:
     _, _, sequences = prefilled([request(REPEATING, FIRST), request(OTHER, FIRST)])
     lookup = LookupDrafter()
-    lookup.draft(sequences)
-    lookup.forget(sequences[0].id)
-    lookup.forget(999)
+    lookup.propose(sequences)
+    lookup.forget(sequences[0])
+    lookup.forget(sequences[0])
     assert set(lookup.indexes) == {sequences[1].id}
 
 
 def test_a_copied_passage_is_looked_up_in_ever_longer_drafts() -> None:
     passage = list(range(10, 60))
     request = GenerationRequest([*passage, 1, *passage[:4]], SamplingParams(), StopConditions(200))
-    free = Sequence.of(0, request, Method.LOOKUP, 4, 500)
-    bound = Sequence.of(1, replace(request, max_draft=5), Method.LOOKUP, 5, 500)
+    free = Sequence.of(0, request, "lookup", 4, 500)
+    bound = Sequence.of(1, replace(request, max_draft=5), "lookup", 5, 500)
     lookup = LookupDrafter()
 
     def lengths(one: Sequence, accepted: list[bool]) -> list[int]:
         found = []
         for is_accepted in accepted:
-            found.append(len(lookup.draft([one])[one.id]))
-            lookup.learn(one.id, is_accepted)
+            found.append(len(lookup.propose([one])[one.id]))
+            lookup.learn(one, Feedback([7], [7 if is_accepted else 8], int(is_accepted)))
         return found
 
     assert lengths(free, [True, True, True, True, False, True]) == [4, 8, 16, 16, 16, 4]
     assert free.longest_draft == 16
     assert lengths(bound, [True, True, True]) == [5, 5, 5]
-    lookup.forget(free.id)
-    lookup.forget(bound.id)
+    lookup.forget(free)
+    lookup.forget(bound)
     assert not lookup.growths
 
 
@@ -212,7 +217,8 @@ def test_what_was_found_is_judged_whether_or_not_it_was_drafted(
 ) -> None:
     engine, decoder, [one] = prefilled([request(OTHER, FIRST)])
     policy = DraftPolicy()
-    drafter = MethodDrafter(SkipDrafter(decoder, engine.cache, 0.0), LookupDrafter(), policy)
-    drafter.learn_lookup(one, [5, 6, 7, 9], emitted)
-    assert policy.gain(Method.LOOKUP, one).value == pytest.approx((FIRST_GAIN + gain) / 2, abs=0.6)
-    assert policy.domain_gains["test", Method.LOOKUP].value == (FIRST_GAIN + gain) / 2
+    speculator = Speculator([SkipDrafter(decoder, engine.cache, 0.0), LookupDrafter()], policy)
+    found = [5, 6, 7, 9]
+    speculator.judge("lookup", one, Feedback(found, emitted, count_agreeing(found, emitted)))
+    assert policy.gain("lookup", one).value == pytest.approx((FIRST_GAIN + gain) / 2, abs=0.6)
+    assert policy.domain_gains["test", "lookup"].value == (FIRST_GAIN + gain) / 2

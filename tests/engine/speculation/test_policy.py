@@ -2,14 +2,17 @@
 
 import pytest
 
-from server.engine import GenerationRequest, Method, Route, SamplingParams, SkipMask, StepStats, StopConditions
+from server.engine import GenerationRequest, Route, SamplingParams, SkipMask, StepStats, StopConditions
 from server.engine.sequence import Sequence
-from server.engine.speculation.policy import FIRST_REST, Average, Draft, DraftPolicy, Typical, size_class
+from server.engine.speculation.base import Draft
+from server.engine.speculation.drafters import LookupDrafter, SkipDrafter
+from server.engine.speculation.policy import FIRST_REST, Average, DraftPolicy, Typical, size_class
+from server.engine.speculation.speculator import Speculator
 
 MASK = SkipMask(frozenset({1}), frozenset({2}))
 
 
-def sequence(method: Method = Method.CASCADE, number: int = 0, mask: SkipMask = MASK) -> Sequence:
+def sequence(method: str = "cascade", number: int = 0, mask: SkipMask = MASK) -> Sequence:
     request = GenerationRequest([1, 2, 3], SamplingParams(), StopConditions(50))
     made = Sequence.of(number, request, method, 4, 100)
     made.route = Route("stories", mask)
@@ -20,12 +23,28 @@ def measured(skip: float, lookup: float, plain: float) -> DraftPolicy:
     """A policy that knows what steps cost: seconds of each arm."""
     policy = DraftPolicy()
     policy.observe_seconds([], 1, StepStats(verify_seconds=plain))
-    policy.observe_seconds([Draft([1], Method.SKIP)], 1, StepStats(draft_seconds=skip - lookup, verify_seconds=lookup))
-    policy.observe_seconds([Draft([1, 2, 3, 4], Method.LOOKUP)], 1, StepStats(verify_seconds=lookup))
+    policy.observe_seconds(
+        [Draft([1], "skip")], 1, StepStats(drafting_seconds={"skip": skip - lookup}, verify_seconds=lookup)
+    )
+    policy.observe_seconds([Draft([1, 2, 3, 4], "lookup")], 1, StepStats(verify_seconds=lookup))
     return policy
 
 
-def learn(policy: DraftPolicy, one: Sequence, arm: Method, accepted: int) -> None:
+class UnaskedSkipDrafter(SkipDrafter):
+    """Could skip layers, and is never asked to."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def pick(policy: DraftPolicy, one: Sequence, num_found: int, num_rows: int) -> str:
+    """What the policy picks where a lookup has found so many tokens."""
+    speculator = Speculator([LookupDrafter(), UnaskedSkipDrafter()], policy)
+    speculator.free = {"lookup": {one.id: [0] * num_found}}
+    return speculator.pick(one, num_rows)
+
+
+def learn(policy: DraftPolicy, one: Sequence, arm: str, accepted: int) -> None:
     for _ in range(99):
         policy.observe_gain(arm, one, accepted)
 
@@ -33,70 +52,70 @@ def learn(policy: DraftPolicy, one: Sequence, arm: Method, accepted: int) -> Non
 @pytest.mark.parametrize(
     ("method", "num_found", "expected"),
     [
-        (Method.PLAIN, 4, Method.PLAIN),
-        (Method.SKIP, 4, Method.SKIP),
-        (Method.LOOKUP, 4, Method.LOOKUP),
-        (Method.LOOKUP, 0, Method.PLAIN),
-        (Method.CASCADE, 0, Method.SKIP),
+        ("plain", 4, "plain"),
+        ("skip", 4, "skip"),
+        ("lookup", 4, "lookup"),
+        ("lookup", 0, "plain"),
+        ("cascade", 0, "skip"),
     ],
 )
-def test_what_is_unknown_is_tried_plain_decoding_first(method: Method, num_found: int, expected: Method) -> None:
+def test_what_is_unknown_is_tried_plain_decoding_first(method: str, num_found: int, expected: str) -> None:
     policy = DraftPolicy()
-    assert policy.choose(sequence(method), num_found, 1) is Method.PLAIN
+    assert pick(policy, sequence(method), num_found, 1) == "plain"
     policy.observe_seconds([], 1, StepStats(verify_seconds=1.0))
-    assert policy.choose(sequence(method), num_found, 1) is expected
+    assert pick(policy, sequence(method), num_found, 1) is expected
 
 
 def test_without_a_mask_nothing_is_skipped() -> None:
-    assert DraftPolicy().choose(sequence(Method.CASCADE, mask=SkipMask()), 0, 1) is Method.PLAIN
+    assert pick(DraftPolicy(), sequence("cascade", mask=SkipMask()), 0, 1) == "plain"
 
 
 def test_the_better_of_lookup_and_skip_is_chosen_by_gain_and_cost() -> None:
     policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence()
-    learn(policy, one, Method.LOOKUP, 1)
-    learn(policy, one, Method.SKIP, 3)
-    assert policy.choose(one, 4, 1) is Method.SKIP
-    learn(policy, one, Method.LOOKUP, 4)
-    assert policy.choose(one, 4, 1) is Method.LOOKUP
+    learn(policy, one, "lookup", 1)
+    learn(policy, one, "skip", 3)
+    assert pick(policy, one, 4, 1) == "skip"
+    learn(policy, one, "lookup", 4)
+    assert pick(policy, one, 4, 1) == "lookup"
 
 
 def test_a_losing_draft_gives_way_to_plain_decoding_and_is_tried_again_now_and_then() -> None:
-    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
-    learn(policy, one, Method.SKIP, 0)
-    arms = [policy.choose(one, 0, 1) for _ in range(3 * FIRST_REST + 2)]
-    assert [i for i, arm in enumerate(arms) if arm is Method.SKIP] == [FIRST_REST, 3 * FIRST_REST + 1]
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence("skip")
+    learn(policy, one, "skip", 0)
+    arms = [pick(policy, one, 0, 1) for _ in range(3 * FIRST_REST + 2)]
+    assert [i for i, arm in enumerate(arms) if arm == "skip"] == [FIRST_REST, 3 * FIRST_REST + 1]
 
 
 def test_sequences_of_a_losing_domain_take_their_trials_in_turn() -> None:
     policy = measured(skip=1.5, lookup=1.1, plain=1.0)
-    learn(policy, sequence(Method.SKIP), Method.SKIP, 0)
-    arms = [policy.choose(sequence(Method.SKIP, number), 0, 1) for number in range(3 * FIRST_REST + 2)]
-    assert [i for i, arm in enumerate(arms) if arm is Method.SKIP] == [FIRST_REST, 3 * FIRST_REST + 1]
-    learn(policy, sequence(Method.SKIP), Method.SKIP, 3)
-    assert policy.choose(sequence(Method.SKIP, number=99), 0, 1) is Method.SKIP
+    learn(policy, sequence("skip"), "skip", 0)
+    arms = [pick(policy, sequence("skip", number), 0, 1) for number in range(3 * FIRST_REST + 2)]
+    assert [i for i, arm in enumerate(arms) if arm == "skip"] == [FIRST_REST, 3 * FIRST_REST + 1]
+    learn(policy, sequence("skip"), "skip", 3)
+    assert pick(policy, sequence("skip", number=99), 0, 1) == "skip"
 
 
 def test_a_gain_under_two_percent_is_not_worth_it() -> None:
-    policy, one = measured(skip=2.0, lookup=1.1, plain=1.0), sequence(Method.SKIP)
-    learn(policy, one, Method.SKIP, 1)
-    assert policy.choose(one, 0, 1) is Method.PLAIN
+    policy, one = measured(skip=2.0, lookup=1.1, plain=1.0), sequence("skip")
+    learn(policy, one, "skip", 1)
+    assert pick(policy, one, 0, 1) == "plain"
 
 
 def test_a_new_sequence_starts_from_its_domain_and_costs_belong_to_a_batch_size() -> None:
-    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
-    learn(policy, one, Method.SKIP, 0)
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence("skip")
+    learn(policy, one, "skip", 0)
     for _ in range(64):
-        policy.observe_gain(Method.SKIP, one, 0)
-    assert policy.choose(sequence(Method.SKIP, number=1), 0, 1) is Method.PLAIN
+        policy.observe_gain("skip", one, 0)
+    assert pick(policy, sequence("skip", number=1), 0, 1) == "plain"
     policy.observe_seconds([], 4, StepStats(verify_seconds=1.0))
-    assert policy.choose(sequence(Method.SKIP, number=2), 0, 4) is Method.SKIP
+    assert pick(policy, sequence("skip", number=2), 0, 4) == "skip"
 
 
 def test_a_finished_sequence_leaves_nothing_behind() -> None:
-    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.SKIP)
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence("skip")
     for _ in range(9):
-        policy.gain(Method.SKIP, one).add(0)
-    policy.choose(one, 0, 1)
+        policy.gain("skip", one).add(0)
+    pick(policy, one, 0, 1)
     assert policy.rests
     policy.forget(one)
     assert not policy.gains
@@ -119,28 +138,28 @@ def test_averages_and_size_classes() -> None:
 
 
 def test_looked_up_drafts_of_different_length_have_prices_of_their_own() -> None:
-    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence(Method.LOOKUP)
-    policy.observe_seconds([Draft(list(range(16)), Method.LOOKUP)], 1, StepStats(verify_seconds=9.0))
-    learn(policy, one, Method.LOOKUP, 2)
-    assert policy.choose(one, 4, 1) is Method.LOOKUP
-    assert policy.choose(one, 16, 1) is Method.PLAIN
+    policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence("lookup")
+    policy.observe_seconds([Draft(list(range(16)), "lookup")], 1, StepStats(verify_seconds=9.0))
+    learn(policy, one, "lookup", 2)
+    assert pick(policy, one, 4, 1) == "lookup"
+    assert pick(policy, one, 16, 1) == "plain"
 
 
 def test_what_a_part_of_a_batch_drafts_is_priced_for_each_that_drafts() -> None:
-    policy, one = DraftPolicy(), sequence(Method.SKIP)
+    policy, one = DraftPolicy(), sequence("skip")
     policy.observe_seconds([], 8, StepStats(verify_seconds=1.0))
-    half = [Draft([1, 2], Method.SKIP)] * 4
-    policy.observe_seconds(half, 8, StepStats(draft_seconds=0.2, verify_seconds=1.4))
-    learn(policy, one, Method.SKIP, 1)
-    assert policy.choose(one, 0, 8) is Method.PLAIN
-    learn(policy, one, Method.SKIP, 3)
-    assert policy.choose(one, 0, 8) is Method.SKIP
+    half = [Draft([1, 2], "skip")] * 4
+    policy.observe_seconds(half, 8, StepStats(drafting_seconds={"skip": 0.2}, verify_seconds=1.4))
+    learn(policy, one, "skip", 1)
+    assert pick(policy, one, 0, 8) == "plain"
+    learn(policy, one, "skip", 3)
+    assert pick(policy, one, 0, 8) == "skip"
 
 
 def test_few_that_skip_in_a_large_batch_do_not_set_the_price() -> None:
-    policy, one = DraftPolicy(), sequence(Method.SKIP)
+    policy, one = DraftPolicy(), sequence("skip")
     policy.observe_seconds([], 8, StepStats(verify_seconds=1.0))
-    policy.observe_seconds([Draft([1], Method.SKIP)] * 8, 8, StepStats(verify_seconds=1.2))
+    policy.observe_seconds([Draft([1], "skip")] * 8, 8, StepStats(verify_seconds=1.2))
     for _ in range(9):
-        policy.observe_seconds([Draft([1], Method.SKIP)], 8, StepStats(verify_seconds=3.0))
-    assert policy.choose(one, 0, 8) is Method.SKIP
+        policy.observe_seconds([Draft([1], "skip")], 8, StepStats(verify_seconds=3.0))
+    assert pick(policy, one, 0, 8) == "skip"

@@ -20,7 +20,6 @@ from server.engine import (
     Engine,
     EngineConfig,
     GenerationRequest,
-    Method,
     SamplingParams,
     SkipMask,
     StopConditions,
@@ -43,7 +42,7 @@ def planted_score(mask: SkipMask) -> Score:
 
 
 def texts_of(model: Decoder, count: int, length: int = 40) -> list[Text]:
-    engine = Engine(model, EngineConfig(max_batch=4, method=Method.PLAIN))
+    engine = Engine(model, EngineConfig(max_batch=4, method="plain"))
     requests = [
         GenerationRequest([5 + (7 * i + j) % 200 for j in range(10 + i)], SamplingParams(), StopConditions(length))
         for i in range(count)

@@ -1,0 +1,147 @@
+"""The seam for drafting: what a drafter is, and the registry of all of them.
+
+A new way to draft is one file in `drafters/` with a class marked `@register`, and one import in
+`drafters/__init__.py`. Its name is then a method of the server (`--method`), of a request
+(`speculation.method`) and of `evaluate`, and a label of the metrics.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar
+
+from server.engine.kvcache.slots import KVCache
+from server.engine.masks.base import DEFAULT_MASKS, MASK_SOURCES
+from server.engine.model.decoder import Decoder
+from server.engine.sequence import Sequence
+from server.engine.types import PLAIN
+
+Proposals = dict[int, list[int]]
+"""Proposed ids by sequence id; a sequence for which there is nothing to propose is absent."""
+
+
+class Draft(NamedTuple):
+    """The ids that are checked next for one sequence, and the name of the drafter they came from."""
+
+    ids: list[int]
+    drafter: str
+
+
+NO_DRAFT = Draft([], PLAIN)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What became of a proposal: the model's own tokens beside it, and how many of its first ones agree.
+
+    Proposed 5 6 8, emitted 5 6 7: two agree. `emitted` is shorter than the proposal where another draft was checked.
+    """
+
+    proposed: list[int]
+    emitted: list[int]
+    num_agreed: int
+
+    @property
+    def is_open(self) -> bool:
+        """All that was emitted agrees and more was proposed: how far it would have gone is unknown."""
+        return self.num_agreed == len(self.emitted) < len(self.proposed)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.num_agreed == len(self.proposed)
+
+    @property
+    def gain(self) -> int:
+        """Tokens it would have added to a step; where that is open, as many again are taken for granted."""
+        return min(2 * self.num_agreed, len(self.proposed)) if self.is_open else self.num_agreed
+
+
+@dataclass(frozen=True)
+class DraftingParts:
+    """What a drafter may be built from; `confidence` is the top probability under which a draft had better end."""
+
+    model: Decoder
+    cache: KVCache
+    confidence: float
+
+
+class Drafter(Protocol):
+    """Proposes tokens for sequences. Whatever it proposes, the text stays the same; only the passes change.
+
+    One instance serves all sequences of an engine, so what it keeps is kept by sequence id or domain.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for `--help` and the documentation."""
+    is_free: ClassVar[bool] = False
+    """Whether a proposal costs no pass of the model. Then it is made in every step, before the policy picks,
+    and is judged by what was emitted even where another draft was checked."""
+    needs_mask: ClassVar[bool] = False
+    """Whether it drafts with the sequence's mask, and not at all where that is empty."""
+    memory: ClassVar[int] = 32
+    """Proposals that a sequence's average gain reaches back."""
+
+    @classmethod
+    def of(cls, parts: DraftingParts) -> Self:
+        """The drafter of one engine."""
+        ...
+
+    def propose(self, sequences: list[Sequence]) -> Proposals:
+        """At most `draft_limit` ids for each (a free one up to its `grown_draft_limit`), to follow its last id."""
+        ...
+
+    def learn(self, sequence: Sequence, feedback: Feedback) -> None:
+        """Hears of every proposal after its step; the emitted ids are not yet among the sequence's."""
+        return
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drops what it keeps of a sequence that has ended."""
+        return
+
+
+DRAFTERS: dict[str, type[Drafter]] = {}
+"""All drafters by name."""
+
+D = TypeVar("D", bound=Drafter)
+
+
+def register(kind: type[D]) -> type[D]:
+    """Class decorator: makes a drafter known."""
+    DRAFTERS[kind.name] = kind
+    return kind
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to decode that can be asked for: drafters in the order they are preferred, and a source of masks."""
+
+    name: str
+    summary: str
+    drafters: tuple[str, ...] = ()
+    masks: str = DEFAULT_MASKS
+
+    @property
+    def needs_artifact(self) -> bool:
+        """Whether masks are taken from a routing artifact."""
+        return any(DRAFTERS[name].needs_mask for name in self.drafters) and MASK_SOURCES[self.masks].needs_artifact
+
+
+CASCADE = Method(
+    "cascade", "lookup where the text repeats itself, else skip; measured gains and costs decide", ("lookup", "skip")
+)
+
+
+def methods() -> dict[str, Method]:
+    """All methods by name: plain, each drafter, the skipping drafter with each source of masks, the cascade."""
+    known = [Method(PLAIN, "no drafts: one token a pass")]
+    known += [Method(name, kind.summary, (name,)) for name, kind in DRAFTERS.items()]
+    known += [Method(name, f"skip, {source.summary}", ("skip",), name) for name, source in MASK_SOURCES.items()]
+    return {method.name: method for method in [*known, CASCADE]}
+
+
+def method_named(name: str) -> Method:
+    """Raises `ValueError` that lists the known names where there is no such method."""
+    known = methods()
+    if name not in known:
+        *first, last = (repr(each) for each in known)
+        raise ValueError(f"Input should be {', '.join(first)} or {last}")
+    return known[name]

@@ -1,0 +1,106 @@
+"""Drafts for a whole batch: free proposals for all, then each sequence by the drafter that the policy picks.
+
+Methods may be mixed in a batch: one sequence copies, the next skips layers, a third is decoded plainly.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+from server.engine.sequence import Sequence
+from server.engine.speculation.base import (
+    DRAFTERS,
+    NO_DRAFT,
+    Draft,
+    Drafter,
+    DraftingParts,
+    Feedback,
+    Method,
+    Proposals,
+    methods,
+)
+from server.engine.speculation.policy import DraftPolicy
+from server.engine.speculation.verification import Verification, count_agreeing
+from server.engine.types import PLAIN, StepStats
+
+
+class Speculator:
+    """The drafters of one engine; without a policy a sequence takes the first of its method that has something."""
+
+    def __init__(self, drafters: Iterable[Drafter], policy: DraftPolicy | None = None) -> None:
+        self.drafters = {drafter.name: drafter for drafter in drafters}
+        self.policy = policy
+        self.methods: Mapping[str, Method] = methods()
+        self.free: dict[str, Proposals] = {}
+        """This step's proposals of free drafters, whether or not they are checked."""
+
+    @classmethod
+    def of(cls, parts: DraftingParts, policy: DraftPolicy | None) -> Self:
+        return cls([kind.of(parts) for kind in DRAFTERS.values()], policy)
+
+    def draft(self, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
+        """Drafts by sequence id; a sequence that is absent is decoded plainly."""
+        # 1) What costs nothing is proposed for all that allow it.
+        self.free = {}
+        for name in (name for name, drafter in self.drafters.items() if drafter.is_free):
+            self.free[name] = self.drafters[name].propose([s for s in sequences if name in self.allowed(s)])
+        # 2) Each sequence gets one drafter.
+        picks = {s.id: self.pick(s, len(sequences)) for s in sequences}
+        # 3) Passes are spent for those that were given a drafter which needs them.
+        proposals = dict(self.free)
+        for name in dict.fromkeys(picks.values()):
+            if name in self.drafters and name not in self.free:
+                started = time.perf_counter()
+                proposals[name] = self.drafters[name].propose([s for s in sequences if picks[s.id] == name])
+                stats.drafting_seconds[name] = time.perf_counter() - started
+        return {
+            number: Draft(proposals[name][number], name)
+            for number, name in picks.items()
+            if proposals.get(name, {}).get(number)
+        }
+
+    def allowed(self, sequence: Sequence) -> tuple[str, ...]:
+        """The drafters of its method, the preferred one first."""
+        return self.methods[sequence.method].drafters
+
+    def pick(self, sequence: Sequence, num_rows: int) -> str:
+        options = self.options(sequence)
+        return self.policy.pick(sequence, options, num_rows) if self.policy else next(iter(options), PLAIN)
+
+    def options(self, sequence: Sequence) -> dict[str, int]:
+        """The drafters that could draft now, each with the tokens that it has found: 0 where that takes passes."""
+        options = {}
+        for name in self.allowed(sequence):
+            if name in self.free:
+                if found := self.free[name].get(sequence.id):
+                    options[name] = len(found)
+            elif not (self.drafters[name].needs_mask and sequence.route.mask.is_empty):
+                options[name] = 0
+        return options
+
+    def learn(
+        self, sequences: list[Sequence], drafts: dict[int, Draft], checks: list[Verification], stats: StepStats
+    ) -> None:
+        """Tells drafters and policy what a step's proposals gained and cost; `checks` are those of `sequences`."""
+        for sequence, check in zip(sequences, checks, strict=True):
+            draft = drafts.get(sequence.id, NO_DRAFT)
+            proposed = {name: self.free[name].pop(sequence.id, []) for name in self.free}
+            for name, ids in (proposed | {draft.drafter: draft.ids}).items():
+                if ids:
+                    num_agreed = check.num_accepted if ids is draft.ids else count_agreeing(ids, check.emitted)
+                    self.judge(name, sequence, Feedback(ids, check.emitted, num_agreed))
+        if self.policy:
+            self.policy.observe_seconds(list(drafts.values()), len(sequences), stats)
+
+    def judge(self, name: str, sequence: Sequence, feedback: Feedback) -> None:
+        self.drafters[name].learn(sequence, feedback)
+        if self.policy:
+            self.policy.observe_gain(name, sequence, feedback.gain)
+
+    def forget(self, sequence: Sequence) -> None:
+        for drafter in self.drafters.values():
+            drafter.forget(sequence)
+        for proposals in self.free.values():
+            proposals.pop(sequence.id, None)
+        if self.policy:
+            self.policy.forget(sequence)

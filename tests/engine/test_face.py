@@ -1,0 +1,18 @@
+"""The engine's public face: what other packages may import, by name."""
+
+import server.engine
+
+NAMES = """
+EMPTY_MASK GENERIC HERMES LLAMA MAX_DRAFT MISTRAL OTHER_DOMAIN PLAIN UNADJUSTED UNROUTED
+Adjustments ArtifactError ChatError Checkpoint CheckpointError CompiledGrammar Decoder DecoderConfig DomainRecord
+Emission Engine EngineConfig FinishReason GenerationRequest Grammar GrammarCompiler GrammarError KVCache Manifest
+MaskRecord Method PromptTooLongError Route Router RoutingArtifact Row RowStats SamplingParams Sequence SequenceStats
+SkipMask StepStats StopConditions TextCodec TextStream TokenBatch TokenLogprobs TokenText ToolFormat Vocabulary
+held_back json_rule kernel_build load_checkpoint method_named methods prompt_vector similarities
+"""
+
+
+def test_the_exported_names_are_these() -> None:
+    """A name that is added or goes is a decision: it changes what the server and the offline tools may rely on."""
+    assert server.engine.__all__ == NAMES.split()
+    assert all(hasattr(server.engine, name) for name in server.engine.__all__)
