@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine import (
-    FULL,
+    EMPTY_MASK,
     OTHER_DOMAIN,
     UNROUTED,
     Checkpoint,
@@ -64,7 +64,12 @@ def test_a_step_is_counted_by_domain_and_position() -> None:
 def test_routes_similarities_and_fallbacks() -> None:
     metrics = Metrics()
     mask = SkipMask(frozenset({1}))
-    routes = [Route("sql", mask, 0.8), Route(OTHER_DOMAIN, mask, 0.05), Route(OTHER_DOMAIN, mask), Route("chat", FULL)]
+    routes = [
+        Route("sql", mask, 0.8),
+        Route(OTHER_DOMAIN, mask, 0.05),
+        Route(OTHER_DOMAIN, mask),
+        Route("chat", EMPTY_MASK),
+    ]
     metrics.observe_step(StepStats(routes=routes))
     values = samples(metrics)
     assert values["knnssd_routes_total", ("sql",)] == 1
