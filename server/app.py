@@ -12,12 +12,13 @@ from server.api.http.auth import KeyGuard
 from server.api.http.error_handlers import install_handlers
 from server.api.http.middleware import BodyLimit, Exchange
 from server.api.routes import Api, RequestLimits
+from server.tickets import FailureReason
 from server.worker import Worker
 
 
 @dataclass(frozen=True)
 class AppConfig:
-    """What the HTTP side allows; times in seconds."""
+    """Keys, origins and limits of the HTTP side; `request_timeout` is in seconds."""
 
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -42,7 +43,7 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
     if config.api_keys:
         app.add_middleware(KeyGuard, keys=config.api_keys)
-    app.add_middleware(Exchange, on_internal_error=partial(worker.metrics.observe_error, "internal"))
+    app.add_middleware(Exchange, on_internal_error=partial(worker.metrics.observe_error, FailureReason.INTERNAL))
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,6 +1,6 @@
-"""One sequence of one request on its way from token ids to text: what the worker advances and readers receive.
+"""One sequence of one request on its way from token ids to text; the worker advances it, a reply gets its pieces.
 
-A request that asks for several choices has one generation for each.
+A request with `n: 3` has three generations, one for each choice.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from server.engine import (
 )
 
 Operation = Literal["chat", "text_completion"]
-"""What the client asked for, in the words of OpenTelemetry's GenAI conventions."""
+"""The kind of request, in the words of OpenTelemetry's GenAI conventions."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be generated for one choice; an echo puts the prompt before it."""
+    """The engine's request for one choice, and its handling as text: an echo puts the prompt before the answer."""
 
     request: GenerationRequest
     stop: tuple[str, ...] = ()
@@ -34,9 +34,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a generation ended; times in seconds, each part following the one before.
+    """The end of a generation, its counts and its times: seconds of queue, prefill and decoding, one after the other.
 
-    `completion_tokens` ends with the end-of-sequence token or the token that completed a stop string.
+    `completion_tokens` includes the end-of-sequence token, or the token that completed a stop string.
     """
 
     finish_reason: FinishReason
@@ -50,15 +50,15 @@ class Outcome:
     prefill_seconds: float
     decode_seconds: float
     route_seconds: float = 0.0
-    """Part of the prefill."""
+    """Part of `prefill_seconds`."""
     draft_seconds: float = 0.0
-    """Part of decoding, as `verify_seconds`: of the steps that the sequence took part in."""
+    """Part of `decode_seconds`, as `verify_seconds` is; a step that several sequences share counts whole for each."""
     verify_seconds: float = 0.0
     operation: Operation = "text_completion"
 
 
 class ShownToken(NamedTuple):
-    """A token of the answer's text, where its text starts, and its log-probability."""
+    """A token of the answer's text: the character at which it starts, and its log-probability."""
 
     start: int
     scores: TokenLogprobs
@@ -68,7 +68,7 @@ class ShownToken(NamedTuple):
 class Piece:
     """New text of choice `index`; the last piece carries the outcome.
 
-    `tokens` are those whose text begins in the pieces so far and that none of them had; where asked for.
+    Where log-probabilities are asked for, `tokens` are those whose text has begun and that no earlier piece had.
     """
 
     index: int
@@ -78,7 +78,7 @@ class Piece:
 
 
 class Generation:
-    """State beside the engine's sequence: text, and when its tokens came."""
+    """The state that the engine's sequence lacks: its text so far, and when its tokens came."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Generation:
         self.route_seconds = self.draft_seconds = self.verify_seconds = 0.0
 
     def spend(self, stats: StepStats) -> None:
-        """Books a step that the sequence took part in; to be told before `advance`."""
+        """Adds the times of a step that the sequence took part in; to be called before `advance`."""
         if self.first_token_at is None:
             self.route_seconds += stats.route_seconds
         else:
@@ -109,7 +109,7 @@ class Generation:
             self.verify_seconds += stats.verify_seconds
 
     def advance(self, emission: Emission, now: float) -> Piece:
-        """Decodes what the engine emitted; a stop string ends the generation before the engine does."""
+        """A piece from the tokens of one step; a stop string in them ends the generation before the engine does."""
         stop_ids = self.sequence.request.stop.token_ids
         echoed, echoed_tokens = self.echoed() if self.first_token_at is None else ("", ())
         text = self.text.push(token for token in emission.token_ids if token not in stop_ids)
@@ -126,7 +126,7 @@ class Generation:
         return Piece(self.index, echoed + text, outcome, echoed_tokens + self.shown(is_end=True))
 
     def echoed(self) -> tuple[str, tuple[ShownToken, ...]]:
-        """The prompt as the model read it, where it is asked for."""
+        """Text and tokens of the prompt as the model read it; empty unless the request asked for an echo."""
         if self.echo is None:
             return "", ()
         text = self.echo.push(self.sequence.request.prompt_ids) + self.echo.flush()
@@ -134,7 +134,7 @@ class Generation:
         return text, tuple(map(ShownToken, self.echo.starts, self.sequence.prompt_logprobs))
 
     def shown(self, is_end: bool = False) -> tuple[ShownToken, ...]:
-        """The next tokens of the text; a stop string cuts away those that begin with it or after it."""
+        """Tokens whose text is new; those that begin at or after a stop string are cut away with it."""
         if not self.scores:
             return ()
         first = self.num_shown

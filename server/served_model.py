@@ -1,4 +1,4 @@
-"""What is served: one loaded model with its codec, engine and routing artifact under a public name.
+"""A loaded model under the name that requests use, with its codec, engine and routing artifact.
 
 `load` runs in the worker's thread. The rest of the server reads a `ServedModel`, it never loads.
 """
@@ -72,7 +72,7 @@ class ServedModel:
         return self.engine.router.named(domain) if self.engine.router else None
 
     def can_draft(self, method: str) -> bool:
-        """Some methods need the masks of a routing artifact."""
+        """Whether the method can run here: some methods, skip for instance, need the masks of a routing artifact."""
         return self.engine.router is not None or not method_named(method).needs_artifact
 
 

@@ -1,17 +1,29 @@
-"""Who waits for what: one ticket for each unfinished request. Lives on the event loop, so it needs no lock.
+"""The queue: one ticket for each unfinished request. It lives on the event loop, so it needs no lock.
 
-What the limits count is a ticket's life, from before its prompt is tokenised until its reply has
-ended, so that everything is counted once and released once.
+A ticket counts towards the limits from before its prompt is tokenised until its reply has ended, so that
+everything is counted once and released once.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from server.generation import Piece
 
 Event = Piece | Exception
+
+
+class FailureReason(StrEnum):
+    """Why a request is refused, or ends without its whole answer; the values are labels of the metrics."""
+
+    QUEUE_FULL = "queue_full"
+    LOADING = "loading"
+    DRAINING = "draining"
+    DEAD = "dead"
+    TIMEOUT = "timeout"
+    INTERNAL = "internal"
 
 
 class QueueFullError(Exception):
@@ -19,19 +31,19 @@ class QueueFullError(Exception):
 
 
 class DeadlineError(Exception):
-    """The request's time is over."""
+    """The request took longer than it may."""
 
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """What all unfinished requests together may hold: sequences, and tokens of their prompts."""
+    """Most sequences, and most tokens of prompts, that all unfinished requests may have together."""
 
     max_sequences: int
     max_tokens: int
 
 
 class Ticket:
-    """A request's place among the unfinished ones, and where its pieces arrive."""
+    """A request's place among the unfinished ones, and the queue in which its pieces arrive."""
 
     def __init__(self, timeout: float) -> None:
         self.num_sequences = 0
@@ -44,7 +56,7 @@ class Ticket:
         self.events.put_nowait(event)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Pieces of all sequences as they come, until each has its outcome; raises what ended the request early."""
+        """Pieces of all sequences as they come, until each has its outcome; raises the error that ends them early."""
         num_open = self.num_sequences
         while num_open:
             event = await self.events.get()
@@ -55,7 +67,7 @@ class Ticket:
 
 
 class Tickets:
-    """All open tickets, within limits; `on_full` hears of every refusal."""
+    """All open tickets, within limits; `on_full` is called at every refusal."""
 
     def __init__(self, limits: QueueLimits, on_full: Callable[[], None]) -> None:
         self.limits = limits
@@ -76,7 +88,10 @@ class Tickets:
         ticket.num_tokens = num_tokens
 
     def check(self, without: set[Ticket], num_sequences: int, num_tokens: int) -> None:
-        """Alone, every request fits: waiting would not make it smaller."""
+        """Raises `QueueFullError` where a request does not fit beside the others.
+
+        Alone, every request fits: waiting would not make it smaller.
+        """
         others = self.open - without
         sequences = num_sequences + sum(ticket.num_sequences for ticket in others)
         tokens = num_tokens + sum(ticket.num_tokens for ticket in others)

@@ -18,25 +18,25 @@ from server.engine import Emission, FinishReason, StepStats
 from server.generation import Generation, Outcome, Piece, Prompt
 from server.served_model import ServedModel
 from server.telemetry.metrics import Metrics
-from server.tickets import DeadlineError, QueueLimits, Ticket, Tickets
+from server.tickets import DeadlineError, FailureReason, QueueLimits, Ticket, Tickets
 
 logger = logging.getLogger(__name__)
 
 
 class UnavailableError(Exception):
-    """The worker takes no requests; `reason` is loading, draining or dead."""
+    """The worker takes no requests: it is still loading, it is draining, or its thread is dead."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: FailureReason) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
 Observer = Callable[[Outcome, float], None]
-"""Hears how a generation ended, and the seconds since its request arrived."""
+"""Called with the outcome of a generation, and the seconds since its request arrived."""
 
 
 class Worker:
-    """Loads the model in its thread, then serves it there; `trace` hears of cancelled generations as well."""
+    """Loads the model in its thread, then serves it there; `trace` is called for every generation, cancelled or not."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Worker:
         self.metrics = metrics
         self.trace: Observer = trace or (lambda outcome, latency: None)
         self.metrics.worker_up.set_function(lambda: self.is_alive)
-        self.tickets = Tickets(limits, partial(metrics.observe_rejection, "queue_full"))
+        self.tickets = Tickets(limits, partial(metrics.observe_rejection, FailureReason.QUEUE_FULL))
         self.served: ServedModel | None = None
         self.failure: BaseException | None = None
         self.is_draining = False
@@ -75,16 +75,16 @@ class Worker:
         return self.failure is None and self.thread.is_alive()
 
     @property
-    def unavailable(self) -> str | None:
-        """Why no request is taken; None where they are."""
+    def unavailable(self) -> FailureReason | None:
+        """The reason why no request is taken; None while requests are taken."""
         if not self.is_alive:
-            return "dead"
+            return FailureReason.DEAD
         if self.is_draining:
-            return "draining"
-        return "loading" if self.served is None else None
+            return FailureReason.DRAINING
+        return FailureReason.LOADING if self.served is None else None
 
     def check_available(self) -> ServedModel:
-        """What is served; raises `UnavailableError` where no request is taken."""
+        """The model to serve a request with; raises `UnavailableError`, and counts it, where no request is taken."""
         reason = self.unavailable
         if reason is not None:
             self.metrics.observe_rejection(reason)
@@ -93,7 +93,7 @@ class Worker:
         return self.served
 
     def reserve(self, num_sequences: int, num_tokens: int, timeout: float) -> Ticket:
-        """A place for about `num_tokens` prompt tokens, taken before the work of tokenising them."""
+        """A place for about `num_tokens` prompt tokens, before they are tokenised; raises `QueueFullError`."""
         self.check_available()
         return self.tickets.take(num_sequences, num_tokens, timeout)
 
@@ -104,12 +104,12 @@ class Worker:
         self.inbox.put(partial(self.add, ticket, prompts))
 
     async def pieces(self, ticket: Ticket) -> AsyncIterator[Piece]:
-        """The ticket's pieces; counts what ended it early, unless that was the prompt itself."""
+        """The ticket's pieces; counts an error where time, a shutdown or a dead engine ends them early."""
         try:
             async for piece in ticket.pieces():
                 yield piece
         except DeadlineError:
-            self.metrics.observe_error("timeout")
+            self.metrics.observe_error(FailureReason.TIMEOUT)
             raise
         except UnavailableError as error:
             self.metrics.observe_error(error.reason)
@@ -121,17 +121,18 @@ class Worker:
         self.inbox.put(partial(self.cancel, ticket))
 
     def drain(self) -> None:
-        """From now on only finishes what was accepted."""
+        """Refuses new requests from now on, and finishes those that were accepted."""
         self.is_draining = True
 
     def abort(self) -> None:
         """Ends every open request with an error."""
         self.drain()
-        self.tickets.fail(UnavailableError("draining"))
+        self.tickets.fail(UnavailableError(FailureReason.DRAINING))
 
     # In the thread.
 
     def run(self) -> None:
+        """The thread's life: load, then turn after turn until it is stopped; an error ends every open request."""
         try:
             self.served = self.load()
             self.metrics.watch(self.served)
@@ -141,7 +142,7 @@ class Worker:
             self.failure = error
             if self.served is not None:
                 logger.critical("the engine stopped; no further request is served", exc_info=error)
-            self.post(partial(self.tickets.fail, UnavailableError("dead")))
+            self.post(partial(self.tickets.fail, UnavailableError(FailureReason.DEAD)))
 
     def turn(self, served: ServedModel) -> bool:
         """Takes all commands, waiting for one while there is nothing to do; then runs one engine step."""

@@ -26,6 +26,8 @@ def test_the_project_keeps_its_import_rules() -> None:
         ("server/engine/types.py", "import fastapi", "the engine knows nothing of the web"),
         ("server/engine/types.py", "import server.settings", "the engine knows nothing of the web"),
         ("server/worker.py", "import server.app", "the server's layers"),
+        ("server/api/schema/base.py", "import server.api.prepare.prompts", "the API's layers"),
+        ("server/api/answers/models.py", "import server.api.http.reply", "the API's layers"),
         ("server/engine/sampling/sampler.py", "import server.engine.sequence", "the engine's layers"),
         ("server/engine/scheduler.py", "import server.engine.engine", "the engine's layers"),
         ("server/worker.py", "import offline", "the server never needs the offline tools"),

@@ -1,4 +1,4 @@
-"""What clients are told when something is refused or fails, in OpenAI's form.
+"""Errors in OpenAI's form: status, type, code and message of whatever is refused or fails.
 
 ApiError                 status, type and code of the error body
 +- BadRequestError       400
@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from server.engine import ChatError, PromptTooLongError
-from server.tickets import DeadlineError, QueueFullError
+from server.tickets import DeadlineError, FailureReason, QueueFullError
 from server.worker import UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,13 @@ class ErrorBody(BaseModel):
 
 
 def presentable(text: str, limit: int) -> str:
-    """Text that may repeat what was sent: of bounded length, and without lone surrogates, which no answer can carry."""
+    """Text that may repeat a client's, cut to `limit` characters; lone surrogates, which UTF-8 lacks, become "?"."""
     text = text.encode(errors="replace").decode()
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 class ApiError(Exception):
-    """An error with a place in OpenAI's vocabulary; `param` names the field at fault."""
+    """An error with OpenAI's status, type and code; `param` names the field of the request that is at fault."""
 
     status = 500
     type = "server_error"
@@ -117,14 +117,17 @@ class RequestTimeoutError(ApiError):
 
 
 UNAVAILABLE = {
-    "loading": "The model is still loading; try again soon.",
-    "draining": "The server is shutting down.",
-    "dead": "The engine has stopped; the server must be restarted.",
+    FailureReason.LOADING: "The model is still loading; try again soon.",
+    FailureReason.DRAINING: "The server is shutting down.",
+    FailureReason.DEAD: "The engine has stopped; the server must be restarted.",
 }
 
 
 def api_error(error: Exception) -> ApiError:
-    """What a client is told of `error`; whatever is not foreseen is logged and kept from the client."""
+    """The error as a client is told of it; the only list of the errors that are foreseen.
+
+    Any other is logged and becomes a 500 without a word of its own text.
+    """
     match error:
         case ApiError():
             return error

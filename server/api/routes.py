@@ -1,9 +1,12 @@
-"""The endpoints: validate -> reserve a place -> encode -> submit -> reply. Also models, health and metrics."""
+"""The endpoints: validate -> reserve a place -> encode -> submit -> reply. Also models, health and metrics.
+
+FastAPI has validated the body when an endpoint is called; `Api.generate` is the way of every request that
+generates text, whichever of the three endpoints it came to.
+"""
 
 import asyncio
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,13 +16,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from server.api.answers.chat import ChatTranscript
 from server.api.answers.models import ChatCompletion, ModelCard, ModelList, TextCompletion
 from server.api.answers.tool_parser import CallReader
-from server.api.answers.transcript import Form, TextTranscript
+from server.api.answers.transcript import AnswerStart, TextTranscript, TranscriptFactory
 from server.api.errors import ErrorBody
 from server.api.http.reply import Reply
 from server.api.prepare.generation import check_body, check_ids, check_model, prompts, sampling
 from server.api.prepare.grammar import compiled
 from server.api.prepare.prompts import PromptSource, chat_source, text_source
-from server.api.responses.answers import ResponseAnswer, echo
+from server.api.responses.answers import ResponseAnswer, repeated_fields
 from server.api.responses.schema import ResponseBody
 from server.api.responses.stream import ResponseTranscript
 from server.api.schema.generation import ChatBody, CompletionBody, GenerationBody
@@ -27,19 +30,17 @@ from server.api.tokenization import TokenizationApi
 from server.served_model import ServedModel
 from server.worker import Worker
 
-COMPLETION_TOKENS = 16
-"""OpenAI's default length of a text completion; chat answers are bounded by the context only."""
 CHARACTERS_PER_TOKEN = 4
-"""A rough measure for a place in the queue, until the prompt is tokenised and counted."""
+"""A rough measure of a prompt's length in tokens, until it is tokenised and counted."""
 
 Documented = dict[int | str, dict[str, Any]]
 EVENTS: dict[str, Any] = {"text/event-stream": {}}
-"""What an answer is in place of JSON where the body has `stream: true`."""
+"""The content type of an answer where the body has `stream: true`; otherwise it is JSON."""
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What one request may ask for, and for how many seconds it may take."""
+    """The most choices that one request may ask for, and the seconds after which it is ended with an error."""
 
     max_choices: int
     timeout: float
@@ -53,48 +54,54 @@ class Api:
         self.limits = limits
 
     async def chat(self, body: ChatBody) -> Response:
-        max_tokens = body.max_completion_tokens or body.max_tokens
-        form: Form = ChatTranscript
-        if tools := body.toolset:
-            written = self.worker.check_available().codec.tool_format
-            form = partial(ChatTranscript, new_reader=partial(CallReader, written, tools.names))
-        return await self.generate(body, chat_source(body.messages, "messages", tools), max_tokens, form)
+        tools = body.toolset
+        source = chat_source(body.messages, "messages", tools)
+        if tools is None:
+            return await self.generate(body, source, ChatTranscript)
+        form, names = self.worker.check_available().codec.tool_format, tools.names
+
+        def begin(start: AnswerStart) -> ChatTranscript:
+            return ChatTranscript(start, [CallReader(form, names) for _ in range(start.num_choices)])
+
+        return await self.generate(body, source, begin)
 
     async def complete(self, body: CompletionBody) -> Response:
-        max_tokens = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        return await self.generate(body, text_source(body.prompts), max_tokens, TextTranscript)
+        return await self.generate(body, text_source(body.prompts), TextTranscript)
 
     async def respond(self, body: ResponseBody) -> Response:
         chat = body.as_chat
         applied = sampling(chat, self.worker.check_available().checkpoint.defaults)
-        form = partial(ResponseTranscript, echo(body, applied))
-        return await self.generate(chat, chat_source(chat.messages, "input"), body.max_output_tokens, form)
+        repeated = repeated_fields(body, applied)
+        source = chat_source(chat.messages, "input")
+        return await self.generate(chat, source, lambda start: ResponseTranscript(start, repeated))
 
-    async def generate(
-        self, body: GenerationBody, source: PromptSource, max_tokens: int | None, form: Form
-    ) -> Response:
-        """Takes a place before tokenising, so that a burst of requests costs nothing where it is refused."""
+    async def generate(self, body: GenerationBody, source: PromptSource, begin: TranscriptFactory) -> Response:
+        """Hands a request to the worker; the reply then reads what comes back, for all three endpoints alike."""
         served = self.worker.check_available()
         check_body(body, served, self.limits.max_choices)
-        num_choices = source.num_prompts * (body.n or 1)
+        # 1) A place among the unfinished requests, before tokenising: a burst that is refused costs next to nothing.
+        num_choices = source.num_prompts * body.choices_per_prompt
         num_tokens = source.num_characters // CHARACTERS_PER_TOKEN
         ticket = self.worker.reserve(num_choices, num_tokens, self.limits.timeout)
         try:
+            # 2) Tokens and grammar, each in a thread: a long prompt or a large schema must not hold up other requests.
             encoded = await asyncio.to_thread(source.encode, served)
             check_ids(encoded, source.field, served.vocabulary_size)
             grammar = await asyncio.to_thread(compiled, body, served)
-            self.worker.submit(ticket, prompts(body, encoded, max_tokens, served, grammar))
+            # 3) The engine's part begins: one sequence for each choice.
+            self.worker.submit(ticket, prompts(body, encoded, served, grammar))
         except BaseException:
             self.worker.release(ticket)
             raise
-        head = {
-            "created": int(time.time()),
-            "model": served.name,
-            "system_fingerprint": f"fp_{served.checkpoint.fingerprint[:10]}",
-        }
-        vocabulary = None if body.num_logprobs is None else served.codec.vocabulary
-        transcript = form(head, sum(len(ids) for ids in encoded), num_choices, vocabulary)
-        return Reply(self.worker, ticket, transcript, bool(body.stream), body.includes_usage)
+        start = AnswerStart(
+            created=int(time.time()),
+            model=served.name,
+            system_fingerprint=f"fp_{served.checkpoint.fingerprint[:10]}",
+            prompt_tokens=sum(len(ids) for ids in encoded),
+            num_choices=num_choices,
+            vocabulary=None if body.num_logprobs is None else served.codec.vocabulary,
+        )
+        return Reply(self.worker, ticket, begin(start), bool(body.stream), body.includes_usage)
 
     async def models(self) -> ModelList:
         return ModelList(data=[self.card(self.worker.check_available())])
@@ -113,12 +120,12 @@ class Api:
         )
 
     async def health(self) -> Response:
-        """Alive: 200 as long as the engine's thread lives, while it loads and drains as well."""
+        """200 as long as the engine's thread lives, also while it loads or drains; else 503: restart the server."""
         is_alive = self.worker.is_alive
         return JSONResponse({"status": "alive" if is_alive else "dead"}, 200 if is_alive else 503)
 
     async def ready(self) -> Response:
-        """Ready: 200 while requests are taken."""
+        """200 while requests are taken; else 503 and the reason: loading, draining or dead."""
         reason = self.worker.unavailable
         return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
 

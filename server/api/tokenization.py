@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize in vLLM's form: what a prompt's ids are, and what ids stand for."""
+"""POST /tokenize and /detokenize in vLLM's form: a prompt to token ids, and token ids to text."""
 
 import asyncio
 from typing import Annotated, Self
@@ -12,7 +12,7 @@ from server.worker import Worker
 
 
 class TokenizeBody(Body):
-    """Text, or messages as the chat template turns them into text; the ids are those of a request with them."""
+    """A text, or messages that the chat template turns into one; a request with the same has the same ids."""
 
     model: str | None = None
     prompt: Text | None = None
@@ -44,7 +44,7 @@ class Detokenized(BaseModel):
 
 
 class TokenizationApi:
-    """Both endpoints; they ask the engine for nothing."""
+    """Both endpoints; they need the tokenizer only, so that a busy engine does not delay them."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -60,7 +60,7 @@ class TokenizationApi:
         return Tokens(count=len(ids), max_model_len=served.max_length, tokens=ids)
 
     async def detokenize(self, body: DetokenizeBody) -> Detokenized:
-        """Special tokens are written out, so that nothing of the ids is lost."""
+        """The text of the ids; special tokens, `</s>` for instance, are written out, so that none is lost."""
         served = self.worker.check_available()
         check_model(body.model or served.name, served)
         check_vocabulary(body.tokens, "tokens", served.vocabulary_size)

@@ -1,1 +1,1 @@
-"""What the server tells of itself: Prometheus metrics, the live speed-up, OpenTelemetry traces."""
+"""Observation of the running server: Prometheus metrics, the live speed-up, OpenTelemetry traces."""

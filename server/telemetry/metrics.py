@@ -1,4 +1,4 @@
-"""Prometheus observers of what the engine and the worker report; the engine itself knows no metric.
+"""Prometheus metrics, fed by the worker and by the engine's statistics of each step; the engine knows no metric.
 
 PromQL, for a domain or for all:
   acceptance rate       rate(spec_decode_num_accepted_tokens_total) / rate(spec_decode_num_draft_tokens_total)
@@ -7,6 +7,7 @@ PromQL, for a domain or for all:
 """
 
 from collections.abc import Iterable
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import (
@@ -23,20 +24,31 @@ from server.engine import OTHER_DOMAIN, UNROUTED, FinishReason, Route, RowStats,
 from server.generation import Outcome
 from server.served_model import ServedModel
 from server.telemetry.speedup import Speedups
+from server.tickets import FailureReason
 
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
-"""Seconds for one token: a few milliseconds on a GPU, tens to hundreds on a CPU."""
+"""Bounds of the buckets for one token, in seconds: a few milliseconds on a GPU, tens to hundreds on a CPU."""
 SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
-"""Seconds for a prompt or a request."""
+"""Bounds of the buckets for a prompt or a request, in seconds."""
 SIMILARITIES = (-0.5, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
-REJECTIONS = ("queue_full", "loading", "draining", "dead")
-"""Why a request is refused before any work."""
-ERRORS = ("timeout", "draining", "dead", "internal")
-"""Why an accepted request ends without its whole answer, through no fault of its own."""
-FALLBACKS = ("out_of_domain", "empty_mask", "no_artifact")
-"""Why a prompt has no mask of its own domain to draft with."""
+REJECTIONS = (FailureReason.QUEUE_FULL, FailureReason.LOADING, FailureReason.DRAINING, FailureReason.DEAD)
+"""Reasons for refusing a request before any work."""
+ERRORS = (FailureReason.TIMEOUT, FailureReason.DRAINING, FailureReason.DEAD, FailureReason.INTERNAL)
+"""Reasons for which an accepted request ends without its whole answer, through no fault of its own."""
+
+
+class Fallback(StrEnum):
+    """Why a prompt is not drafted with the mask of its own domain.
+
+    Its nearest anchor is too far away; or its domain's mask is empty, so that drafts would leave nothing out;
+    or the server has no artifact, and so no masks at all.
+    """
+
+    OUT_OF_DOMAIN = "out_of_domain"
+    EMPTY_MASK = "empty_mask"
+    NO_ARTIFACT = "no_artifact"
 
 
 class Metrics:
@@ -82,7 +94,7 @@ class Metrics:
         self.begin(self.finished, FinishReason)
         self.begin(self.rejections, REJECTIONS)
         self.begin(self.errors, ERRORS)
-        self.begin(self.fallbacks, FALLBACKS)
+        self.begin(self.fallbacks, Fallback)
 
     @staticmethod
     def begin(metric: Counter | Histogram, values: Iterable[str]) -> None:
@@ -103,7 +115,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def watch(self, served: ServedModel) -> None:
-        """Reads the engine's load whenever metrics are asked for, so that it is never stale."""
+        """Tells of the loaded model; the engine's load is read whenever metrics are asked for, so it is never stale."""
         engine, checkpoint = served.engine, served.checkpoint
         described = {"model": served.name, "fingerprint": checkpoint.fingerprint, "method": engine.config.method}
         runs_on = "kernels" if engine.model.native else "torch"
@@ -136,11 +148,11 @@ class Metrics:
         if route.similarity is not None:
             self.similarity.labels(route.domain).observe(route.similarity)
         if route.domain == UNROUTED.domain:
-            self.fallbacks.labels("no_artifact").inc()
+            self.fallbacks.labels(Fallback.NO_ARTIFACT).inc()
         elif route.mask.is_empty:
-            self.fallbacks.labels("empty_mask").inc()
+            self.fallbacks.labels(Fallback.EMPTY_MASK).inc()
         elif route.domain == OTHER_DOMAIN and route.similarity is not None:
-            self.fallbacks.labels("out_of_domain").inc()
+            self.fallbacks.labels(Fallback.OUT_OF_DOMAIN).inc()
 
     def observe_row(self, row: RowStats) -> None:
         if row.num_drafted:
@@ -155,7 +167,7 @@ class Metrics:
         self.time_to_first_token.observe(seconds)
 
     def observe_further_tokens(self, num_tokens: int, seconds: float) -> None:
-        """Tokens that came together share the time since the ones before."""
+        """Tokens that came together share the time since the ones before: four after 0.2 s took 0.05 s each."""
         self.generation_tokens.inc(num_tokens)
         for _ in range(num_tokens):
             self.inter_token.observe(seconds / num_tokens)
@@ -165,12 +177,12 @@ class Metrics:
         self.queue_time.observe(outcome.queue_seconds)
         self.latency.observe(latency)
 
-    def observe_rejection(self, reason: str) -> None:
-        """`reason` is one of `REJECTIONS`."""
+    def observe_rejection(self, reason: FailureReason) -> None:
+        """Counts a request that was refused; `reason` is one of `REJECTIONS`."""
         self.rejections.labels(reason).inc()
 
-    def observe_error(self, reason: str) -> None:
-        """`reason` is one of `ERRORS`."""
+    def observe_error(self, reason: FailureReason) -> None:
+        """Counts an accepted request that ended in an error; `reason` is one of `ERRORS`."""
         self.errors.labels(reason).inc()
 
     def observe_cancelled(self) -> None:

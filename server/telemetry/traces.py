@@ -31,7 +31,7 @@ class Traces:
         self.tracer = self.provider.get_tracer("knn-ssd-server")
 
     def observe(self, outcome: Outcome, latency: float) -> None:
-        """One generation that ended now, `latency` seconds after its request arrived."""
+        """Makes the spans of a generation that ended now, `latency` seconds after its request arrived."""
         ended = time.time_ns() / NANOSECONDS
         decoded = ended - outcome.decode_seconds
         prefilled = decoded - outcome.prefill_seconds

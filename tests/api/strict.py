@@ -30,7 +30,7 @@ EXTENSIONS: Keys = {
     Model: {"max_model_len", "domains"},
     Response: {"metrics", "store"},
 }
-"""What this server adds; `store` is OpenAI's own, though its types do without."""
+"""Fields that this server adds; `store` is OpenAI's own, though its types do without."""
 
 
 def check(data: Any, form: type[Form]) -> Form:

@@ -53,7 +53,7 @@ def write_history(folder: Path, name: str, labels: list[dict[str, str]], value: 
 
 
 class Prometheus:
-    """What a running Prometheus knows."""
+    """A running Prometheus, asked over HTTP."""
 
     def __init__(self, client: httpx.Client) -> None:
         self.client = client

@@ -1,4 +1,4 @@
-"""What Prometheus is told, exactly."""
+"""Exact values of the metrics that Prometheus reads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine import (
-    FULL,
+    EMPTY_MASK,
     OTHER_DOMAIN,
     UNROUTED,
     Checkpoint,
@@ -27,6 +27,7 @@ from server.engine.model import kernels
 from server.generation import Outcome
 from server.served_model import ServedModel
 from server.telemetry.metrics import Metrics
+from server.tickets import FailureReason
 
 OUTCOME = Outcome(FinishReason.STOP, 3, 5, UNROUTED, "plain", 4, SequenceStats(), 0.25, 0.5, 1.0)
 
@@ -63,7 +64,12 @@ def test_a_step_is_counted_by_domain_and_position() -> None:
 def test_routes_similarities_and_fallbacks() -> None:
     metrics = Metrics()
     mask = SkipMask(frozenset({1}))
-    routes = [Route("sql", mask, 0.8), Route(OTHER_DOMAIN, mask, 0.05), Route(OTHER_DOMAIN, mask), Route("chat", FULL)]
+    routes = [
+        Route("sql", mask, 0.8),
+        Route(OTHER_DOMAIN, mask, 0.05),
+        Route(OTHER_DOMAIN, mask),
+        Route("chat", EMPTY_MASK),
+    ]
     metrics.observe_step(StepStats(routes=routes))
     values = samples(metrics)
     assert values["knnssd_routes_total", ("sql",)] == 1
@@ -91,7 +97,7 @@ def test_endings_and_refusals() -> None:
     metrics = Metrics()
     metrics.observe_outcome(OUTCOME, 2.0)
     metrics.observe_cancelled()
-    metrics.observe_rejection("queue_full")
+    metrics.observe_rejection(FailureReason.QUEUE_FULL)
     values = samples(metrics)
     assert values["knnssd_request_success_total", ("stop",)] == 1
     assert values["knnssd_request_success_total", ("cancelled",)] == 1
@@ -128,7 +134,7 @@ def test_without_an_artifact_the_domain_is_none(checkpoint: Checkpoint) -> None:
 
 
 def test_ten_thousand_requests_add_no_series(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:
-    """What bounds the length of the answer, and so the time it takes."""
+    """So the answer of /metrics, and the time it takes, stay bounded."""
     metrics = Metrics()
     engine = watch(metrics, checkpoint, tiny_artifact)
     assert engine.router is not None
@@ -155,7 +161,7 @@ def test_ten_thousand_requests_add_no_series(checkpoint: Checkpoint, tiny_artifa
 
 def test_registries_are_separate() -> None:
     first, second = Metrics(), Metrics()
-    first.observe_rejection("draining")
+    first.observe_rejection(FailureReason.DRAINING)
     assert samples(second)["knnssd_request_rejections_total", ("draining",)] == 0
 
 

@@ -60,7 +60,7 @@ VLLM_QUERIES = {
     "by position": f"sum by (position) (rate(vllm:spec_decode_num_accepted_tokens_per_pos_total{MATCHERS}[1m]))"
     f" / on () group_left () ({DRAFTS} > 0)",
 }
-"""Queries of vLLM's dashboard for speculative decoding, all choices made."""
+"""Queries of vLLM's dashboard for speculative decoding, with every variable filled in."""
 
 
 class StuckEngine(Engine):
@@ -119,7 +119,7 @@ LONGEST = 4 * LONGEST_GROWTH
 
 
 def expressions() -> Iterator[str]:
-    """What panels and recording rules ask, with each choice of a dashboard at `all`; alerts are seen to fire."""
+    """Queries of panels and recording rules, each variable of a dashboard at `all`; alerts are seen to fire."""
     for path in sorted((DOCKER / "grafana" / "dashboards").glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:

@@ -1,7 +1,6 @@
 """Pieces of text -> a chat completion or its chunks: messages of content and calls of tools."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from server.api.answers.logprobs import ChatLogprobs
 from server.api.answers.models import (
@@ -10,19 +9,18 @@ from server.api.answers.models import (
     ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
+    ChoiceEnd,
     ChunkChoice,
     Delta,
 )
-from server.api.answers.models import FinishReason as ChoiceEnd
 from server.api.answers.tool_calls import CalledFunction, FunctionDelta, ToolCall, ToolCallDelta
 from server.api.answers.tool_parser import CallReader, Part
-from server.api.answers.transcript import ChoicesTranscript
-from server.engine import Vocabulary
+from server.api.answers.transcript import AnswerStart, ChoicesTranscript
 from server.generation import Piece, ShownToken
 
 
 class MessageBuilder:
-    """Adds up the parts of one choice."""
+    """Puts the message of one choice together: its content, and its calls of tools."""
 
     def __init__(self) -> None:
         self.content = ""
@@ -38,7 +36,7 @@ class MessageBuilder:
 
     @property
     def message(self) -> AssistantMessage:
-        """Without any text beside its calls, the content is null."""
+        """The message so far; its content is null, not "", where it has calls and no text."""
         content = None if self.calls and not self.content else self.content
         return AssistantMessage(content=content, tool_calls=self.calls or None)
 
@@ -52,21 +50,17 @@ def delta_of(part: Part) -> Delta:
 
 
 class ChatTranscript(ChoicesTranscript):
-    """POST /v1/chat/completions; where tools are offered, a reader for each choice finds the calls in its text."""
+    """POST /v1/chat/completions.
+
+    Where tools are offered, `readers` holds one reader for each choice, which finds the calls in its text.
+    """
 
     id_prefix = "chatcmpl-"
 
-    def __init__(
-        self,
-        head: dict[str, Any],
-        prompt_tokens: int,
-        num_choices: int,
-        vocabulary: Vocabulary | None,
-        new_reader: Callable[[], CallReader] | None = None,
-    ) -> None:
-        super().__init__(head, prompt_tokens, num_choices, vocabulary)
-        self.readers = [new_reader() for _ in range(num_choices)] if new_reader else []
-        self.messages = [MessageBuilder() for _ in range(num_choices)]
+    def __init__(self, start: AnswerStart, readers: Sequence[CallReader] = ()) -> None:
+        super().__init__(start)
+        self.readers = readers
+        self.messages = [MessageBuilder() for _ in range(start.num_choices)]
         self.new_parts: list[Part] = []
 
     def take(self, piece: Piece) -> None:
@@ -79,7 +73,7 @@ class ChatTranscript(ChoicesTranscript):
             self.messages[piece.index].add(part)
 
     def finish_reason(self, index: int) -> ChoiceEnd | None:
-        """A stop string can cut a call short; such a one is not to be made."""
+        """A call that a stop string cut short is not to be made: the choice ends with "stop" then."""
         reason = super().finish_reason(index)
         has_calls = self.messages[index].calls and not self.readers[index].is_inside
         return "tool_calls" if reason == "stop" and has_calls else reason
@@ -118,4 +112,5 @@ class ChatTranscript(ChoicesTranscript):
         return self.seal(ChatCompletion(**self.head, choices=choices))
 
     def logprobs(self, tokens: Sequence[ShownToken]) -> ChatLogprobs | None:
-        return ChatLogprobs.of(tokens, self.vocabulary) if self.vocabulary else None
+        vocabulary = self.start.vocabulary
+        return ChatLogprobs.of(tokens, vocabulary) if vocabulary else None

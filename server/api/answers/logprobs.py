@@ -1,4 +1,4 @@
-"""OpenAI's two forms of log-probabilities: one object a token in chats, parallel lists in text completions."""
+"""Log-probabilities in OpenAI's two forms: an object for each token in chats, parallel lists in text completions."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from server.engine import TokenLogprobs, Vocabulary
 from server.generation import ShownToken
 
 LOWEST = -9999.0
-"""OpenAI's value for what is all but impossible; JSON has no minus infinity."""
+"""Stands for minus infinity, which JSON lacks; OpenAI uses the same value for tokens that are all but impossible."""
 
 
 class TopLogprob(BaseModel):
@@ -28,9 +28,9 @@ class ChatTokenLogprob(TopLogprob):
     @classmethod
     def of_answer(cls, scores: TokenLogprobs, vocabulary: Vocabulary) -> "ChatTokenLogprob":
         # Only a prompt's first token has no log-probability, and chats show no prompt.
-        chosen = TopLogprob.of(scores.token_id, scores.logprob or 0.0, vocabulary)
+        own = TopLogprob.of(scores.token_id, scores.logprob or 0.0, vocabulary)
         top = [TopLogprob.of(token_id, logprob, vocabulary) for token_id, logprob in scores.top]
-        return cls(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=top)
+        return cls(token=own.token, logprob=own.logprob, bytes=own.bytes, top_logprobs=top)
 
 
 class ChatLogprobs(BaseModel):
@@ -61,7 +61,7 @@ class TextLogprobs(BaseModel):
 
 
 def top_by_text(token: ShownToken, vocabulary: Vocabulary) -> dict[str, float] | None:
-    """The most likely tokens and the token itself; of tokens with the same text the likelier one counts."""
+    """The most likely tokens and the token itself by their text; two tokens with one text show the likelier one."""
     scores = token.scores
     if scores.logprob is None:
         return None

@@ -10,6 +10,7 @@ from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from server.api.answers.logprobs import ChatLogprobs, TextLogprobs
 from server.api.answers.tool_calls import Sparse, ToolCall, ToolCallDelta
+from server.engine import FinishReason
 from server.generation import Outcome
 
 
@@ -19,7 +20,7 @@ class PromptTokensDetails(BaseModel):
 
 
 class CompletionTokensDetails(BaseModel):
-    """Accepted and rejected are drafted tokens; OpenAI counts its predicted outputs under these names."""
+    """Drafted tokens that the full model accepted or rejected, under the names of OpenAI's predicted outputs."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
@@ -52,9 +53,10 @@ class Usage(BaseModel):
 
 
 class SpeculativeDecoding(BaseModel):
-    """What drafting did for one answer; rates are null where nothing was drafted.
+    """The drafts of one answer and how they fared; rates are null where nothing was drafted.
 
-    `acceptance_histogram[i]` counts the verifications of a draft that accepted i tokens.
+    `acceptance_histogram[i]` counts the drafts of which i tokens were accepted: [2, 0, 5] is two drafts with none
+    and five with two.
     """
 
     domain: str
@@ -87,9 +89,9 @@ class SpeculativeDecoding(BaseModel):
 
 
 class RequestMetrics(BaseModel):
-    """Times of one answer, each after the one before: queue, prompt to first token, first to last token.
+    """Milliseconds of one answer, each part after the one before: queue, prompt to first token, first to last token.
 
-    Rates are over the tokens after the first; null where there is only one.
+    Rates count the tokens after the first; they are null where there is only one.
     """
 
     queue_time_ms: float
@@ -113,7 +115,10 @@ class RequestMetrics(BaseModel):
         )
 
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+ChoiceEnd = Literal["stop", "length", "tool_calls"]
+"""OpenAI's `finish_reason` of a choice."""
+CHOICE_ENDS: dict[FinishReason, ChoiceEnd] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+"""The engine's endings that an answer can have; a cancelled one has no reader, and an error becomes an `ApiError`."""
 
 
 class AssistantMessage(BaseModel):
@@ -124,7 +129,7 @@ class AssistantMessage(BaseModel):
 
     @model_serializer(mode="wrap")
     def without_calls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """OpenAI leaves the calls out where there are none."""
+        """The field `tool_calls` is left out, rather than null, where there are none, as OpenAI does."""
         fields: dict[str, Any] = serialize(self)
         return fields if self.tool_calls else {name: fields[name] for name in fields if name != "tool_calls"}
 
@@ -133,18 +138,18 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason
+    finish_reason: ChoiceEnd
 
 
 class TextChoice(BaseModel):
     index: int
     text: str
     logprobs: TextLogprobs | None = None
-    finish_reason: FinishReason | None
+    finish_reason: ChoiceEnd | None
 
 
 class Delta(Sparse):
-    """What a chunk adds to a message."""
+    """The part that a chunk adds to a message; fields to which nothing is added are left out."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -155,11 +160,11 @@ class ChunkChoice(BaseModel):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChoiceEnd | None = None
 
 
 class Answer(BaseModel):
-    """What all answers and chunks share; `metrics` is null for more than one choice."""
+    """Fields of all answers and chunks; `metrics` is null where there is more than one choice."""
 
     id: str
     object: str

@@ -1,4 +1,4 @@
-"""Calls of tools in an answer, whole and as a stream adds to them."""
+"""Calls of tools in an answer: whole ones, and the deltas from which a stream builds them up."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 
 class CalledFunction(BaseModel):
-    """Its arguments are JSON in a string."""
+    """The function that is called; `arguments` is a JSON object in a string."""
 
     name: str
     arguments: str
@@ -19,7 +19,7 @@ class ToolCall(BaseModel):
 
 
 class Sparse(BaseModel):
-    """Fields without a value are left out, as OpenAI does."""
+    """A model whose JSON leaves out the fields without a value, as OpenAI's deltas do."""
 
     @model_serializer(mode="wrap")
     def without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -32,7 +32,7 @@ class FunctionDelta(Sparse):
 
 
 class ToolCallDelta(Sparse):
-    """New arguments of a call; its id and name come with the first of them."""
+    """Further text of a call's arguments; the first delta of a call also has its id and name."""
 
     index: int
     id: str | None = None

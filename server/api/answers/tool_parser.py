@@ -1,7 +1,8 @@
-"""An answer's text, piece by piece -> its content, and the calls of tools that it contains.
+"""Finds the calls of tools in an answer's text, which comes piece by piece; the rest is content.
 
-A call's arguments are passed on as they come, word for word. What begins as a call and is none stays
-content, so that nothing of a text is lost.
+`Sure.<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>` has the content `Sure.` and a call of `add`.
+A call's arguments are passed on as they come, word for word. Text that begins like a call and is none stays
+content, so that nothing is lost.
 """
 
 import json
@@ -15,7 +16,7 @@ from server.engine import ToolFormat, held_back
 
 HEAD = re.compile(r'\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 BETWEEN = " \t\r\n,;[]"
-"""What stands between calls."""
+"""Characters that may stand between calls."""
 
 
 class Part(NamedTuple):
@@ -36,14 +37,14 @@ class State(Enum):
 
 
 class Braces:
-    """Follows a JSON object to its last brace."""
+    """Finds the last brace of a JSON object that comes in pieces; braces in strings do not count."""
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
         self.is_string = self.is_escaped = False
 
     def end_in(self, text: str) -> int | None:
-        """How much of `text` belongs to the object; None where it goes on after it."""
+        """Length of the part of `text` that belongs to the object; None where the object goes on after `text`."""
         for i, character in enumerate(text):
             if self.is_escaped:
                 self.is_escaped = False
@@ -59,7 +60,10 @@ class Braces:
 
 
 class CallReader:
-    """Reads one answer of a model that was offered tools of these names."""
+    """Reads one answer of a model that was offered tools of these names.
+
+    Text that cannot be judged yet waits in `held`: `<tool_` may still become the marker `<tool_call>`.
+    """
 
     def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
         self.form = form
@@ -67,18 +71,18 @@ class CallReader:
         self.begin, self.end = form.begin.strip(), form.end.strip()
         self.held = ""
         self.passed = ""
-        """What was read since the last call or content, in case that it is content after all."""
+        """Text read since the last call or content; it becomes content where no call follows after all."""
         self.num_calls = 0
         self.state = State.CONTENT
         self.braces = Braces(0)
 
     @property
     def is_inside(self) -> bool:
-        """Whether what was read ends inside a call's arguments."""
+        """Whether the text so far ends inside a call's arguments, as where a stop string cut it."""
         return self.state is State.ARGUMENTS
 
     def push(self, text: str) -> list[Part]:
-        """What is certain now."""
+        """The parts that are certain now; text that may still become a call is held back."""
         self.held += text
         parts: list[Part] = []
         while self.held and self.step(parts):
@@ -86,7 +90,10 @@ class CallReader:
         return parts
 
     def flush(self) -> list[Part]:
-        """What was held back, at the end of the answer; after calls, one that was cut off unnamed is dropped."""
+        """The content that was held back, at the end of the answer.
+
+        After a call, the beginning of another one is dropped where it was cut off before its name.
+        """
         rest = self.passed + self.held
         self.passed = self.held = ""
         is_begun = self.state is State.BETWEEN or self.begin.startswith(rest.strip(BETWEEN))
@@ -94,7 +101,7 @@ class CallReader:
         return [Part(rest)] if rest and is_content else []
 
     def step(self, parts: list[Part]) -> bool:
-        """Reads on in `held`; False where more text is needed."""
+        """Reads on in `held` and adds to `parts`; False where more text is needed."""
         match self.state:
             case State.CONTENT:
                 return self.find_begin(parts)
@@ -112,7 +119,7 @@ class CallReader:
         return text
 
     def find_begin(self, parts: list[Part]) -> bool:
-        """Content up to where calls begin; spaces before that are no content."""
+        """Passes on content up to the marker where calls begin, without the spaces before it."""
         if self.form.is_bare:
             return self.open_bare()
         before, marker, _ = self.held.partition(self.begin)
@@ -141,7 +148,7 @@ class CallReader:
             self.passed = ""
 
     def find_call(self, parts: list[Part]) -> bool:
-        """The head of a call; or the marker after calls; or what shows that there is no call."""
+        """Looks for the head of a call or the marker after calls; anything else shows that there is no call."""
         self.passed += self.take(len(self.held) - len(self.held.lstrip(BETWEEN)))
         if self.end and self.held.startswith(self.end):
             self.passed += self.take(len(self.end))
@@ -169,7 +176,7 @@ class CallReader:
         return True
 
     def arguments_of(self, call: dict[str, object]) -> str | None:
-        """The arguments of a call whose fields stand in another order, as JSON; some models write JSON in a string."""
+        """Arguments, as JSON, of a call whose fields are in an unusual order; some models write JSON in a string."""
         arguments = call.get(self.form.arguments, call.get("arguments", {}))
         if isinstance(arguments, str):
             found = whole_object(arguments)
@@ -200,7 +207,7 @@ class CallReader:
 
 
 def whole_object(text: str) -> tuple[dict[str, object], int] | None:
-    """The JSON object that `text` begins with, and its length; None while there is none."""
+    """The JSON object at the beginning of `text`, and its length; None while it is not whole."""
     try:
         value, length = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):

@@ -1,24 +1,27 @@
 """Pieces of text -> OpenAI's chunks as server-sent events, or folded into one answer.
 
-Both kinds read the same iterator; `reply.py` sends either.
+Both ways read the same iterator of pieces; `http/reply.py` sends the result. This module has the base of all
+transcripts and the one of text completions; chats are in `chat.py`, responses in `responses/stream.py`.
 """
 
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
 from server.api.answers.logprobs import TextLogprobs
 from server.api.answers.models import (
+    CHOICE_ENDS,
     Answer,
+    ChoiceEnd,
     RequestMetrics,
     TextChoice,
     TextCompletion,
     Usage,
 )
-from server.api.answers.models import FinishReason as ChoiceEnd
 from server.api.errors import ApiError, BadRequestError
 from server.engine import FinishReason, Vocabulary
 from server.generation import Outcome, Piece, ShownToken
@@ -26,20 +29,32 @@ from server.generation import Outcome, Piece, ShownToken
 DONE = "data: [DONE]\n\n"
 
 
+@dataclass(frozen=True)
+class AnswerStart:
+    """The part of an answer that is known before its first token.
+
+    Two prompts with `n: 3` make six choices. The vocabulary names tokens beside their log-probabilities; it is
+    None where none are asked for.
+    """
+
+    created: int
+    model: str
+    system_fingerprint: str
+    prompt_tokens: int
+    num_choices: int
+    vocabulary: Vocabulary | None
+
+
 class Transcript(ABC):
     """One answer in the making: its text so far, and how each of its choices ended."""
 
     id_prefix: ClassVar[str]
 
-    def __init__(
-        self, head: dict[str, Any], prompt_tokens: int, num_choices: int, vocabulary: Vocabulary | None
-    ) -> None:
-        """`vocabulary` names the tokens where log-probabilities are asked for."""
-        self.head = {"id": f"{self.id_prefix}{uuid.uuid4().hex}", **head}
-        self.prompt_tokens = prompt_tokens
-        self.vocabulary = vocabulary
-        self.texts = [""] * num_choices
-        self.tokens: list[list[ShownToken]] = [[] for _ in range(num_choices)]
+    def __init__(self, start: AnswerStart) -> None:
+        self.start = start
+        self.id = f"{self.id_prefix}{uuid.uuid4().hex}"
+        self.texts = [""] * start.num_choices
+        self.tokens: list[list[ShownToken]] = [[] for _ in range(start.num_choices)]
         self.begun: set[int] = set()
         self.outcomes: dict[int, Outcome] = {}
 
@@ -52,10 +67,11 @@ class Transcript(ABC):
         """Server-sent events; none before the first piece, so that until then an error has its own status."""
 
     def failure(self, error: ApiError) -> str:
-        """What a stream ends with where it cannot go on."""
+        """The last event of a stream that cannot go on."""
         return f"data: {error.body.model_dump_json()}\n\n"
 
     def take(self, piece: Piece) -> None:
+        """Adds a piece to its choice; raises `BadRequestError` where the choice's grammar grew too complex."""
         self.texts[piece.index] += piece.text
         self.tokens[piece.index] += piece.tokens
         if piece.outcome:
@@ -73,27 +89,39 @@ class Transcript(ABC):
         return RequestMetrics.of(self.outcomes[0]) if len(self.texts) == 1 else None
 
 
-Form = Callable[[dict[str, Any], int, int, Vocabulary | None], Transcript]
-"""Begins an answer of one kind, from what `Transcript` begins with."""
+TranscriptFactory = Callable[[AnswerStart], Transcript]
+"""Begins the transcript of one answer; each endpoint has its own."""
 
 
 class ChoicesTranscript(Transcript):
-    """What chats and text completions share: choices, sent as chunks of the same form."""
+    """A chat or a text completion: several choices, streamed as chunks that look like small answers."""
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """The fields that the answer and each of its chunks begin with."""
+        start = self.start
+        return {
+            "id": self.id,
+            "created": start.created,
+            "model": start.model,
+            "system_fingerprint": start.system_fingerprint,
+        }
 
     @abstractmethod
     def chunks(self, piece: Piece) -> list[Answer]:
-        """What a stream says about one piece."""
+        """The chunks that tell of one piece; empty where a call of a tool may have begun and is not certain yet."""
 
     @abstractmethod
-    def empty_chunk(self) -> Answer: ...
+    def empty_chunk(self) -> Answer:
+        """A chunk without choices, which carries the usage at the end of a stream."""
 
     def finish_reason(self, index: int) -> ChoiceEnd | None:
         outcome = self.outcomes.get(index)
-        return cast(ChoiceEnd, outcome.finish_reason.value) if outcome else None
+        return CHOICE_ENDS[outcome.finish_reason] if outcome else None
 
     def seal(self, answer: Answer) -> Answer:
-        """Adds what is known at the end only."""
-        usage = Usage.of(self.prompt_tokens, list(self.outcomes.values()))
+        """The answer with its usage and metrics, which are known at the end only."""
+        usage = Usage.of(self.start.prompt_tokens, list(self.outcomes.values()))
         return answer.model_copy(update={"usage": usage, "metrics": self.metrics})
 
     async def frames(self, pieces: AsyncIterator[Piece], includes_usage: bool) -> AsyncIterator[str]:
@@ -135,7 +163,8 @@ class TextTranscript(ChoicesTranscript):
         return TextChoice(index=index, text=text, logprobs=logprobs, finish_reason=self.finish_reason(index))
 
     def logprobs(self, tokens: Sequence[ShownToken]) -> TextLogprobs | None:
-        return TextLogprobs.of(tokens, self.vocabulary) if self.vocabulary else None
+        vocabulary = self.start.vocabulary
+        return TextLogprobs.of(tokens, vocabulary) if vocabulary else None
 
 
 def frame(answer: Answer, hidden: set[str]) -> str:

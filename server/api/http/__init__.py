@@ -1,1 +1,1 @@
-"""What every HTTP exchange passes, whatever its endpoint: keys, limits, the log, errors, the sending of an answer."""
+"""The HTTP side of every request, whatever its endpoint: keys, limits, the log, errors, sending the answer."""

@@ -1,4 +1,7 @@
-"""Which error a client is told of, wherever it was raised: in a route, or by the framework before one was reached."""
+"""Errors that the framework raises before a route is reached, in OpenAI's form: unknown URLs, invalid bodies.
+
+Errors of the routes themselves pass on to `middleware.Exchange`.
+"""
 
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -9,21 +12,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from server.api.errors import ApiError, BadRequestError, api_error
-from server.engine import ChatError, PromptTooLongError
-from server.tickets import DeadlineError, QueueFullError
-from server.worker import UnavailableError
+from server.api.errors import ApiError, BadRequestError
 
 UNREADABLE: dict[type[BaseException | None], str] = {
     RecursionError: "The body is nested too deeply.",
     UnicodeDecodeError: "The body is not valid UTF-8.",
     ValueError: "The body has a number with too many digits.",
 }
-"""Why JSON could not be read, by what its parser raised."""
+"""Messages for JSON that cannot be read, by the error that its parser raised."""
 
 
 def from_validation(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a request body; `param` is its path, as in `messages[0].role`."""
+    """The first of the body's mistakes; `param` is the path of its field, as in `messages[0].role`."""
     first = error.errors()[0]
     param = path_of(first["loc"][1:], str(first.get("ctx", {}).get("field", "")))
     match first["type"]:
@@ -52,7 +52,7 @@ def path_of(location: Sequence[Any], field: str) -> str | None:
 
 
 def from_http(error: HTTPException, request: Request) -> ApiError:
-    """What the framework refuses by itself: unknown routes, wrong methods, bodies that cannot be parsed."""
+    """An unknown URL, a wrong method or unreadable JSON; the status stays that of the framework, 404 for instance."""
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
             refused = BadRequestError(f"Unknown request URL: {request.method} {request.url.path}.", code="unknown_url")
@@ -68,10 +68,7 @@ def from_http(error: HTTPException, request: Request) -> ApiError:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Every error that a route raises leaves in OpenAI's form."""
-
-    async def on_error(request: Request, error: Exception) -> JSONResponse:
-        return api_error(error).response
+    """Gives OpenAI's form to errors for which the framework has a form of its own."""
 
     async def on_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -81,7 +78,5 @@ def install_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return from_http(error, request).response
 
-    for kind in (ApiError, QueueFullError, UnavailableError, DeadlineError, PromptTooLongError, ChatError):
-        app.add_exception_handler(kind, on_error)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)

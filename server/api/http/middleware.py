@@ -1,4 +1,4 @@
-"""What happens to every HTTP exchange beside its route: request id, access log, size limit, last resort."""
+"""The way into and out of every route: request id, access log, answers to errors, limit of the body's size."""
 
 import logging
 import re
@@ -18,13 +18,14 @@ SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 """Paths that machines ask every few seconds; they are logged at debug level."""
 CLIENT_GONE = 499
-"""What proxies log for a client that left before it was answered."""
+"""Status in the log for a client that left before it was answered, as proxies write it."""
 
 
 class Exchange:
-    """Outermost middleware: names the request, logs one line for it, and turns what nobody caught into a 500.
+    """Outermost middleware: names the request, logs one line for it, and answers the errors that its route raises.
 
-    The line has method, path, status and time; never a header, a query or a body.
+    A full queue becomes a 429, for instance, and an error that nobody foresaw a 500 (see `api_error`). The line
+    has method, path, status and time; never a header, a query or a body.
     """
 
     def __init__(self, app: ASGIApp, on_internal_error: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from server.worker import Worker
 
 
 class Reply(Response):
-    """Answers from a ticket for as long as the client is there, and releases it whatever happens."""
+    """A response made of a ticket's pieces; it ends when the client leaves, and always releases the ticket."""
 
     def __init__(
         self, worker: Worker, ticket: Ticket, transcript: Transcript, is_streamed: bool, includes_usage: bool

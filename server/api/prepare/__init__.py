@@ -1,1 +1,1 @@
-"""From a valid body to what the engine is asked for: token ids, sampling, grammar."""
+"""From a valid body to a request for the engine: token ids, sampling parameters, grammar."""

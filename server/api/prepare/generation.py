@@ -1,15 +1,16 @@
-"""A validated body -> what the engine is asked for: sampling, stops, method and route of each choice."""
+"""A validated body -> the prompts for the worker: sampling, stop conditions, method and route of each choice."""
 
 from dataclasses import replace
 
 from server.api.errors import BadRequestError, NotFoundError
-from server.api.schema.generation import GenerationBody, Speculation
+from server.api.schema.generation import GenerationBody
+from server.api.schema.sampling import Speculation
 from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Route, SamplingParams, StopConditions
 from server.generation import Prompt
 from server.served_model import ServedModel
 
 GREEDY_BELOW = 1e-4
-"""Smaller temperatures would overflow fp32 logits; the distribution is greedy long before."""
+"""Temperatures below it count as 0: dividing by them would overflow, and the likeliest token wins long before."""
 
 
 def check_model(name: str, served: ServedModel) -> None:
@@ -19,11 +20,11 @@ def check_model(name: str, served: ServedModel) -> None:
 
 
 def check_body(body: GenerationBody, served: ServedModel, max_choices: int) -> None:
-    """Refuses what depends on the server rather than on the body alone."""
+    """Refuses a valid body that does not fit this server: another model, too many choices, unknown token ids."""
     check_model(body.model, served)
     check_vocabulary([int(token) for token in body.logit_bias or {}], "logit_bias", served.vocabulary_size)
     check_vocabulary(body.stop_token_ids or [], "stop_token_ids", served.vocabulary_size)
-    if (body.n or 1) > max_choices:
+    if body.choices_per_prompt > max_choices:
         message = f"Invalid value for 'n': this server makes at most {max_choices} choices."
         raise BadRequestError(message, "n", "invalid_value")
     if body.is_constrained and not served.checkpoint.eos_ids and not body.stop_token_ids:
@@ -32,18 +33,17 @@ def check_body(body: GenerationBody, served: ServedModel, max_choices: int) -> N
 
 
 def prompts(
-    body: GenerationBody,
-    encoded: list[list[int]],
-    max_tokens: int | None,
-    served: ServedModel,
-    grammar: CompiledGrammar | None = None,
+    body: GenerationBody, encoded: list[list[int]], served: ServedModel, grammar: CompiledGrammar | None = None
 ) -> list[Prompt]:
-    """One prompt for each choice; the choices of one prompt follow each other, with consecutive seeds."""
+    """One prompt for each choice; two texts with `n: 3` make six, the three of the first text first.
+
+    The choices of a text count up from the body's seed: 7, 8, 9.
+    """
     speculation = body.speculation or Speculation()
     template = GenerationRequest(
         prompt_ids=[],
         sampling=sampling(body, served.checkpoint.defaults),
-        stop=stop_conditions(body, max_tokens, served),
+        stop=stop_conditions(body, served),
         method=method(speculation, served),
         route=route(speculation, served),
         max_draft=speculation.max_draft,
@@ -55,18 +55,17 @@ def prompts(
     return [
         Prompt(replace(template, prompt_ids=ids, sampling=nth_choice(template.sampling, choice)), *shared)
         for ids in encoded
-        for choice in range(body.n or 1)
+        for choice in range(body.choices_per_prompt)
     ]
 
 
-def stop_conditions(body: GenerationBody, max_tokens: int | None, served: ServedModel) -> StopConditions:
-    min_tokens = body.min_tokens or 0
-    if max_tokens is not None and min_tokens > max_tokens:
-        message = f"Invalid value for 'min_tokens': {min_tokens} is more than the {max_tokens} of max_tokens."
+def stop_conditions(body: GenerationBody, served: ServedModel) -> StopConditions:
+    min_tokens, limit = body.min_tokens or 0, body.token_limit
+    if limit is not None and min_tokens > limit:
+        message = f"Invalid value for 'min_tokens': {min_tokens} is more than the {limit} of max_tokens."
         raise BadRequestError(message, "min_tokens", "invalid_value")
     ends = set(body.stop_token_ids or []).union(() if body.ignore_eos else served.checkpoint.eos_ids)
-    limit = served.max_length if max_tokens is None else max_tokens
-    return StopConditions(limit, frozenset(ends), min_tokens)
+    return StopConditions(served.max_length if limit is None else limit, frozenset(ends), min_tokens)
 
 
 def adjustments(body: GenerationBody) -> Adjustments:
@@ -79,7 +78,7 @@ def adjustments(body: GenerationBody) -> Adjustments:
 
 
 def sampling(body: GenerationBody, defaults: dict[str, float | int]) -> SamplingParams:
-    """The body's values, else the checkpoint's own, else OpenAI's."""
+    """The body's values; where it has none, those of the checkpoint's generation config; else OpenAI's."""
     temperature = defaults.get("temperature", 1.0) if body.temperature is None else body.temperature
     top_k = int(defaults.get("top_k", 0)) if body.top_k is None else body.top_k
     return SamplingParams(
@@ -97,28 +96,26 @@ def nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
 
 
 def method(speculation: Speculation, served: ServedModel) -> str | None:
-    if speculation.method is None:
-        return None
-    chosen = speculation.method
-    if not served.can_draft(chosen):
-        message = f"Method '{chosen}' needs a routing artifact, and this server has none."
+    asked = speculation.method
+    if asked is not None and not served.can_draft(asked):
+        message = f"Method '{asked}' needs a routing artifact, and this server has none."
         raise BadRequestError(message, "speculation.method", "invalid_value")
-    return chosen
+    return asked
 
 
 def route(speculation: Speculation, served: ServedModel) -> Route | None:
     if speculation.domain is None:
         return None
-    chosen = served.route(speculation.domain)
-    if chosen is None:
+    found = served.route(speculation.domain)
+    if found is None:
         known = ", ".join(served.domains) or "none, for want of a routing artifact"
         message = f"Unknown domain '{speculation.domain}'; this server has: {known}."
         raise BadRequestError(message, "speculation.domain", "invalid_value")
-    return chosen
+    return found
 
 
 def check_ids(encoded: list[list[int]], param: str, vocabulary_size: int) -> None:
-    """Refuses prompts that the model cannot read."""
+    """Refuses empty prompts, and ids outside the model's vocabulary; `param` is the field that the error names."""
     for ids in encoded:
         if not ids:
             raise BadRequestError("The prompt has no tokens.", param, "invalid_value")

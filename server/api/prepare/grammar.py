@@ -1,4 +1,4 @@
-"""What an answer is held to: the grammar of its response format, its calls of tools, or both."""
+"""The grammar that an answer must follow: of its response format, of its calls of tools, or of both."""
 
 import json
 from typing import Any
@@ -11,11 +11,11 @@ from server.served_model import ServedModel
 
 TEXT = r"/(.|\n)*/"
 TEXT_BUT_JSON = r"/([^\[{\s](.|\n)*)?/"
-"""Where calls have no marker, an answer that begins as JSON is one."""
+"""Text that does not begin like JSON; where calls have no marker around them, only calls begin so."""
 
 
 def compiled(body: GenerationBody, served: ServedModel) -> CompiledGrammar | None:
-    """The grammar of an answer, None where any text will do; may take long, so that a thread should do it."""
+    """The grammar of an answer, None where any text will do; a large one takes long, so it belongs in a thread."""
     try:
         grammar = grammar_of(body, served.codec)
         return served.grammars.compile(grammar) if grammar else None
@@ -34,7 +34,11 @@ def grammar_of(body: GenerationBody, codec: TextCodec) -> Grammar | None:
 
 
 def calls(tools: Toolset, form: ToolFormat, marker: int | None, schema: dict[str, Any] | None) -> str:
-    """A grammar of calls alone, or else text, or JSON of `schema`; `marker` is `form.begin` where that is one token."""
+    """The grammar, in Lark's notation, of an answer that may call tools, or must.
+
+    An answer without calls is any text or, with `schema`, JSON; where `tools.must_call`, there is none. `marker` is
+    the token id of `form.begin` where that is one token, as [TOOL_CALLS] is for Mistral's models.
+    """
     rules = [rule for i, function in enumerate(tools.callable) for rule in call_rules(i, function, form)]
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools.callable))))
     begin = f"<[{marker}]>" if marker is not None else json.dumps(form.begin) if form.begin else ""
@@ -62,7 +66,10 @@ def calls(tools: Toolset, form: ToolFormat, marker: int | None, schema: dict[str
 
 
 def call_rules(number: int, function: FunctionDefinition, form: ToolFormat) -> list[str]:
-    """One call, laid out as models are taught to write it; its schema is a root, as references need it."""
+    """The rules of one call, with spaces where models are taught to write them.
+
+    The arguments' schema has a rule of its own, so that its references (`#/$defs/...`) are looked up from its root.
+    """
     head = json.dumps(f'{{"name": {json.dumps(function.name)}, "{form.arguments}": ')
     arguments = json_rule(function.schema_of_arguments, is_lenient=not function.strict)
     return [f'call_{number}: {head} arguments_{number} "}}"', f"arguments_{number}: {arguments}"]

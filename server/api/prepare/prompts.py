@@ -1,4 +1,4 @@
-"""The prompts of a request, from its body to token ids; tokenising is left to a thread."""
+"""The prompts of a request, from its body to token ids. Only `encode` tokenises, so that a thread can do it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from server.served_model import ServedModel
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Prompts that are still to be tokenised; `field` is what the body calls them."""
+    """Prompts that are still to be tokenised; `field` is their name in the body, as errors give it: messages."""
 
     field: str
     num_prompts: int
@@ -21,7 +21,7 @@ class PromptSource:
 
 
 def chat_source(messages: Sequence[Message], field: str, tools: Toolset | None = None) -> PromptSource:
-    """Messages as the chat template puts them into one prompt; what it refuses is the field's fault."""
+    """One prompt, of the messages and tools as the chat template writes them; errors of the template name `field`."""
     turns = [message.for_template for message in messages]
     offered = [tool.for_template for tool in tools.offered] if tools else []
     num_characters = sum(len(str(turn)) for turn in (*turns, *offered))

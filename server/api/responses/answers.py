@@ -1,4 +1,4 @@
-"""OpenAI's response object, its parts, and the events of its stream; `metrics` beside them is this server's."""
+"""OpenAI's response object and its parts; `metrics` among its fields is this server's own."""
 
 from typing import Any, Literal, Self
 
@@ -55,14 +55,14 @@ class IncompleteDetails(BaseModel):
 
 
 class Failure(BaseModel):
-    """OpenAI names this one code for whatever is not the client's fault."""
+    """The error of a failed response; OpenAI has this one code for all that is not the client's fault."""
 
     code: Literal["server_error"] = "server_error"
     message: str
 
 
 class ResponseAnswer(BaseModel):
-    """The answer, and what it was asked with; nothing is stored, whatever `store` asked for."""
+    """The answer, beside fields of its request; nothing is stored, even where `store` asked for it."""
 
     id: str
     object: Literal["response"] = "response"
@@ -102,8 +102,8 @@ def format_of(body: ResponseBody) -> dict[str, Any]:
     return asked.model_dump(by_alias=True) if asked else {"type": "text"}
 
 
-def echo(body: ResponseBody, sampling: SamplingParams) -> dict[str, Any]:
-    """The fields of an answer that repeat its request; temperature and top_p as they were applied."""
+def repeated_fields(body: ResponseBody, sampling: SamplingParams) -> dict[str, Any]:
+    """Fields of the request that its answer repeats; temperature and top_p are those applied, defaults included."""
     return {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,

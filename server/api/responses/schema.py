@@ -5,9 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.schema.base import Body, NoEffect, Text, refusal, text_or_list
-from server.api.schema.generation import ChatBody, Identifier, SamplingBody
+from server.api.schema.generation import ChatBody
 from server.api.schema.messages import Message, TextPart
 from server.api.schema.response_format import JsonSchema, ResponseFormat
+from server.api.schema.sampling import Identifier, SamplingBody
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -33,7 +34,7 @@ STATELESS = "This server keeps no answers; send the turns so far as input."
 
 
 class InputPart(Body):
-    """A text of a message; what answers say about theirs is accepted when they come back as input."""
+    """A text of a message; the log-probabilities of an earlier answer may come back with it, and change nothing."""
 
     not_honoured: ClassVar[NoEffect] = {"annotations": (None, [])}
     type: Literal["input_text", "output_text"]
@@ -42,7 +43,7 @@ class InputPart(Body):
 
 
 class InputMessage(Body):
-    """A turn of the conversation: as users write it, or as an earlier answer had it among its `output`."""
+    """A turn of the conversation: written by the client, or taken from the `output` of an earlier answer."""
 
     not_honoured: ClassVar[NoEffect] = {"type": (None, "message"), "phase": (None, "commentary", "final_answer")}
     reasons: ClassVar[dict[str, str]] = {"type": "This server takes messages only."}
@@ -78,7 +79,7 @@ class SchemaFormat(JsonSchema):
 
 
 def kind_of(value: Any) -> str:
-    """Tag of a format."""
+    """Tag of a format: only json_schema has fields beside its type."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return "<schema>" if kind == "json_schema" else "<plain>"
 
@@ -108,6 +109,8 @@ class ObfuscationOptions(Body):
 
 
 class ChatOfResponse(ChatBody):
+    """A chat that came as a response's body; errors of its schema name the field of that body."""
+
     schema_field: ClassVar[str] = "text.format.schema"
 
 
@@ -151,7 +154,7 @@ class ResponseBody(SamplingBody):
 
     @property
     def as_chat(self) -> ChatBody:
-        """The chat with the same answer; the only place where the two interfaces meet."""
+        """The chat with the same answer; prompt, sampling and grammar are prepared from it as for any chat."""
         shared = {name: getattr(self, name) for name in SamplingBody.model_fields}
         return ChatOfResponse(
             **shared,

@@ -1,4 +1,4 @@
-"""Pieces of text -> a response object, or the events that build it up: one message of one text."""
+"""Pieces of text -> a response object, or the events that build it up; its output is one message with one text."""
 
 import itertools
 import time
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic_core import to_json
 
 from server.api.answers.logprobs import ChatTokenLogprob
-from server.api.answers.transcript import Transcript
+from server.api.answers.transcript import AnswerStart, Transcript
 from server.api.errors import ApiError
 from server.api.responses.answers import (
     Failure,
@@ -19,28 +19,21 @@ from server.api.responses.answers import (
     ResponseAnswer,
     ResponseUsage,
 )
-from server.engine import FinishReason, Vocabulary
+from server.engine import FinishReason
 from server.generation import Piece, ShownToken
 
 BYTES: Any = {"bytes": True, "top_logprobs": {"__all__": {"bytes"}}}
-"""What the log-probabilities of a delta leave out, those of the whole text have."""
+"""Fields of log-probabilities that OpenAI's deltas leave out; only the whole text has them."""
 
 
 class ResponseTranscript(Transcript):
-    """POST /v1/responses"""
+    """POST /v1/responses; `repeated` are the fields of the request that its answer repeats."""
 
     id_prefix = "resp_"
 
-    def __init__(
-        self,
-        echo: dict[str, Any],
-        head: dict[str, Any],
-        prompt_tokens: int,
-        num_choices: int,
-        vocabulary: Vocabulary | None,
-    ) -> None:
-        super().__init__(head, prompt_tokens, num_choices, vocabulary)
-        self.echo = echo
+    def __init__(self, start: AnswerStart, repeated: dict[str, Any]) -> None:
+        super().__init__(start)
+        self.repeated = repeated
         self.message_id = f"msg_{uuid.uuid4().hex}"
         self.numbers = itertools.count()
 
@@ -56,14 +49,14 @@ class ResponseTranscript(Transcript):
                 "completed_at": int(time.time()) if end == "completed" else None,
                 "incomplete_details": IncompleteDetails() if end == "incomplete" else None,
                 "output": [self.message(end, [self.text()])],
-                "usage": ResponseUsage.of(self.prompt_tokens, self.outcomes[0]),
+                "usage": ResponseUsage.of(self.start.prompt_tokens, self.outcomes[0]),
                 "metrics": self.metrics,
             }
         )
 
     def begun_answer(self) -> ResponseAnswer:
-        head = self.head
-        return ResponseAnswer(id=head["id"], created_at=head["created"], model=head["model"], **self.echo)
+        """The answer before its first token, as the first events of a stream show it."""
+        return ResponseAnswer(id=self.id, created_at=self.start.created, model=self.start.model, **self.repeated)
 
     def message(
         self, status: Literal["in_progress", "completed", "incomplete"], content: list[OutputText]
@@ -74,9 +67,10 @@ class ResponseTranscript(Transcript):
         return OutputText(text=self.texts[0], logprobs=self.logprobs(self.tokens[0]))
 
     def logprobs(self, tokens: Sequence[ShownToken]) -> list[ChatTokenLogprob]:
-        if self.vocabulary is None:
+        vocabulary = self.start.vocabulary
+        if vocabulary is None:
             return []
-        return [ChatTokenLogprob.of_answer(token.scores, self.vocabulary) for token in tokens]
+        return [ChatTokenLogprob.of_answer(token.scores, vocabulary) for token in tokens]
 
     async def frames(self, pieces: AsyncIterator[Piece], includes_usage: bool) -> AsyncIterator[str]:
         """Usage and metrics come with the last event, which has the whole answer."""
@@ -108,7 +102,7 @@ class ResponseTranscript(Transcript):
         yield self.event(f"response.{end}", response=self.whole())
 
     def failure(self, error: ApiError) -> str:
-        """For readers of events, the failed response; then an event with `error`, at which OpenAI's clients raise."""
+        """Two events: `response.failed` for readers of events, then `error`, at which OpenAI's clients raise."""
         failed = self.begun_answer().model_copy(update={"status": "failed", "error": Failure(message=str(error))})
         detail = error.body.error
         return self.event("response.failed", response=failed) + self.event(

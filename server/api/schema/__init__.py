@@ -1,1 +1,1 @@
-"""What requests may say: the bodies of OpenAI's endpoints, as this server honours them."""
+"""Bodies of requests to OpenAI's endpoints: their fields and types, and the values that are refused."""

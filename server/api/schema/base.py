@@ -1,4 +1,4 @@
-"""What all request bodies share: exact types, known fields, encodable text, and errors that name the field."""
+"""The base of all request bodies: exact types, no unknown fields, encodable text, and errors that name the field."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -6,16 +6,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 NoEffect = dict[str, tuple[Any, ...]]
-"""Fields that are not honoured, with the values at which they have no effect."""
+"""Fields that this server does not honour, each with the values at which it has no effect: `{"best_of": (None, 1)}`."""
 
 
 class Body(BaseModel):
-    """Exact types, no unknown fields, and the fields of `not_honoured` at their values without effect only."""
+    """An object in a request: "5" is no number, unknown fields are refused.
+
+    A field of `not_honoured` is accepted at a value without effect and refused at any other, never ignored.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     not_honoured: ClassVar[NoEffect] = {}
     reasons: ClassVar[dict[str, str]] = {}
-    """What to do instead, for fields of `not_honoured` that have something in their place."""
+    """Advice for the error of a field in `not_honoured`, where there is another way: "ask for them with n"."""
 
     @model_validator(mode="before")
     @classmethod
@@ -30,12 +33,15 @@ class Body(BaseModel):
 
 
 def text_or_list(value: Any) -> str:
-    """Tag of the branch of a union whose errors are reported."""
+    """Tag of a field that is a text or a list; only the errors of the branch with this tag are reported."""
     return "<list>" if isinstance(value, list) else "<text>"
 
 
 def check_encodable(text: str, *, field: str = "") -> str:
-    """JSON can carry lone surrogates, which no tokenizer accepts; `field` is where, inside what is validated."""
+    """Refuses lone surrogates, as in "\\ud800": JSON can carry them, but no tokenizer accepts them.
+
+    `field` is the place inside the value that is being validated.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -49,15 +55,15 @@ TokenId = Annotated[int, Field(ge=0)]
 
 
 def missing(field: str) -> PydanticCustomError:
-    """The error of a field that only some values of others require."""
+    """The error for a field that is missing only because of another one, as `tool_call_id` of a message of a tool."""
     return PydanticCustomError("missing", "Field required", {"field": field})
 
 
 def invalid(field: str, message: str) -> PydanticCustomError:
-    """A value that is wrong in itself, from a validator that knows where."""
+    """The error for a wrong value: "Invalid value for 'tools': Tools have different names."."""
     return PydanticCustomError("invalid", "{reason}", {"field": field, "reason": message})
 
 
 def refusal(field: str, message: str) -> PydanticCustomError:
-    """An error that names a field, from a validator that sees several."""
+    """The error for a value that this server does not support, or not together with the other fields."""
     return PydanticCustomError("unsupported", "{reason}", {"field": field, "reason": message})

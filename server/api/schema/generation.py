@@ -1,4 +1,4 @@
-"""OpenAI's requests as this server honours them: what cannot be honoured is refused by name, never ignored.
+"""Bodies of chat and text completions; a field that cannot be honoured is refused by name, never ignored.
 
 Fields that change nothing at a certain value (`best_of: 1`, `verbosity: "medium"`) are accepted at that value.
 """
@@ -6,20 +6,21 @@ Fields that change nothing at a certain value (`best_of: 1`, `verbosity: "medium
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Self, cast
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
-from pydantic.config import JsonDict
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.api.schema.base import Body, NoEffect, Text, TokenId, invalid, refusal, text_or_list
+from server.api.schema.base import Body, NoEffect, Text, TokenId, refusal, text_or_list
 from server.api.schema.messages import Message
 from server.api.schema.response_format import ResponseFormat
+from server.api.schema.sampling import Identifier, SamplingBody
 from server.api.schema.tools import Tool, ToolChoice, Toolset
 from server.api.schema.unsupported import (
     INSTEAD_IN_COMPLETIONS,
     NOT_HONOURED_IN_CHAT,
     NOT_HONOURED_IN_COMPLETIONS,
 )
-from server.engine import MAX_DRAFT, method_named, methods
-from server.generation import Operation
+
+COMPLETION_TOKENS = 16
+"""OpenAI's default length of a text completion; chats go on to the end of the context."""
 
 
 class StreamOptions(Body):
@@ -27,88 +28,8 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
-def check_method(name: str) -> str:
-    try:
-        return method_named(name).name
-    except ValueError as error:
-        raise invalid("", str(error)) from error
-
-
-def name_methods(schema: JsonDict) -> None:
-    """The registry, as the OpenAPI document lists it."""
-    schema["enum"] = list(methods())
-
-
-MethodName = Annotated[str, AfterValidator(check_method), Field(json_schema_extra=name_methods)]
-
-
-class Speculation(Body):
-    """How this request is drafted; an extension. The text is the same whatever is asked for here."""
-
-    method: MethodName | None = None
-    max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)] | None = None
-    domain: str | None = None
-
-
-StopString = Annotated[Text, Field(min_length=1, max_length=1024)]
-Identifier = Annotated[Text, Field(max_length=512)] | None
-
-
-BiasedId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
-"""A token id as a key of a JSON object."""
-
-
-class SamplingBody(Body):
-    """What all generating requests share: how tokens are drawn, when they end, who asks."""
-
-    operation: ClassVar[Operation]
-    model: str
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    logit_bias: Annotated[dict[BiasedId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = (
-        None
-    )
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
-    stop: (
-        Annotated[
-            Annotated[StopString, Tag("<text>")] | Annotated[list[StopString], Field(max_length=16), Tag("<list>")],
-            Discriminator(text_or_list),
-        ]
-        | None
-    ) = None
-    stream: bool | None = None
-    speculation: Speculation | None = None
-    user: Identifier = None
-    safety_identifier: Identifier = None
-    metadata: dict[Text, Text] | None = None
-    store: bool | None = None
-
-    @model_validator(mode="after")
-    def check_end(self) -> Self:
-        if self.ignore_eos and self.is_constrained and not self.stop_token_ids:
-            raise refusal("ignore_eos", "A constrained answer ends where its grammar does; give stop_token_ids.")
-        return self
-
-    @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    @property
-    @abstractmethod
-    def is_constrained(self) -> bool:
-        """Whether a grammar holds the answer."""
-
-
 class GenerationBody(SamplingBody):
-    """What chat and text completions share."""
+    """Fields of chats and text completions, and what the rest of the server asks of either."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
@@ -123,8 +44,17 @@ class GenerationBody(SamplingBody):
         return self
 
     @property
+    @abstractmethod
+    def token_limit(self) -> int | None:
+        """Most tokens that the answer may have; None where it may go on to the end of the context."""
+
+    @property
+    def choices_per_prompt(self) -> int:
+        return self.n or 1
+
+    @property
     def toolset(self) -> Toolset | None:
-        """The tools that may be called, where there are any."""
+        """The tools that may be called; None where there are none."""
         return None
 
     @property
@@ -134,11 +64,12 @@ class GenerationBody(SamplingBody):
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the most likely tokens to report beside each token; None reports no token at all."""
+        """Number of most likely tokens to report beside each token; 0 reports the token alone, None nothing."""
         return None
 
     @property
     def is_echoed(self) -> bool:
+        """Whether the answer's text begins with the prompt."""
         return False
 
     @property
@@ -174,6 +105,10 @@ class ChatBody(GenerationBody):
         return self
 
     @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
     def toolset(self) -> Toolset | None:
         return Toolset.of(self.tools or [], self.tool_choice, self.parallel_tool_calls is not False)
 
@@ -183,7 +118,7 @@ class ChatBody(GenerationBody):
 
 
 def text_or_ids(value: Any) -> str:
-    """Tag of the form of a prompt: text or token ids, one or several."""
+    """Tag of a prompt's form: a text, several texts, token ids, or several lists of token ids."""
     if value and isinstance(value, list) and not isinstance(value[0], str):
         return "<ids of several>" if isinstance(value[0], list) else "<ids>"
     return text_or_list(value)
@@ -214,6 +149,11 @@ class CompletionBody(GenerationBody):
         """Each prompt as text or token ids."""
         is_single = text_or_ids(self.prompt) in ("<text>", "<ids>")
         return cast("list[str | list[int]]", [self.prompt] if is_single else self.prompt)
+
+    @property
+    def token_limit(self) -> int:
+        """Zero where only the prompt's own log-probabilities are asked for."""
+        return COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:

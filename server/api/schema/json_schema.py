@@ -1,7 +1,7 @@
-"""Which JSON schemas are taken: keywords that a grammar can enforce, within limits of size and work.
+"""Checks of JSON schemas: only keywords that a grammar can enforce, within limits of size and work.
 
-What a grammar cannot enforce is refused by name and place, for an answer that looked right and was
-not would be worse. Limits are counted, not timed, so that a schema is refused always or never.
+Other keywords (`not`, `uniqueItems`) are refused with their name and place, for an answer that looks right and
+breaks its schema would be worse. Limits are counted, not timed, so that a schema is refused always or never.
 """
 
 import json
@@ -18,11 +18,11 @@ MAX_DEPTH = 64
 """Levels of braces and brackets; a level of a schema takes two."""
 MAX_PATTERN = 1024
 MAX_REPEATS = 10_000
-"""Copies that all counted repetitions of a schema's patterns make, those inside others multiplied."""
+"""Copies that counted repetitions such as `a{20}` make in all patterns of a schema; nested ones multiply."""
 MAX_OPTIONAL = 500
-"""Properties of one object that may be left out; with thousands of them a single token takes a second."""
+"""Most properties of one object that are not required; with thousands of them a single token takes a second."""
 MAX_MULTIPLE = 10_000
-"""A divisor becomes as many states, without its decimal point."""
+"""Largest divisor without its decimal point (25 for 0.25): a grammar needs as many states."""
 
 ENFORCED = frozenset(
     [
@@ -68,7 +68,10 @@ TOKEN = re.compile(r"\\.|\[(?:\\.|[^\]\\])+\]|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL
 
 
 def check_schema(schema: dict[str, Any], field: str, is_lenient: bool = False) -> None:
-    """Raises an error of `field`, or of the place in it; a lenient check passes over what is not enforced."""
+    """Raises a validation error that names the place, as in `schema.properties.age`.
+
+    A lenient check passes over keywords that cannot be enforced, but keeps all limits.
+    """
     if depth(schema) > MAX_DEPTH:
         raise invalid(field, f"The schema is nested more than {MAX_DEPTH} levels deep")
     if len(json.dumps(schema)) > MAX_CHARACTERS:
@@ -91,7 +94,7 @@ def check_schema(schema: dict[str, Any], field: str, is_lenient: bool = False) -
 
 
 def parts(schema: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """A schema and all schemas inside it, with their places."""
+    """The schema and all schemas inside it, each with its place, as in `schema.items.anyOf[0]`."""
     yield place, schema
     if not isinstance(schema, dict):
         return
@@ -114,7 +117,7 @@ def check_optional(place: str, schema: dict[str, Any]) -> None:
 
 
 def patterns(place: str, schema: dict[str, Any]) -> list[str]:
-    """The regular expressions that the schema itself has; refuses long ones."""
+    """Regular expressions of this one schema, without those inside it; raises an error where one is too long."""
     named = schema.get("patternProperties")
     found = [schema.get("pattern"), *(named if isinstance(named, dict) else ())]
     texts = [pattern for pattern in found if isinstance(pattern, str)]
@@ -138,9 +141,9 @@ def num_units(value: float) -> int:
 
 
 def num_repeats(pattern: str) -> int:
-    """How many copies counted repetitions make of a pattern's parts: 6 in `(a{2}b){3}`, at least 1."""
+    """Copies that counted repetitions make of a pattern's parts: 6 in `(a{2}b){3}`, at least 1."""
     outer: list[int] = []
-    """Of each open group, what stands in it so far."""
+    """For each open group, the copies counted in it so far."""
     inside, last = 1, 1
     for piece in TOKEN.finditer(pattern):
         if piece[0] == "(":
@@ -157,7 +160,10 @@ def num_repeats(pattern: str) -> int:
 
 
 def depth(value: Any) -> int:
-    """Levels of objects and lists in each other; it does not call itself, for the depth is the client's choice."""
+    """Levels of objects and lists in each other: 2 in `{"a": [1]}`.
+
+    It is a loop, because the client decides how deep the value is, and Python limits how deep functions nest.
+    """
     level, found = [value], 0
     while level := [part for part in level if isinstance(part, dict | list)]:
         found += 1

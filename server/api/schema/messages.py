@@ -28,7 +28,7 @@ class Message(Body):
 
     @model_validator(mode="after")
     def check_role(self) -> Self:
-        """Only calls stand without a text, and only results name their call."""
+        """Only a message with tool calls may lack content; a result of a tool, and nothing else, names its call."""
         if self.content is None and not self.tool_calls:
             raise missing("content")
         if self.tool_calls and self.role != "assistant":
@@ -47,7 +47,7 @@ class Message(Body):
 
     @property
     def for_template(self) -> dict[str, Any]:
-        """Chat templates know `system`; OpenAI's newer name for the same role is `developer`."""
+        """The message as chat templates want it; `developer`, OpenAI's newer name for `system`, is unknown to them."""
         turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
         if self.tool_calls:
             turn["tool_calls"] = [call.for_template for call in self.tool_calls]

@@ -1,4 +1,4 @@
-"""What form an answer is asked to have: any text, any JSON object, or JSON of a schema."""
+"""The form that a request asks of its answer: any text, any JSON object, or JSON of a schema."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -9,7 +9,7 @@ from server.api.schema.json_schema import check_schema
 
 
 class JsonSchema(Body):
-    """A schema is followed to the letter whether or not it is `strict`."""
+    """A named schema; the answer follows it to the letter whether or not it is `strict`."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: Text | None = None
@@ -38,7 +38,7 @@ class ResponseFormat(Body):
 
     @property
     def schema_of_answer(self) -> dict[str, Any] | None:
-        """None where any text will do."""
+        """The schema that the answer must follow; None where any text will do."""
         if self.json_schema:
             return self.json_schema.content
         return {"type": "object"} if self.type == "json_object" else None

@@ -1,4 +1,4 @@
-"""Tools in a request: those offered, which of them are to be called, and calls of earlier turns."""
+"""Tools in a request: the tools on offer, `tool_choice`, and the calls that earlier turns made."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additional
 
 
 class FunctionDefinition(Body):
-    """A strict one has parameters that can be enforced to the letter; of others, what can be is enforced."""
+    """A function with the schema of its parameters.
+
+    With `strict`, a keyword that cannot be enforced (`not`, `uniqueItems`) is refused; without, it is passed over.
+    """
 
     name: FunctionName
     description: Text | None = None
@@ -41,7 +44,7 @@ class Tool(Body):
 
     @property
     def for_template(self) -> dict[str, Any]:
-        """As templates show it to the model; `strict` is no matter of the model."""
+        """The tool as chat templates show it to the model: name, description, parameters."""
         function = self.function
         shown: dict[str, Any] = {"name": function.name}
         if function.description is not None:
@@ -87,7 +90,7 @@ class CalledFunction(Body):
 
 
 class ToolCall(Body):
-    """A call as an earlier answer had it."""
+    """A call that an earlier answer made, sent back as part of the conversation."""
 
     id: Annotated[Text, Field(max_length=256)]
     type: Literal["function"]
@@ -95,14 +98,17 @@ class ToolCall(Body):
 
     @property
     def for_template(self) -> dict[str, Any]:
-        """With its arguments as an object, as templates want them."""
+        """The call as chat templates want it: with its arguments as an object rather than as JSON in a string."""
         function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
         return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True)
 class Toolset:
-    """The tools that an answer may call, and whether it must call one; several where `is_parallel`."""
+    """The tools of one request: the prompt shows those `offered`, the answer may call those `callable`.
+
+    They differ where `tool_choice` names one tool. `must_call` allows no other text, `is_parallel` several calls.
+    """
 
     offered: tuple[Tool, ...]
     callable: tuple[FunctionDefinition, ...]
@@ -114,25 +120,25 @@ class Toolset:
         return frozenset(function.name for function in self.callable)
 
     @staticmethod
-    def check(tools: Sequence[Tool], choice: ToolChoice | None) -> None:
-        """Raises the error of the field at fault."""
+    def check(tools: Sequence[Tool], tool_choice: ToolChoice | None) -> None:
+        """Raises a validation error that names the field at fault: two tools of one name, for instance."""
         names = [tool.function.name for tool in tools]
         if sum(len(json.dumps(tool.function.parameters)) for tool in tools) > MAX_CHARACTERS:
             raise invalid("tools", f"Their parameters have more than {MAX_CHARACTERS:,} characters together")
         if len(set(names)) < len(names):
             raise invalid("tools", "Tools have different names")
-        if isinstance(choice, NamedTool) and choice.function.name not in names:
+        if isinstance(tool_choice, NamedTool) and tool_choice.function.name not in names:
             raise invalid("tool_choice.function.name", "It is not the name of one of the tools")
-        if choice == "required" and not tools:
+        if tool_choice == "required" and not tools:
             raise refusal("tool_choice", "Only with tools.")
 
     @classmethod
-    def of(cls, tools: Sequence[Tool], choice: ToolChoice | None, is_parallel: bool) -> "Toolset | None":
-        """None where no tool may be called; the model does not hear of any then."""
-        if not tools or choice == "none":
+    def of(cls, tools: Sequence[Tool], tool_choice: ToolChoice | None, is_parallel: bool) -> "Toolset | None":
+        """None where no tool may be called; the prompt then does not mention any."""
+        if not tools or tool_choice == "none":
             return None
         functions = tuple(tool.function for tool in tools)
-        if isinstance(choice, NamedTool):
-            named = choice.function.name
+        if isinstance(tool_choice, NamedTool):
+            named = tool_choice.function.name
             return cls(tuple(tools), tuple(f for f in functions if f.name == named), True, False)
-        return cls(tuple(tools), functions, choice == "required", is_parallel)
+        return cls(tuple(tools), functions, tool_choice == "required", is_parallel)
