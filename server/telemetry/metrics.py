@@ -20,7 +20,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from server.engine import OTHER_DOMAIN, UNROUTED, FinishReason, Route, RowStats, StepStats, kernel_build
+from server.engine import OTHER_DOMAIN, UNROUTED, FinishReason, Route, RowStats, StepStats, kernel_build, methods
 from server.generation import Outcome
 from server.served_model import ServedModel
 from server.telemetry.speedup import Speedups
@@ -62,6 +62,8 @@ class Metrics:
         self.drafted = self.counter("spec_decode_num_draft_tokens", "Drafted tokens", "domain")
         self.accepted = self.counter("spec_decode_num_accepted_tokens", "Accepted drafted tokens", "domain")
         self.accepted_at = self.counter("spec_decode_num_accepted_tokens_per_pos", "By place", "domain", "position")
+        self.drafter_drafted = self.counter("drafter_draft_tokens", "Drafted tokens by their drafter", "drafter")
+        self.drafter_accepted = self.counter("drafter_accepted_tokens", "Accepted ones by their drafter", "drafter")
         self.prompt_tokens = self.counter("prompt_tokens", "Prompt tokens processed")
         self.generation_tokens = self.counter("generation_tokens", "Tokens generated")
         self.time_to_first_token = self.histogram("time_to_first_token_seconds", "Arrival to first token", SLOW)
@@ -95,6 +97,9 @@ class Metrics:
         self.begin(self.rejections, REJECTIONS)
         self.begin(self.errors, ERRORS)
         self.begin(self.fallbacks, Fallback)
+        drafters = {name for method in methods().values() for name in method.drafters}
+        self.begin(self.drafter_drafted, drafters)
+        self.begin(self.drafter_accepted, drafters)
 
     @staticmethod
     def begin(metric: Counter | Histogram, values: Iterable[str]) -> None:
@@ -159,6 +164,8 @@ class Metrics:
             self.drafts.labels(row.domain).inc()
             self.drafted.labels(row.domain).inc(row.num_drafted)
             self.accepted.labels(row.domain).inc(row.num_accepted)
+            self.drafter_drafted.labels(row.drafter).inc(row.num_drafted)
+            self.drafter_accepted.labels(row.drafter).inc(row.num_accepted)
             for position in range(row.num_accepted):
                 self.accepted_at.labels(row.domain, str(position)).inc()
 
