@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import Metric
 
+from server.engine import methods
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 
@@ -16,6 +17,7 @@ SERVER_README = ROOT / "server" / "README.md"
 DOCUMENTS = [
     README,
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
     SERVER_README,
     ROOT / "offline" / "README.md",
     ROOT / "docker" / "README.md",
@@ -100,3 +102,9 @@ def test_each_metric_is_documented() -> None:
     text = SERVER_README.read_text()
     documented = set(re.findall(r"\bknnssd_[a-z0-9_]+", text))
     assert documented == metric_names()
+
+
+def test_each_method_is_documented() -> None:
+    text = SERVER_README.read_text()
+    table = text[text.index("| Method |") :].split("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE)) == set(methods())

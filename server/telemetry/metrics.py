@@ -90,9 +90,9 @@ class Metrics:
         self.model = Info("knnssd_model", "What is served", registry=self.registry)
         self.speedups = Speedups()
         self.registry.register(self.speedups)
-        self.begin_reasons()
+        self.begin_known()
 
-    def begin_reasons(self) -> None:
+    def begin_known(self) -> None:
         self.begin(self.finished, FinishReason)
         self.begin(self.rejections, REJECTIONS)
         self.begin(self.errors, ERRORS)
