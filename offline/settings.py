@@ -6,11 +6,13 @@ One class per kind of command. Lists take a flag per item, or items parted by co
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from server.engine import DtypeName, parse_device, parse_dtype
 
 METHODS = (
     "plain",
@@ -25,7 +27,6 @@ METHODS = (
     "transformers-early-exit",
     "llama-cpp",
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Objective(StrEnum):
@@ -59,7 +60,7 @@ class CommandSettings(BaseSettings):
         min_length=1, description="prompt files, .jsonl or .jsonl.gz; repeat the flag or part them by commas"
     )
     device: str = Field("auto", description="torch device; auto takes a GPU where there is one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto is the checkpoint's own")
+    dtype: DtypeName = Field("auto", description="auto is the checkpoint's own")
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 
@@ -70,24 +71,17 @@ class CommandSettings(BaseSettings):
 
     @property
     def torch_device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return parse_device(self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
         """None stands for the checkpoint's own."""
-        return DTYPES.get(self.dtype)
+        return parse_dtype(self.dtype)
 
     @field_validator("device")
     @classmethod
     def check_device(cls, value: str) -> str:
-        try:
-            device = torch.device("cpu" if value == "auto" else value)
-        except RuntimeError:
-            raise ValueError(f"{value!r} is not a torch device") from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("this machine has no CUDA device")
+        parse_device(value)
         return value
 
 

@@ -14,6 +14,7 @@ from server.engine.masks.router import Router, prompt_vector, similarities
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
 from server.engine.model.kernels import kernel_build
+from server.engine.model.placement import DtypeName, parse_device, parse_dtype
 from server.engine.model.weights import CheckpointError
 from server.engine.requests import GenerationRequest, PromptTooLongError
 from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
@@ -59,6 +60,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "DomainRecord",
+    "DtypeName",
     "Emission",
     "Engine",
     "EngineConfig",
@@ -94,6 +96,8 @@ __all__ = [
     "json_rule",
     "kernel_build",
     "load_checkpoint",
+    "parse_device",
+    "parse_dtype",
     "prompt_vector",
     "similarities",
 ]
