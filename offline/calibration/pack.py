@@ -49,7 +49,7 @@ def decode_heldout(
     bench: Workbench, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings
 ) -> dict[str, Interval]:
     """Decodes some held-out prompts plainly, with their domain's mask and with the mixed one, in turn."""
-    masks = {verdict.name: verdict.mask.mask for verdict in verdicts.domains}
+    masks = {verdict.name: verdict.mask for verdict in verdicts.domains}
     prompts = [
         (ids, name)
         for name, domain in collection.domains.items()
@@ -62,7 +62,7 @@ def decode_heldout(
         1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
     )
     decoding = Decoding(Engine(bench.model, config), bench.checkpoint.eos_ids, MEASURED_TOKENS)
-    pooled = Route(MIXED, verdicts.mixed.mask.mask)
+    pooled = Route(MIXED, verdicts.mixed.mask)
     runners = {
         PLAIN: decoding.runner(Method.PLAIN, lambda job: pooled),
         "own": decoding.runner(Method.SKIP, lambda job: Route(job.domain, masks[job.domain])),

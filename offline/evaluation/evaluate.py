@@ -138,11 +138,11 @@ def make_runners(
 def library_routes(artifact: RoutingArtifact, settings: EvaluationSettings) -> dict[str, Callable[[Job], Route | None]]:
     """Baselines that use the artifact's masks without its router."""
     manifest = artifact.manifest
-    library = {record.name: Route(record.name, record.mask.mask) for record in manifest.domains}
+    library = {record.name: Route(record.name, record.mask) for record in manifest.domains}
     fixed = settings.fixed_domain or manifest.domains[0].name
     if fixed not in library:
         raise SettingsMistake(f"--fixed-domain: the artifact has no {fixed!r}, only {', '.join(library)}")
-    mixed = Route("mixed", manifest.mixed.mask.mask)
+    mixed = Route("mixed", manifest.mixed.mask)
     return {
         "fixed": lambda job: library[fixed],
         "mixed": lambda job: mixed,

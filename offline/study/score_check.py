@@ -73,7 +73,7 @@ def spearman(points: Sequence[tuple[float, float]]) -> float:
 def spread_masks(done: Calibration, scorers: Sequence[MaskScorer], settings: StudySettings) -> dict[SkipMask, float]:
     """Masks with their predicted speed-ups, evenly over the ranks of what simple rules and random flips give."""
     num_layers = done.bench.model.config.num_layers
-    chance, centre = random.Random(settings.seed), done.verdicts.mixed.mask.mask
+    chance, centre = random.Random(settings.seed), done.verdicts.mixed.mask
     searcher = Searcher(done.bench, done.cost.model, settings, done.work, "")
     masks = searcher.starting_masks([text for texts in done.texts.values() for text in texts.search])
     for _ in range(2 * settings.masks):
@@ -121,11 +121,11 @@ def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> d
     rival = RoutingArtifact.load(folder)
     rival.check_model(done.bench.checkpoint.fingerprint, done.bench.codec.template_hash, folder)
     manifest = rival.manifest
-    theirs = {record.name: record.mask.mask for record in manifest.domains}
+    theirs = {record.name: record.mask for record in manifest.domains}
     missing = [name for name in done.texts if name not in theirs]
     if missing:
         raise SettingsMistake(f"--rival: {folder} has no domain {missing[0]!r}, only {', '.join(theirs)}")
-    ours = {verdict.name: verdict.mask.mask for verdict in done.verdicts.domains}
+    ours = {verdict.name: verdict.mask for verdict in done.verdicts.domains}
     jobs = heldout_jobs(done, max(settings.measure_prompts, 1))
 
     def runner(masks: Mapping[str, SkipMask], rule: DraftRule) -> Runner:

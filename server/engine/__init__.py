@@ -3,13 +3,7 @@
 from server.engine.config import DecoderConfig, EngineConfig
 from server.engine.engine import Engine
 from server.engine.kvcache.slots import KVCache, Row, TokenBatch
-from server.engine.masks.artifact import (
-    ArtifactError,
-    DomainRecord,
-    Manifest,
-    MaskRecord,
-    RoutingArtifact,
-)
+from server.engine.masks.artifact import ArtifactError, DomainRecord, JsonMask, Manifest, RoutingArtifact
 from server.engine.masks.router import Router, prompt_vector, similarities
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
@@ -69,9 +63,9 @@ __all__ = [
     "Grammar",
     "GrammarCompiler",
     "GrammarError",
+    "JsonMask",
     "KVCache",
     "Manifest",
-    "MaskRecord",
     "Method",
     "PromptTooLongError",
     "Route",

@@ -96,7 +96,7 @@ def drawn_figures(calibration: Calibration) -> Iterator[tuple[str, Figure]]:
     pooled = [*verdicts.domains, verdicts.mixed]
     yield "gains", figures.draw_gains(verdicts.domains)
     yield "speeds", figures.draw_speeds(pooled, calibration.measured.speedups)
-    masks = {name: found.own.mask.mask for name, found in calibration.found.items()}
+    masks = {name: found.own.mask for name, found in calibration.found.items()}
     yield "masks", figures.draw_masks(masks, manifest.num_layers)
     yield (
         "cross",
@@ -161,7 +161,7 @@ def table_rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
 
 
 def table_row(verdict: Verdict, num_prompts: int, calibration: Calibration) -> tuple[str, ...]:
-    mask, cost = verdict.mask.mask, calibration.cost.model
+    mask, cost = verdict.mask, calibration.cost.model
     measured, is_mixed = calibration.measured.speedups.get(verdict.name), verdict.name == MIXED
     has_noise = verdict.seed_noise is not None
     return (

@@ -25,7 +25,7 @@ from offline.calibration.search.trials import Trials
 from offline.loaded_model import Workbench
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.settings import CalibrationSettings, Objective
-from server.engine import Decoder, MaskRecord, SkipMask
+from server.engine import Decoder, JsonMask, SkipMask
 
 MIXED = "mixed"
 STRATEGY = "evolution"
@@ -39,7 +39,7 @@ OWN, OTHER_SEED, FIRST_HALF, SECOND_HALF = "own", "other-seed", "first-half", "s
 class MaskRun(Strict):
     """One search: its best mask, and the best score after each scored mask."""
 
-    mask: MaskRecord
+    mask: JsonMask
     curve: list[float]
 
 
@@ -109,7 +109,7 @@ class Searcher:
             for mask in self.starting_masks(texts):
                 trials.speedup(mask)
             explore(STRATEGIES[STRATEGY], trials, self.num_layers, self.settings.budget, seed)
-        return MaskRun(mask=MaskRecord.of(trials.best), curve=[round(value, 4) for value in trials.curve])
+        return MaskRun(mask=trials.best, curve=[round(value, 4) for value in trials.curve])
 
     def objective(self, groups: Sequence[Sequence[Text]], rule: DraftRule) -> Callable[[SkipMask], Score]:
         """What a search on these texts makes as high as it can; a mask is scored once."""
@@ -154,7 +154,7 @@ def search_domain(
         own = searcher.run(OWN, texts, objective, rule, settings.seed)
         has_controls = settings.controls and name != MIXED
         controls = searcher.controls(objective, texts, rule) if has_controls else {}
-        best = own.mask.mask
+        best = own.mask
         log.info("search: %s, best of %d masks %.3f, skips %d", name, len(own.curve), own.curve[-1], best.num_skipped)
         return DomainMasks(digest=digest, name=name, rule=rule, own=own, controls=controls)
 

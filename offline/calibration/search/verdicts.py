@@ -20,7 +20,7 @@ from offline.evaluation.summary import Interval, interval
 from offline.loaded_model import Workbench
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.settings import CalibrationSettings
-from server.engine import Decoder, MaskRecord, SkipMask
+from server.engine import Decoder, JsonMask, SkipMask
 
 
 class Verdict(Strict):
@@ -28,7 +28,7 @@ class Verdict(Strict):
 
     name: str
     mask_of: str
-    mask: MaskRecord
+    mask: JsonMask
     score: Score
     speedup: Interval
     acceptance: Interval
@@ -101,7 +101,7 @@ class Judge:
         self.found = found
         self.cost = cost
         self.seed = seed
-        own = [(found[name].own.mask.mask, MaskScorer(model, texts[name].search)) for name in self.names]
+        own = [(found[name].own.mask, MaskScorer(model, texts[name].search)) for name in self.names]
         self.rule = best_rule([(mask, scorer.traces(mask)) for mask, scorer in own], cost)
         self.scorers = {name: MaskScorer(model, texts[name].heldout) for name in self.names}
         self.seen: dict[tuple[str, SkipMask], list[Trace]] = {}
@@ -124,7 +124,7 @@ class Judge:
         return self.outcome(name, mask).speedups(self.seed)
 
     def verdicts(self, digest: str) -> Verdicts:
-        masks = {name: self.found[name].own.mask.mask for name in [*self.names, MIXED]}
+        masks = {name: self.found[name].own.mask for name in [*self.names, MIXED]}
         first = [self.verdict(name, name, masks[name]) for name in self.names]
         owners = {v.name: v.name if v.pays else MIXED for v in first}
         shared = share(owners, {v.name: v.noise for v in first}, lambda name, by: self.score(name, masks[by]).speedup)
@@ -139,9 +139,9 @@ class Judge:
 
     def verdict(self, name: str, mask_of: str, mask: SkipMask) -> Verdict:
         """The figures of a domain that drafts with `mask`, which was searched for `mask_of`."""
-        found, mixed = self.found[name], self.found[MIXED].own.mask.mask
-        own = found.own.mask.mask
-        controls = {control: run.mask.mask for control, run in found.controls.items()}
+        found, mixed = self.found[name], self.found[MIXED].own.mask
+        own = found.own.mask
+        controls = {control: run.mask for control, run in found.controls.items()}
 
         def difference(one: SkipMask | None, other: SkipMask | None) -> float | None:
             if one is None or other is None:
@@ -151,7 +151,7 @@ class Judge:
         return Verdict(
             name=name,
             mask_of=mask_of,
-            mask=MaskRecord.of(mask),
+            mask=mask,
             score=self.score(name, mask),
             speedup=interval(self.speedups(name, mask)),
             acceptance=interval(self.outcome(name, mask).acceptances(self.seed)),

@@ -14,7 +14,7 @@ from offline.calibration.search.verdicts import Judge, Verdict, share
 from offline.evaluation.summary import Interval
 from offline.loaded_model import Workbench
 from offline.settings import CalibrationSettings
-from server.engine import FULL, MaskRecord, SkipMask
+from server.engine import FULL, SkipMask
 
 COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=1.0, full=[9.0] * (LONGEST_DRAFT + 1))
 RULE = DraftRule(max_draft=2, confidence=0.0)
@@ -27,7 +27,7 @@ def verdict(gain: float, low: float, seed_noise: float | None, prompt_noise: flo
     return Verdict(
         name="a",
         mask_of="a",
-        mask=MaskRecord.of(MASK),
+        mask=MASK,
         score=SCORE,
         speedup=interval,
         acceptance=interval,
