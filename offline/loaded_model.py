@@ -9,13 +9,13 @@ from server.engine import ChatError, Checkpoint, Decoder, TextCodec, load_checkp
 
 
 @dataclass(frozen=True)
-class Workbench:
+class LoadedModel:
     checkpoint: Checkpoint
     model: Decoder
     codec: TextCodec
 
     @classmethod
-    def open(cls, settings: CommandSettings) -> "Workbench":
+    def open(cls, settings: CommandSettings) -> "LoadedModel":
         """Loads the model; raises `CheckpointError` with one sentence where it cannot be."""
         checkpoint = load_checkpoint(
             settings.model, settings.torch_dtype, settings.torch_device, settings.trust_remote_code

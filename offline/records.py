@@ -10,12 +10,15 @@ import os
 import re
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 WORK = "work"
+PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "bayesian-optimization", "hnswlib")
+"""Packages that results may depend on, by their names in a package index."""
 log = logging.getLogger("offline")
 
 
@@ -36,6 +39,11 @@ R = TypeVar("R", bound=StageRecord)
 def digest_of(*parts: object) -> str:
     """A short digest of plain values, in order."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+    """The installed version of each of `PACKAGES`, to be kept beside results."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def folder_name(domain: str) -> str:

@@ -4,7 +4,6 @@ One class per kind of command. Lists take a flag per item, or items parted by co
 """
 
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -13,20 +12,6 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from server.engine import DtypeName, parse_device, parse_dtype
-
-METHODS = (
-    "plain",
-    "fixed",
-    "mixed",
-    "random",
-    "knn",
-    "lookup",
-    "cascade",
-    "transformers",
-    "transformers-lookup",
-    "transformers-early-exit",
-    "llama-cpp",
-)
 
 
 class Objective(StrEnum):
@@ -117,12 +102,9 @@ class StudySettings(CalibrationSettings):
 
 
 class EvaluationSettings(CommandSettings):
-    """Measures methods side by side on the same prompts: speed, acceptance, exactness, routing."""
+    """How `evaluate` measures; which methods it measures is added by `MethodSettings`, which knows the peers."""
 
     artifact: Path | None = Field(None, description="routing artifact folder; some methods need none")
-    methods: Annotated[list[str], NoDecode] = Field(
-        ["plain", "mixed", "knn", "cascade"], min_length=1, description="any of: " + ", ".join(METHODS)
-    )
     json_only: bool = Field(False, alias="json", description="print the JSON line without the table")
     max_new_tokens: int = Field(128, ge=1, description="tokens per answer at most")
     ignore_eos: bool = Field(False, description="write all of --max-new-tokens, past the model's own end")
@@ -140,16 +122,6 @@ class EvaluationSettings(CommandSettings):
         if value is not None and value.suffix != ".png":
             raise ValueError("must end in .png")
         return value
-
-    @field_validator("methods")
-    @classmethod
-    def check_methods(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if name not in METHODS:
-                raise ValueError(f"unknown method {name!r}, known are {', '.join(METHODS)}")
-        if "llama-cpp" in value and not all(map(find_spec, ("llama_cpp", "gguf"))):
-            raise ValueError("llama-cpp needs its extra: pip install 'knn-ssd-server[llama-cpp]'")
-        return list(dict.fromkeys(["plain", *value]))
 
 
 S = TypeVar("S", bound=CommandSettings)

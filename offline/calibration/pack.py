@@ -1,7 +1,6 @@
 """Stage 4: anchors and masks -> the routing artifact, with speed-ups measured by decoding held-out prompts."""
 
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from offline.calibration.anchors import Anchors
@@ -10,13 +9,12 @@ from offline.calibration.search.search import MIXED
 from offline.calibration.search.verdicts import Verdict, Verdicts
 from offline.evaluation.measure import PLAIN, Decoding, Job, measure
 from offline.evaluation.summary import MEAN, Interval, summarise
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.prompts import PromptSet
-from offline.records import StageRecord, digest_of, reused_or_made
+from offline.records import StageRecord, digest_of, reused_or_made, versions
 from offline.settings import CalibrationSettings
 from server.engine import DomainRecord, Engine, EngineConfig, Manifest, Method, Route, RoutingArtifact
 
-PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "bayesian-optimization", "hnswlib")
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
 MEASURED_TOKENS = 64
@@ -29,24 +27,20 @@ class Measured(StageRecord):
     speedups: dict[str, Interval]
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES}
-
-
 def measure_masks(
-    bench: Workbench, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings, work: Path
+    loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings, work: Path
 ) -> Measured:
     digest = digest_of(verdicts.digest, settings.measure_prompts, settings.seed)
 
     def make() -> Measured:
-        found = decode_heldout(bench, collection, verdicts, settings) if settings.measure_prompts else {}
+        found = decode_heldout(loaded, collection, verdicts, settings) if settings.measure_prompts else {}
         return Measured(digest=digest, speedups=found)
 
     return reused_or_made(work / "measured.json", Measured, digest, make)
 
 
 def decode_heldout(
-    bench: Workbench, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings
+    loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings
 ) -> dict[str, Interval]:
     """Decodes some held-out prompts plainly, with their domain's mask and with the mixed one, in turn."""
     masks = {verdict.name: verdict.mask for verdict in verdicts.domains}
@@ -61,7 +55,7 @@ def decode_heldout(
     config = EngineConfig(
         1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
     )
-    decoding = Decoding(Engine(bench.model, config), bench.checkpoint.eos_ids, MEASURED_TOKENS)
+    decoding = Decoding(Engine(loaded.model, config), loaded.checkpoint.eos_ids, MEASURED_TOKENS)
     pooled = Route(MIXED, verdicts.mixed.mask)
     runners = {
         PLAIN: decoding.runner(Method.PLAIN, lambda job: pooled),
@@ -75,7 +69,7 @@ def decode_heldout(
 
 
 def pack(
-    bench: Workbench,
+    loaded: LoadedModel,
     prompts: PromptSet,
     collection: Collection,
     anchors: Anchors,
@@ -85,14 +79,14 @@ def pack(
 ) -> RoutingArtifact:
     """Saves the artifact in `settings.out` and returns it."""
 
-    config = bench.model.config
+    config = loaded.model.config
     manifest = Manifest(
-        model_fingerprint=bench.checkpoint.fingerprint,
-        model_name=Path(bench.checkpoint.name).name,
+        model_fingerprint=loaded.checkpoint.fingerprint,
+        model_name=Path(loaded.checkpoint.name).name,
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
-        dtype=bench.dtype,
-        chat_template_hash=bench.codec.template_hash,
+        dtype=loaded.dtype,
+        chat_template_hash=loaded.codec.template_hash,
         domains=[record(each, len(collection.domains[each.name].prompts), measured) for each in verdicts.domains],
         mixed=record(verdicts.mixed, collection.num_prompts, measured),
         anchor_domains=anchors.domains,

@@ -11,17 +11,16 @@ from itertools import groupby
 
 import torch
 
-from offline.calibration.pack import versions
-from offline.evaluation.measure import PLAIN, Decoding, Job, Runner, Sample, measure
-from offline.evaluation.peers.hf_generate import ASSISTED, end_ids, peer_runners, runnable
+from offline.evaluation.measure import PLAIN, Decoding, Job, Runner, Sample, end_ids, measure
+from offline.evaluation.methods import ROUTED, MethodSettings
+from offline.evaluation.peers.base import PEERS, peer_runners, runnable
 from offline.evaluation.summary import ResultRow, summarise
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.prompts import PromptError, read_prompts
-from offline.records import Strict, log
-from offline.settings import EvaluationSettings, SettingsMistake
+from offline.records import Strict, log, versions
+from offline.settings import SettingsMistake
 from server.engine import Engine, EngineConfig, Method, Route, RoutingArtifact
 
-ROUTED = ("fixed", "mixed", "random", "knn", "cascade")
 UNLABELLED = "all"
 
 
@@ -42,7 +41,7 @@ class Evaluation(Strict):
     results: list[ResultRow]
 
 
-def evaluate(settings: EvaluationSettings) -> Evaluation:
+def evaluate(settings: MethodSettings) -> Evaluation:
     """Runs the command; raises one of the errors that `main` turns into a line."""
     needing = [name for name in settings.methods if name in ROUTED]
     if needing and settings.artifact is None:
@@ -51,23 +50,23 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
         )
     prompts = read_prompts(settings.prompts)
     artifact = RoutingArtifact.load(settings.artifact) if settings.artifact else None
-    bench = Workbench.open(settings)
+    loaded = LoadedModel.open(settings)
     if artifact is not None and settings.artifact is not None:
-        artifact.check_model(bench.checkpoint.fingerprint, bench.codec.template_hash, settings.artifact)
+        artifact.check_model(loaded.checkpoint.fingerprint, loaded.codec.template_hash, settings.artifact)
     if settings.limit is not None:
         prompts = prompts.limited(settings.limit, settings.seed)
-    jobs = usable_jobs(bench, [(bench.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)
+    jobs = usable_jobs(loaded, [(loaded.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)
     batches = list(batched(stream(jobs, settings.mix_ratio, settings.seed), settings))
-    runners = make_runners(bench, artifact, settings, max(len(job.ids) for job in jobs))
-    for name in [name for name in runners if name in ASSISTED]:
+    runners = make_runners(loaded, artifact, settings, max(len(job.ids) for job in jobs))
+    for name in [name for name in runners if name in PEERS and PEERS[name].is_tried]:
         if not runnable(name, runners[name], batches[0], log.warning):
             del runners[name]
     samples = measure(runners, batches, settings.repeats)
-    inexact = frozenset(ASSISTED) if settings.temperature > 0 else frozenset()
+    inexact = frozenset(PEERS) if settings.temperature > 0 else frozenset()
     return Evaluation(
         model=settings.model,
-        device=torch.cuda.get_device_name() if bench.checkpoint.device.type == "cuda" else "cpu",
-        dtype=bench.dtype,
+        device=torch.cuda.get_device_name() if loaded.checkpoint.device.type == "cuda" else "cpu",
+        dtype=loaded.dtype,
         seed=settings.seed,
         temperature=settings.temperature,
         batch_size=settings.batch_size,
@@ -79,9 +78,9 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     )
 
 
-def usable_jobs(bench: Workbench, encoded: Sequence[tuple[list[int], str]], settings: EvaluationSettings) -> list[Job]:
+def usable_jobs(loaded: LoadedModel, encoded: Sequence[tuple[list[int], str]], settings: MethodSettings) -> list[Job]:
     """A job per prompt that fits the context with its answer; each with a seed of its own."""
-    limit = bench.model.config.max_length - settings.max_new_tokens
+    limit = loaded.model.config.max_length - settings.max_new_tokens
     jobs = [Job(ids, domain, settings.seed + i) for i, (ids, domain) in enumerate(encoded) if len(ids) <= limit]
     if len(jobs) < len(encoded):
         log.info("%d prompts of more than %d tokens dropped", len(encoded) - len(jobs), limit)
@@ -107,7 +106,7 @@ def stream(jobs: Sequence[Job], mix_ratio: float, seed: int) -> list[Job]:
     return order
 
 
-def batched(order: Sequence[Job], settings: EvaluationSettings) -> Iterator[list[Job]]:
+def batched(order: Sequence[Job], settings: MethodSettings) -> Iterator[list[Job]]:
     """Batches in order; of one domain each, unless domains are mixed on purpose."""
     for _, group in groupby(order, key=lambda job: None if settings.mix_ratio else job.domain):
         members = list(group)
@@ -116,26 +115,26 @@ def batched(order: Sequence[Job], settings: EvaluationSettings) -> Iterator[list
 
 
 def make_runners(
-    bench: Workbench, artifact: RoutingArtifact | None, settings: EvaluationSettings, longest: int
+    loaded: LoadedModel, artifact: RoutingArtifact | None, settings: MethodSettings, longest: int
 ) -> dict[str, Runner]:
     """The runners of the methods, in the order asked for."""
     config = EngineConfig(max_batch=settings.batch_size, max_length=longest + settings.max_new_tokens)
 
     def decoding() -> Decoding:
         # An engine learns what drafts gain, so every method has one of its own.
-        engine = Engine(bench.model, config, artifact)
-        return Decoding(engine, end_ids(bench, settings), settings.max_new_tokens, settings.temperature)
+        engine = Engine(loaded.model, config, artifact)
+        return Decoding(engine, end_ids(loaded, settings), settings.max_new_tokens, settings.temperature)
 
     methods = {PLAIN: Method.PLAIN, "knn": Method.SKIP, "lookup": Method.LOOKUP, "cascade": Method.CASCADE}
     runners = {name: decoding().runner(method, lambda job: None) for name, method in methods.items()}
     if artifact is not None:
         routes = library_routes(artifact, settings)
         runners |= {name: decoding().runner(Method.SKIP, route_of) for name, route_of in routes.items()}
-    runners |= peer_runners(settings.methods, bench, settings, longest)
+    runners |= peer_runners(settings.methods, loaded, settings, longest)
     return {name: runners[name] for name in settings.methods}
 
 
-def library_routes(artifact: RoutingArtifact, settings: EvaluationSettings) -> dict[str, Callable[[Job], Route | None]]:
+def library_routes(artifact: RoutingArtifact, settings: MethodSettings) -> dict[str, Callable[[Job], Route | None]]:
     """Baselines that use the artifact's masks without its router."""
     manifest = artifact.manifest
     library = {record.name: Route(record.name, record.mask) for record in manifest.domains}

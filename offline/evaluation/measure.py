@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from offline.loaded_model import LoadedModel
+from offline.settings import EvaluationSettings
 from server.engine import Engine, GenerationRequest, Method, Route, SamplingParams, SequenceStats, StopConditions
 
 PLAIN = "plain"
@@ -90,6 +92,11 @@ class Decoding:
             return [Answer(s.output_ids, share * (len(s.output_ids) - 1), s.stats, s.route) for s in sequences]
 
         return run
+
+
+def end_ids(loaded: LoadedModel, settings: EvaluationSettings) -> frozenset[int]:
+    """The tokens that end an answer: the model's own, or none where its end is to be written past."""
+    return frozenset() if settings.ignore_eos else loaded.checkpoint.eos_ids
 
 
 def measure(runners: Mapping[str, Runner], batches: Sequence[Sequence[Job]], repeats: int) -> list[Sample]:

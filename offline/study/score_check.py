@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from offline.calibration.collect import Part
-from offline.calibration.report.report import Calibration
+from offline.calibration.result import Calibration
 from offline.calibration.scoring.replay import DraftRule, Trace
 from offline.calibration.scoring.score import MaskScorer, score_traces
 from offline.calibration.search.initial_masks import flipped
@@ -41,11 +41,11 @@ def correlate(done: Calibration, settings: StudySettings) -> Correlation:
 
     def make() -> Correlation:
         count = max(settings.measure_prompts, 1)
-        scorers = [MaskScorer(done.bench.model, texts.heldout[:count]) for texts in done.texts.values()]
+        scorers = [MaskScorer(done.loaded.model, texts.heldout[:count]) for texts in done.texts.values()]
         predicted = spread_masks(done, scorers, settings)
         jobs = heldout_jobs(done, count)
         engine = drafting_engine(done, jobs, settings, verdicts.rule)
-        decoding = Decoding(engine, done.bench.checkpoint.eos_ids, settings.continuation_tokens)
+        decoding = Decoding(engine, done.loaded.checkpoint.eos_ids, settings.continuation_tokens)
         routes = {f"mask-{i}": Route(MIXED, mask) for i, mask in enumerate(predicted)}
         runners = {name: decoding.runner(Method.SKIP, always(route)) for name, route in routes.items()}
         runners[PLAIN] = decoding.runner(Method.PLAIN, lambda job: Route(MIXED, SkipMask()))
@@ -72,9 +72,9 @@ def spearman(points: Sequence[tuple[float, float]]) -> float:
 
 def spread_masks(done: Calibration, scorers: Sequence[MaskScorer], settings: StudySettings) -> dict[SkipMask, float]:
     """Masks with their predicted speed-ups, evenly over the ranks of what simple rules and random flips give."""
-    num_layers = done.bench.model.config.num_layers
+    num_layers = done.loaded.model.config.num_layers
     chance, centre = random.Random(settings.seed), done.verdicts.mixed.mask
-    searcher = Searcher(done.bench, done.cost.model, settings, done.work, "")
+    searcher = Searcher(done.loaded, done.cost.model, settings, done.work, "")
     masks = searcher.starting_masks([text for texts in done.texts.values() for text in texts.search])
     for _ in range(2 * settings.masks):
         count = chance.randint(1, min(MOST_FLIPS, 2 * num_layers))
@@ -103,7 +103,7 @@ def drafting_engine(done: Calibration, jobs: Sequence[Job], settings: StudySetti
     config = EngineConfig(
         1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
     )
-    return Engine(done.bench.model, config)
+    return Engine(done.loaded.model, config)
 
 
 def pooled_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: int) -> dict[str, float]:
@@ -119,7 +119,7 @@ def pooled_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: in
 def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> dict[str, Interval]:
     """Decodes held-out prompts with this artifact's masks and with another's, in turn."""
     rival = RoutingArtifact.load(folder)
-    rival.check_model(done.bench.checkpoint.fingerprint, done.bench.codec.template_hash, folder)
+    rival.check_model(done.loaded.checkpoint.fingerprint, done.loaded.codec.template_hash, folder)
     manifest = rival.manifest
     theirs = {record.name: record.mask for record in manifest.domains}
     missing = [name for name in done.texts if name not in theirs]
@@ -130,7 +130,7 @@ def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> d
 
     def runner(masks: Mapping[str, SkipMask], rule: DraftRule) -> Runner:
         decoding = Decoding(
-            drafting_engine(done, jobs, settings, rule), done.bench.checkpoint.eos_ids, settings.continuation_tokens
+            drafting_engine(done, jobs, settings, rule), done.loaded.checkpoint.eos_ids, settings.continuation_tokens
         )
         return decoding.runner(Method.SKIP, lambda job: Route(job.domain, masks[job.domain]))
 

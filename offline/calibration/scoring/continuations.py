@@ -6,7 +6,7 @@ Masks are scored on this text: it is what drafts will have to agree with.
 from pathlib import Path
 
 from offline.calibration.collect import DomainPrompts, Part
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, reused_or_made
 from offline.settings import CalibrationSettings
 from server.engine import Engine, EngineConfig, GenerationRequest, Method, SamplingParams, StopConditions
@@ -28,20 +28,20 @@ class Texts(StageRecord):
     heldout: list[Text]
 
 
-def write_texts(bench: Workbench, domain: DomainPrompts, settings: CalibrationSettings, folder: Path) -> Texts:
+def write_texts(loaded: LoadedModel, domain: DomainPrompts, settings: CalibrationSettings, folder: Path) -> Texts:
     length = settings.continuation_tokens
     digest = digest_of(domain.digest, length)
 
     def make() -> Texts:
-        search, heldout = (make_texts(bench, domain.ids(part), length) for part in (Part.SEARCH, Part.HELDOUT))
+        search, heldout = (make_texts(loaded, domain.ids(part), length) for part in (Part.SEARCH, Part.HELDOUT))
         return Texts(digest=digest, search=search, heldout=heldout)
 
     return reused_or_made(folder / "texts.json", Texts, digest, make)
 
 
-def make_texts(bench: Workbench, prompts: list[list[int]], length: int) -> list[Text]:
+def make_texts(loaded: LoadedModel, prompts: list[list[int]], length: int) -> list[Text]:
     longest = max(map(len, prompts)) + length
-    engine = Engine(bench.model, EngineConfig(max_batch=WRITERS, max_length=longest, method=Method.PLAIN))
-    stop = StopConditions(length, bench.checkpoint.eos_ids)
+    engine = Engine(loaded.model, EngineConfig(max_batch=WRITERS, max_length=longest, method=Method.PLAIN))
+    stop = StopConditions(length, loaded.checkpoint.eos_ids)
     sequences = engine.generate([GenerationRequest(ids, SamplingParams(), stop) for ids in prompts])
     return [Text(prompt_ids=s.request.prompt_ids, output_ids=s.output_ids) for s in sequences]

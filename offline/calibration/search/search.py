@@ -22,7 +22,7 @@ from offline.calibration.scoring.wallclock import WallClock
 from offline.calibration.search.initial_masks import Depths, cosine_masks, knapsack_masks, prefix_masks, rule_masks
 from offline.calibration.search.strategies import STRATEGIES, explore
 from offline.calibration.search.trials import Trials
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.settings import CalibrationSettings, Objective
 from server.engine import Decoder, JsonMask, SkipMask
@@ -66,7 +66,7 @@ class TextGroup:
 class Searcher:
     """What all searches of one domain share."""
 
-    bench: Workbench
+    loaded: LoadedModel
     cost: CostModel
     settings: CalibrationSettings
     folder: Path
@@ -74,7 +74,7 @@ class Searcher:
 
     @property
     def num_layers(self) -> int:
-        return self.bench.model.config.num_layers
+        return self.loaded.model.config.num_layers
 
     def first_rule(self, group: TextGroup) -> DraftRule:
         """The rule that suits the best early exit, to search with."""
@@ -87,7 +87,7 @@ class Searcher:
     def starting_masks(self, texts: Sequence[Text]) -> list[SkipMask]:
         """All starting masks, each once."""
         few = [text.model_copy(update={"output_ids": text.output_ids[:START_TOKENS]}) for text in spread(texts)]
-        scorer = MaskScorer(self.bench.model, few)
+        scorer = MaskScorer(self.loaded.model, few)
         masks = rule_masks(self.num_layers)
         if scorer.texts:
             depths = Depths(scorer.hidden_states, self.num_layers)
@@ -115,8 +115,8 @@ class Searcher:
         """What a search on these texts makes as high as it can; a mask is scored once."""
         if self.settings.objective is Objective.WALLCLOCK:
             texts = list(chain.from_iterable(groups))
-            return WallClock(self.bench, texts, rule, self.settings.continuation_tokens)
-        group = TextGroup(self.bench.model, groups)
+            return WallClock(self.loaded, texts, rule, self.settings.continuation_tokens)
+        group = TextGroup(self.loaded.model, groups)
         return cache(lambda mask: score_traces(group.traces(mask), mask, rule, self.cost))
 
     def controls(self, own: Callable[[SkipMask], Score], texts: Sequence[Text], rule: DraftRule) -> dict[str, MaskRun]:
@@ -135,7 +135,7 @@ def spread(texts: Sequence[Text]) -> Sequence[Text]:
 
 
 def search_domain(
-    bench: Workbench,
+    loaded: LoadedModel,
     name: str,
     groups: Sequence[Sequence[Text]],
     digest: str,
@@ -146,10 +146,10 @@ def search_domain(
     """Masks for one domain, or for `mixed` over the texts of all, given in `groups` of digest `digest`."""
     chosen = (settings.objective, settings.budget, settings.seed, settings.controls, STRATEGY)
     digest = digest_of(digest, name, cost.model_dump_json(), chosen)
-    searcher = Searcher(bench, cost, settings, folder, digest)
+    searcher = Searcher(loaded, cost, settings, folder, digest)
 
     def make() -> DomainMasks:
-        rule = searcher.first_rule(TextGroup(bench.model, groups))
+        rule = searcher.first_rule(TextGroup(loaded.model, groups))
         texts, objective = list(chain.from_iterable(groups)), searcher.objective(groups, rule)
         own = searcher.run(OWN, texts, objective, rule, settings.seed)
         has_controls = settings.controls and name != MIXED

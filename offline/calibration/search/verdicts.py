@@ -17,7 +17,7 @@ from offline.calibration.scoring.replay import DraftRule, Outcome, Trace, best_r
 from offline.calibration.scoring.score import MaskScorer, Score, score_traces
 from offline.calibration.search.search import FIRST_HALF, MIXED, OTHER_SEED, SECOND_HALF, DomainMasks
 from offline.evaluation.summary import Interval, interval
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.settings import CalibrationSettings
 from server.engine import Decoder, JsonMask, SkipMask
@@ -68,7 +68,7 @@ class Verdicts(StageRecord):
 
 
 def judge(
-    bench: Workbench,
+    loaded: LoadedModel,
     texts: Mapping[str, Texts],
     found: Mapping[str, DomainMasks],
     cost: CostModel,
@@ -79,7 +79,7 @@ def judge(
     digest = digest_of([texts[name].digest for name in texts], [masks.digest for masks in found.values()])
 
     def make() -> Verdicts:
-        return Judge(bench.model, texts, found, cost, settings.seed).verdicts(digest)
+        return Judge(loaded.model, texts, found, cost, settings.seed).verdicts(digest)
 
     record = reused_or_made(work / "search.json", Verdicts, digest, make)
     log.info("search: %d domains share %d masks", len(record.domains), record.num_masks)

@@ -12,7 +12,7 @@ from offline.calibration.scoring.score import Score
 from offline.calibration.search.search import FIRST_HALF, MIXED, OTHER_SEED, SECOND_HALF, DomainMasks, search_domain
 from offline.calibration.search.verdicts import Judge, Verdict, share
 from offline.evaluation.summary import Interval
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.settings import CalibrationSettings
 from server.engine import FULL, SkipMask
 
@@ -95,18 +95,18 @@ def test_the_searches_of_a_domain_and_what_is_made_of_them(tiny_checkpoint: Path
     settings = CalibrationSettings(
         model=str(tiny_checkpoint), prompts=[Path("p")], out=tmp_path, budget=5, dtype="float32"
     )
-    bench = Workbench.open(settings)
+    loaded = LoadedModel.open(settings)
     texts = {name: Texts(digest=name, search=texts_of(i), heldout=texts_of(i + 9)) for i, name in enumerate("ab")}
 
     def search(name: str, folder: Path) -> DomainMasks:
         groups = [each.search for each in texts.values()] if name == MIXED else [texts[name].search]
-        return search_domain(bench, name, groups, name, COST, settings, folder / name)
+        return search_domain(loaded, name, groups, name, COST, settings, folder / name)
 
     found = {name: search(name, tmp_path) for name in ("a", "b", MIXED)}
     assert set(found["a"].controls) == {OTHER_SEED, FIRST_HALF, SECOND_HALF}
     assert not found[MIXED].controls
     assert found["a"].own == search("a", tmp_path / "again").own
-    verdicts = Judge(bench.model, texts, found, COST, seed=0).verdicts("d")
+    verdicts = Judge(loaded.model, texts, found, COST, seed=0).verdicts("d")
     assert np.array(verdicts.cross).shape == (3, 2)
     assert [each.name for each in verdicts.domains] == ["a", "b"]
     for column, each in enumerate(verdicts.domains):
