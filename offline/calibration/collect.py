@@ -22,10 +22,9 @@ from offline.loaded_model import LoadedModel
 from offline.prompts import Prompt, PromptError, PromptSet
 from offline.records import StageRecord, Strict, digest_of, folder_name, log, reused_or_made, write_atomically
 from offline.settings import CalibrationSettings
-from server.engine import Decoder, TokenBatch, prompt_vector
+from server.engine import Decoder, EngineConfig, TokenBatch, prompt_vector
 
 MIN_PROMPTS = 3
-PREFILL_CHUNK = 512
 
 
 class Part(StrEnum):
@@ -177,11 +176,11 @@ def save_vectors(vectors: Tensor, digest: str, folder: Path) -> str:
 @torch.inference_mode()
 def prompt_vectors(model: Decoder, prompts: Sequence[list[int]]) -> Tensor:
     """One vector per prompt [prompts, hidden_size], fp32, by a full pass in the engine's chunks."""
-    cache = model.new_cache(1, max(map(len, prompts)))
+    cache, chunk = model.new_cache(1, max(map(len, prompts))), EngineConfig().prefill_chunk
     vectors = []
     for ids in tqdm(prompts, "prompt vectors", delay=2, leave=False):
-        starts = range(0, len(ids), PREFILL_CHUNK)
-        batches = [TokenBatch.of([(0, at, ids[at : at + PREFILL_CHUNK])], cache) for at in starts]
+        starts = range(0, len(ids), chunk)
+        batches = [TokenBatch.of([(0, at, ids[at : at + chunk])], cache) for at in starts]
         hidden = torch.cat([model.forward(batch, cache) for batch in batches])
         vectors.append(prompt_vector(hidden).cpu())
     return torch.stack(vectors)

@@ -4,16 +4,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from offline.calibration.anchors import Anchors
-from offline.calibration.collect import Collection, Part
-from offline.calibration.search.search import MIXED
+from offline.calibration.collect import Collection
+from offline.calibration.scoring.decoding import heldout_jobs, mask_decoding
 from offline.calibration.search.verdicts import Verdict, Verdicts
-from offline.evaluation.measure import PLAIN, Decoding, Job, measure
+from offline.evaluation.measure import PLAIN, measure
 from offline.evaluation.summary import MEAN, Interval, summarise
 from offline.loaded_model import LoadedModel
-from offline.prompts import PromptSet
+from offline.prompts import MIXED, PromptSet
 from offline.records import StageRecord, digest_of, reused_or_made, versions
 from offline.settings import CalibrationSettings
-from server.engine import DomainRecord, Engine, EngineConfig, Manifest, Method, Route, RoutingArtifact
+from server.engine import DomainRecord, Manifest, Method, Route, RoutingArtifact
 
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
@@ -44,23 +44,13 @@ def decode_heldout(
 ) -> dict[str, Interval]:
     """Decodes some held-out prompts plainly, with their domain's mask and with the mixed one, in turn."""
     masks = {verdict.name: verdict.mask for verdict in verdicts.domains}
-    prompts = [
-        (ids, name)
-        for name, domain in collection.domains.items()
-        for ids in domain.ids(Part.HELDOUT)[: settings.measure_prompts]
-    ]
-    jobs = [Job(ids, name, seed) for seed, (ids, name) in enumerate(prompts)]
-    room = max(len(job.ids) for job in jobs) + MEASURED_TOKENS
-    rule = verdicts.rule
-    config = EngineConfig(
-        1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
-    )
-    decoding = Decoding(Engine(loaded.model, config), loaded.checkpoint.eos_ids, MEASURED_TOKENS)
-    pooled = Route(MIXED, verdicts.mixed.mask)
+    jobs = heldout_jobs(collection, settings.measure_prompts)
+    decoding = mask_decoding(loaded, [job.ids for job in jobs], verdicts.rule, MEASURED_TOKENS)
+    mixed = Route(MIXED, verdicts.mixed.mask)
     runners = {
-        PLAIN: decoding.runner(Method.PLAIN, lambda job: pooled),
+        PLAIN: decoding.runner(Method.PLAIN, lambda job: mixed),
         "own": decoding.runner(Method.SKIP, lambda job: Route(job.domain, masks[job.domain])),
-        MIXED: decoding.runner(Method.SKIP, lambda job: pooled),
+        MIXED: decoding.runner(Method.SKIP, lambda job: mixed),
     }
     rows = summarise(measure(runners, [[job] for job in jobs], repeats=MEASURED_REPEATS), settings.seed)
     measured = {row.domain: row.speedup for row in rows if row.method == "own" and row.domain != MEAN}

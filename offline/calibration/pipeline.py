@@ -11,10 +11,10 @@ from offline.calibration.report.report import write_report
 from offline.calibration.result import Calibration
 from offline.calibration.scoring.continuations import Texts, write_texts
 from offline.calibration.scoring.cost import CostModel, measure_cost
-from offline.calibration.search.search import MIXED, DomainMasks, search_domain
+from offline.calibration.search.search import DomainMasks, search_domain
 from offline.calibration.search.verdicts import judge
 from offline.loaded_model import LoadedModel
-from offline.prompts import read_prompts
+from offline.prompts import MIXED, read_prompts
 from offline.records import WORK, digest_of, folder_name
 from offline.settings import CalibrationSettings
 

@@ -16,7 +16,7 @@ from offline.evaluation.methods import ROUTED, MethodSettings
 from offline.evaluation.peers.base import PEERS, peer_runners, runnable
 from offline.evaluation.summary import ResultRow, summarise
 from offline.loaded_model import LoadedModel
-from offline.prompts import PromptError, read_prompts
+from offline.prompts import MIXED, PromptError, read_prompts
 from offline.records import Strict, log, versions
 from offline.settings import SettingsMistake
 from server.engine import Engine, EngineConfig, Method, Route, RoutingArtifact
@@ -141,10 +141,10 @@ def library_routes(artifact: RoutingArtifact, settings: MethodSettings) -> dict[
     fixed = settings.fixed_domain or manifest.domains[0].name
     if fixed not in library:
         raise SettingsMistake(f"--fixed-domain: the artifact has no {fixed!r}, only {', '.join(library)}")
-    mixed = Route("mixed", manifest.mixed.mask)
+    mixed = Route(MIXED, manifest.mixed.mask)
     return {
         "fixed": lambda job: library[fixed],
-        "mixed": lambda job: mixed,
+        MIXED: lambda job: mixed,
         "random": lambda job: random.Random(job.seed).choice(list(library.values())),
     }
 

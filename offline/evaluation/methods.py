@@ -7,18 +7,19 @@ from pydantic_settings import NoDecode
 
 from offline.evaluation.measure import PLAIN
 from offline.evaluation.peers.base import PEERS
+from offline.prompts import MIXED
 from offline.settings import EvaluationSettings
 
-ROUTED = ("fixed", "mixed", "random", "knn", "cascade")
+ROUTED = ("fixed", MIXED, "random", "knn", "cascade")
 """Methods that take their masks from a routing artifact."""
-METHODS = (PLAIN, "fixed", "mixed", "random", "knn", "lookup", "cascade", *PEERS)
+METHODS = (PLAIN, "fixed", MIXED, "random", "knn", "lookup", "cascade", *PEERS)
 
 
 class MethodSettings(EvaluationSettings):
     """Measures methods side by side on the same prompts: speed, acceptance, exactness, routing."""
 
     methods: Annotated[list[str], NoDecode] = Field(
-        [PLAIN, "mixed", "knn", "cascade"], min_length=1, description="any of: " + ", ".join(METHODS)
+        [PLAIN, MIXED, "knn", "cascade"], min_length=1, description="any of: " + ", ".join(METHODS)
     )
 
     @field_validator("methods")

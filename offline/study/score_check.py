@@ -8,17 +8,18 @@ import numpy as np
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from offline.calibration.collect import Part
 from offline.calibration.result import Calibration
+from offline.calibration.scoring.decoding import heldout_jobs, mask_decoding
 from offline.calibration.scoring.replay import DraftRule, Trace
 from offline.calibration.scoring.score import MaskScorer, score_traces
 from offline.calibration.search.initial_masks import flipped
-from offline.calibration.search.search import MIXED, Searcher
-from offline.evaluation.measure import PLAIN, Decoding, Job, Runner, measure
+from offline.calibration.search.search import Searcher
+from offline.evaluation.measure import PLAIN, Job, Runner, measure
 from offline.evaluation.summary import Interval, summarise
+from offline.prompts import MIXED
 from offline.records import StageRecord, digest_of, reused_or_made
 from offline.settings import SettingsMistake, StudySettings
-from server.engine import Engine, EngineConfig, Method, Route, RoutingArtifact, SkipMask
+from server.engine import Method, Route, RoutingArtifact, SkipMask
 
 LEAST_SPEEDUP = 0.6
 """Slower masks are left out: no search dwells on them, and they would make a correlation look easy."""
@@ -43,13 +44,13 @@ def correlate(done: Calibration, settings: StudySettings) -> Correlation:
         count = max(settings.measure_prompts, 1)
         scorers = [MaskScorer(done.loaded.model, texts.heldout[:count]) for texts in done.texts.values()]
         predicted = spread_masks(done, scorers, settings)
-        jobs = heldout_jobs(done, count)
-        engine = drafting_engine(done, jobs, settings, verdicts.rule)
-        decoding = Decoding(engine, done.loaded.checkpoint.eos_ids, settings.continuation_tokens)
+        jobs = heldout_jobs(done.collection, count)
+        prompts = [job.ids for job in jobs]
+        decoding = mask_decoding(done.loaded, prompts, verdicts.rule, settings.continuation_tokens)
         routes = {f"mask-{i}": Route(MIXED, mask) for i, mask in enumerate(predicted)}
         runners = {name: decoding.runner(Method.SKIP, always(route)) for name, route in routes.items()}
         runners[PLAIN] = decoding.runner(Method.PLAIN, lambda job: Route(MIXED, SkipMask()))
-        rates = pooled_rates(runners, jobs, settings.repeats)
+        rates = fastest_rates(runners, jobs, settings.repeats)
         points = [(score, rates[f"mask-{i}"] / rates[PLAIN]) for i, score in enumerate(predicted.values())]
         best_half = sorted(points)[len(points) // 2 :]
         return Correlation(
@@ -90,23 +91,7 @@ def spread_masks(done: Calibration, scorers: Sequence[MaskScorer], settings: Stu
     return {ranked[place]: scores[ranked[place]] for place in places}
 
 
-def heldout_jobs(done: Calibration, count: int) -> list[Job]:
-    """The first held-out prompts of each domain."""
-    domains = done.collection.domains.items()
-    prompts = [(ids, name) for name, domain in domains for ids in domain.ids(Part.HELDOUT)[:count]]
-    return [Job(ids, name, seed) for seed, (ids, name) in enumerate(prompts)]
-
-
-def drafting_engine(done: Calibration, jobs: Sequence[Job], settings: StudySettings, rule: DraftRule) -> Engine:
-    """An engine that drafts at every step."""
-    room = max(len(job.ids) for job in jobs) + settings.continuation_tokens
-    config = EngineConfig(
-        1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
-    )
-    return Engine(done.loaded.model, config)
-
-
-def pooled_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: int) -> dict[str, float]:
+def fastest_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: int) -> dict[str, float]:
     """Tokens per second over all prompts, of each prompt the fastest turn: what else runs only ever adds time."""
     fastest: dict[tuple[str, int], tuple[float, int]] = {}
     for sample in measure(runners, [[job] for job in jobs], repeats):
@@ -126,12 +111,11 @@ def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> d
     if missing:
         raise SettingsMistake(f"--rival: {folder} has no domain {missing[0]!r}, only {', '.join(theirs)}")
     ours = {verdict.name: verdict.mask for verdict in done.verdicts.domains}
-    jobs = heldout_jobs(done, max(settings.measure_prompts, 1))
+    jobs = heldout_jobs(done.collection, max(settings.measure_prompts, 1))
+    prompts = [job.ids for job in jobs]
 
     def runner(masks: Mapping[str, SkipMask], rule: DraftRule) -> Runner:
-        decoding = Decoding(
-            drafting_engine(done, jobs, settings, rule), done.loaded.checkpoint.eos_ids, settings.continuation_tokens
-        )
+        decoding = mask_decoding(done.loaded, prompts, rule, settings.continuation_tokens)
         return decoding.runner(Method.SKIP, lambda job: Route(job.domain, masks[job.domain]))
 
     their_rule = DraftRule(max_draft=manifest.max_draft, confidence=manifest.confidence)

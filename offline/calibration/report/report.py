@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from offline.calibration.report import figures
 from offline.calibration.report.template import CAPTIONS, PAGE, SECTION
 from offline.calibration.result import Calibration
-from offline.calibration.search.search import MIXED
 from offline.calibration.search.verdicts import Verdict
+from offline.prompts import MIXED
 from offline.records import write_atomically
 from server.engine import OTHER_DOMAIN
 
@@ -56,9 +56,8 @@ def drawn_figures(calibration: Calibration) -> Iterator[tuple[str, Figure]]:
     """The pictures by name, in the order of the page."""
     verdicts, manifest = calibration.verdicts, calibration.manifest
     names = [verdict.name for verdict in verdicts.domains]
-    pooled = [*verdicts.domains, verdicts.mixed]
     yield "gains", figures.draw_gains(verdicts.domains)
-    yield "speeds", figures.draw_speeds(pooled, calibration.measured.speedups)
+    yield "speeds", figures.draw_speeds([*verdicts.domains, verdicts.mixed], calibration.measured.speedups)
     masks = {name: found.own.mask for name, found in calibration.found.items()}
     yield "masks", figures.draw_masks(masks, manifest.num_layers)
     yield (

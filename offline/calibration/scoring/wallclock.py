@@ -8,13 +8,12 @@ import time
 from collections.abc import Sequence
 
 from offline.calibration.scoring.continuations import Text
+from offline.calibration.scoring.decoding import mask_decoding
 from offline.calibration.scoring.replay import DraftRule
 from offline.calibration.scoring.score import Score
 from offline.loaded_model import LoadedModel
 from server.engine import (
     FULL,
-    Engine,
-    EngineConfig,
     GenerationRequest,
     Method,
     Route,
@@ -28,12 +27,8 @@ class WallClock:
     """Scores masks by decoding; as fast as plain decoding is 1."""
 
     def __init__(self, loaded: LoadedModel, texts: Sequence[Text], rule: DraftRule, max_tokens: int) -> None:
-        room = max(len(text.prompt_ids) for text in texts) + max_tokens
-        config = EngineConfig(
-            1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
-        )
-        self.engine = Engine(loaded.model, config)
         self.prompts = [text.prompt_ids for text in texts]
+        self.engine = mask_decoding(loaded, self.prompts, rule, max_tokens).engine
         self.stop = StopConditions(max_tokens, loaded.checkpoint.eos_ids)
         self.decode(Method.PLAIN, FULL)
         self.plain_rate, _ = self.decode(Method.PLAIN, FULL)

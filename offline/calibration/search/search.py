@@ -23,11 +23,11 @@ from offline.calibration.search.initial_masks import Depths, cosine_masks, knaps
 from offline.calibration.search.strategies import STRATEGIES, explore
 from offline.calibration.search.trials import Trials
 from offline.loaded_model import LoadedModel
+from offline.prompts import MIXED
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.settings import CalibrationSettings, Objective
 from server.engine import Decoder, JsonMask, SkipMask
 
-MIXED = "mixed"
 STRATEGY = "evolution"
 """The best of the strategies at this budget by `study`; see LOG.md."""
 START_TEXTS = 4

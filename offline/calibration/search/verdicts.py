@@ -15,9 +15,10 @@ from offline.calibration.scoring.continuations import Texts
 from offline.calibration.scoring.cost import CostModel
 from offline.calibration.scoring.replay import DraftRule, Outcome, Trace, best_rule
 from offline.calibration.scoring.score import MaskScorer, Score, score_traces
-from offline.calibration.search.search import FIRST_HALF, MIXED, OTHER_SEED, SECOND_HALF, DomainMasks
+from offline.calibration.search.search import FIRST_HALF, OTHER_SEED, SECOND_HALF, DomainMasks
 from offline.evaluation.summary import Interval, interval
 from offline.loaded_model import LoadedModel
+from offline.prompts import MIXED
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.settings import CalibrationSettings
 from server.engine import Decoder, JsonMask, SkipMask

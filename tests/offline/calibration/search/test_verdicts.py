@@ -9,10 +9,11 @@ from offline.calibration.scoring.continuations import Text, Texts
 from offline.calibration.scoring.cost import LONGEST_DRAFT, CostModel
 from offline.calibration.scoring.replay import DraftRule, Outcome, Trace
 from offline.calibration.scoring.score import Score
-from offline.calibration.search.search import FIRST_HALF, MIXED, OTHER_SEED, SECOND_HALF, DomainMasks, search_domain
+from offline.calibration.search.search import FIRST_HALF, OTHER_SEED, SECOND_HALF, DomainMasks, search_domain
 from offline.calibration.search.verdicts import Judge, Verdict, share
 from offline.evaluation.summary import Interval
 from offline.loaded_model import LoadedModel
+from offline.prompts import MIXED
 from offline.settings import CalibrationSettings
 from server.engine import FULL, SkipMask
 
