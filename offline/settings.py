@@ -15,7 +15,7 @@ from server.engine import DtypeName, parse_device, parse_dtype
 
 
 class Objective(StrEnum):
-    """What a mask search makes as high as it can."""
+    """The quantity that a search for masks maximises."""
 
     SCORE = "score"
     WALLCLOCK = "wallclock"
@@ -26,7 +26,7 @@ class SettingsMistake(Exception):
 
 
 class CommandSettings(BaseSettings):
-    """What every command needs: a model, prompts and where to run."""
+    """The settings that every command has: a model, prompts, and where to run."""
 
     model_config = SettingsConfigDict(
         frozen=True,

@@ -1,6 +1,6 @@
 """Settings of the server, read once at the edge: flags, then `KNNSSD_*` variables, then defaults.
 
-Inward travel the frozen dataclasses that the properties build.
+The rest of the server gets the frozen dataclasses that the properties build, such as `EngineConfig`.
 """
 
 from pathlib import Path
@@ -82,6 +82,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def check_together(self) -> Self:
+        """Refuses a device that is not there, and a method without the artifact that it needs."""
         try:
             parse_device(self.device)
         except ValueError as error:
@@ -127,6 +128,7 @@ class Settings(BaseSettings):
 
 
 def split(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated text, without blank ones."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 

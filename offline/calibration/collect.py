@@ -25,10 +25,11 @@ from offline.settings import CalibrationSettings
 from server.engine import Decoder, EngineConfig, TokenBatch, prompt_vector
 
 MIN_PROMPTS = 3
+"""Prompts that a domain needs: one for each `Part`."""
 
 
 class Part(StrEnum):
-    """What a prompt is for: placing anchors, searching masks, or judging and reporting what was found."""
+    """The use of a prompt: to place anchors, to search masks on, or to judge and report what was found."""
 
     ANCHOR = "anchor"
     SEARCH = "search"
@@ -36,6 +37,8 @@ class Part(StrEnum):
 
 
 class CollectedPrompt(Strict):
+    """A prompt as the later stages need it: its token ids and its part."""
+
     part: Part
     ids: list[int]
 
@@ -56,7 +59,7 @@ class DomainPrompts(StageRecord):
 
 
 class ClusterRecord(StageRecord):
-    """How unlabelled prompts were parted; the vectors are in their order."""
+    """The clusters of unlabelled prompts; the vectors are in the order of the prompts."""
 
     clustering: Clustering
     vector_file: str
@@ -88,6 +91,10 @@ class Usable:
 
 
 def collect(loaded: LoadedModel, prompt_set: PromptSet, settings: CalibrationSettings, work: Path) -> Collection:
+    """The domains of the prompts with their vectors; unlabelled prompts are clustered first.
+
+    Raises `PromptError` where a domain has fewer than `MIN_PROMPTS` usable prompts.
+    """
     usable = usable_prompts(loaded, prompt_set, settings)
     clusters, names = None, [each.prompt.domain or "" for each in usable]
     if not prompt_set.is_labelled:
@@ -133,6 +140,7 @@ def check_sizes(counts: dict[str, int]) -> None:
 
 
 def cluster(loaded: LoadedModel, usable: Sequence[Usable], settings: CalibrationSettings, work: Path) -> ClusterRecord:
+    """The clusters of all prompts, which become domains."""
     digest = digest_of(loaded.digest, [each.prompt.key for each in usable], settings.seed)
 
     def make() -> ClusterRecord:

@@ -30,6 +30,7 @@ class Measured(StageRecord):
 def measure_masks(
     loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings, work: Path
 ) -> Measured:
+    """The measured speed-ups of the verdicts' masks; none where `--measure-prompts` is 0."""
     digest = digest_of(verdicts.digest, settings.measure_prompts, settings.seed)
 
     def make() -> Measured:
@@ -68,7 +69,6 @@ def pack(
     settings: CalibrationSettings,
 ) -> RoutingArtifact:
     """Saves the artifact in `settings.out` and returns it."""
-
     config = loaded.model.config
     manifest = Manifest(
         model_fingerprint=loaded.checkpoint.fingerprint,
@@ -97,6 +97,7 @@ def pack(
 
 
 def record(verdict: Verdict, num_prompts: int, measured: Measured) -> DomainRecord:
+    """A verdict in the form that the artifact keeps."""
     found = measured.speedups.get(verdict.name)
     return DomainRecord(
         name=verdict.name,

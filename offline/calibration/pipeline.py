@@ -1,4 +1,7 @@
-"""The stages in order. Each is a function of the files before it; a command runs all up to its own stage."""
+"""The stages of a calibration in order: collect, anchors, search, pack.
+
+Each is a function of the files that the stages before it left; a command runs all stages up to its own.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +23,8 @@ from offline.settings import CalibrationSettings
 
 
 class Stage(StrEnum):
+    """The stages by the names of their commands."""
+
     COLLECT = "collect"
     ANCHORS = "anchors"
     SEARCH = "search"
@@ -28,7 +33,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Done:
-    """What to print after the last stage, and all that was found where that was `pack`."""
+    """The end of a run: a message to print, and the finished calibration where the last stage was `pack`."""
 
     message: str
     calibration: Calibration | None = None
@@ -81,4 +86,5 @@ def search_masks(
 
 
 def mask_folder(work: Path, name: str) -> Path:
+    """The folder of a domain, or of the mixed mask, whose plain name no domain can have."""
     return work / (MIXED if name == MIXED else folder_name(name))

@@ -22,10 +22,11 @@ from offline.settings import SettingsMistake
 from server.engine import Engine, EngineConfig, Method, Route, RoutingArtifact
 
 UNLABELLED = "all"
+"""The domain of prompts whose file names none."""
 
 
 class Evaluation(Strict):
-    """The JSON object, `knnssd-evaluate/1`."""
+    """The JSON object that the command prints in its last line, of the format `knnssd-evaluate/1`."""
 
     format: str = "knnssd-evaluate/1"
     model: str
@@ -107,7 +108,7 @@ def stream(jobs: Sequence[Job], mix_ratio: float, seed: int) -> list[Job]:
 
 
 def batched(order: Sequence[Job], settings: MethodSettings) -> Iterator[list[Job]]:
-    """Batches in order; of one domain each, unless domains are mixed on purpose."""
+    """Batches of the prompts in order; each is of one domain, unless `--mix-ratio` mixes domains on purpose."""
     for _, group in groupby(order, key=lambda job: None if settings.mix_ratio else job.domain):
         members = list(group)
         for first in range(0, len(members), settings.batch_size):

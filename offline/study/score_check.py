@@ -37,6 +37,7 @@ class Correlation(StageRecord):
 
 
 def correlate(done: Calibration, settings: StudySettings) -> Correlation:
+    """Predicts the speed of `--masks` masks, measures it on held-out prompts, and compares the two rankings."""
     verdicts = done.verdicts
     digest = digest_of(verdicts.digest, settings.masks, settings.measure_prompts, settings.repeats)
 

@@ -23,6 +23,8 @@ class StrategyRuns(Strict):
 
 
 class DomainStrategies(StageRecord):
+    """The runs of each strategy on the texts of one domain."""
+
     strategies: dict[str, StrategyRuns]
 
 

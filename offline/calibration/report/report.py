@@ -98,6 +98,7 @@ def rendered(figure: Figure) -> bytes:
 
 
 def summary(calibration: Calibration) -> str:
+    """The first paragraph of the page: which domains gain, how drafts end, how long it all took."""
     verdicts, count = calibration.verdicts, len(calibration.verdicts.domains)
     total = sum(stage_seconds(calibration).values())
     paying = [verdict.name for verdict in verdicts.domains if verdict.pays]
@@ -117,6 +118,7 @@ def summary(calibration: Calibration) -> str:
 
 
 def routing(calibration: Calibration) -> str:
+    """The paragraph on routing: how often it is right, and the rates of false rejects and false accepts."""
     anchors = calibration.anchors
     unknown = ""
     if anchors.false_accept_rate is not None:
@@ -132,6 +134,7 @@ def routing(calibration: Calibration) -> str:
 
 
 def table_rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
+    """A row per domain and a last one for the mixed mask, with the columns of `HEAD`."""
     counts = {name: len(domain.prompts) for name, domain in calibration.collection.domains.items()}
     for verdict in [*calibration.verdicts.domains, calibration.verdicts.mixed]:
         yield table_row(verdict, counts.get(verdict.name, sum(counts.values())), calibration)

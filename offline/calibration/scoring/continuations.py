@@ -1,6 +1,6 @@
-"""Stage 3, first part: what the full model itself answers to the search and held-out prompts of a domain.
+"""Stage 3, first part: the full model answers the search and held-out prompts of a domain.
 
-Masks are scored on this text: it is what drafts will have to agree with.
+Masks are scored on these answers, because drafts will have to agree with them.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from offline.settings import CalibrationSettings
 from server.engine import Engine, EngineConfig, GenerationRequest, Method, SamplingParams, StopConditions
 
 WRITERS = 8
+"""Prompts that are answered at once."""
 
 
 class Text(Strict):
@@ -29,6 +30,7 @@ class Texts(StageRecord):
 
 
 def write_texts(loaded: LoadedModel, domain: DomainPrompts, settings: CalibrationSettings, folder: Path) -> Texts:
+    """The texts of a domain, read from its folder where they are finished."""
     length = settings.continuation_tokens
     digest = digest_of(domain.digest, length)
 

@@ -1,7 +1,7 @@
-"""What a pass costs on this machine: a draft pass by the sub-layers it keeps, a full pass by its rows.
+"""The cost of passes on this machine: of a draft pass by the sub-layers it keeps, of a full pass by its rows.
 
-Fitted to measured times: the lower quartile of many turns, since what else runs on a machine only ever adds.
-Times are in seconds and include the output head and the choice of a token.
+It is fitted to the lower quartile of 31 timings of each pass: other programs only ever add time, so the
+short ones are nearest to the truth. Times are in seconds, with the output head and the choice of a token.
 """
 
 import time
@@ -21,6 +21,7 @@ from server.engine import KVCache, SkipMask, TokenBatch
 LONGEST_DRAFT = 12
 """Longest draft that is considered; verification is measured up to one row more."""
 CONTEXT = 128
+"""Tokens in the cache before a timed pass."""
 CHAIN = 4
 """Tokens of a timed draft: the work of starting one is shared by about so many."""
 ROUNDS = 31
@@ -57,6 +58,7 @@ class MeasuredCost(StageRecord):
 
 
 def measure_cost(loaded: LoadedModel, work: Path) -> MeasuredCost:
+    """The cost of passes, read from the work folder where it was measured with as many threads."""
     digest = digest_of(loaded.digest, torch.get_num_threads(), LONGEST_DRAFT, CONTEXT, ROUNDS)
     return reused_or_made(work / "cost.json", MeasuredCost, digest, lambda: make_cost(loaded, digest))
 

@@ -24,7 +24,7 @@ from server.engine import (
 
 
 class WallClock:
-    """Scores masks by decoding; as fast as plain decoding is 1."""
+    """Scores a mask by decoding with it; a score of 1 is the speed of plain decoding."""
 
     def __init__(self, loaded: LoadedModel, texts: Sequence[Text], rule: DraftRule, max_tokens: int) -> None:
         self.prompts = [text.prompt_ids for text in texts]

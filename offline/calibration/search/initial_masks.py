@@ -65,6 +65,7 @@ class Depths:
         self.full = [self.after(depth, frozenset()) for depth in range(self.num_places + 1)]
 
     def after(self, depth: int, skipped: frozenset[int]) -> Tensor:
+        """States [tokens, hidden_size] of length one after the first `depth` sub-layers without those `skipped`."""
         mask = mask_of(skipped | set(range(depth, self.num_places)))
         return F.normalize(self.states(mask).float(), dim=-1)
 

@@ -3,7 +3,7 @@
 A search scores its starting masks, then what the default strategy proposes. Each domain has a record
 of its own that depends on nothing but its own texts, so a new domain leaves the others' as they are.
 Beside its mask, a domain gets three more from control searches: they tell what part of a mask is
-chance (`trust.py`).
+chance (`verdicts.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,10 @@ class MaskRun(Strict):
 
 
 class DomainMasks(StageRecord):
-    """What the searches of a domain found; `controls` by their names, none for the mixed mask."""
+    """The mask of a domain's `own` search, and those of its control searches by their names.
+
+    The mixed mask has no controls. `rule` is the drafting rule that all of them were scored with.
+    """
 
     name: str
     rule: DraftRule
@@ -64,7 +67,7 @@ class TextGroup:
 
 @dataclass(frozen=True)
 class Searcher:
-    """What all searches of one domain share."""
+    """One domain's searches, with the inputs that they share."""
 
     loaded: LoadedModel
     cost: CostModel
@@ -112,7 +115,7 @@ class Searcher:
         return MaskRun(mask=trials.best, curve=[round(value, 4) for value in trials.curve])
 
     def objective(self, groups: Sequence[Sequence[Text]], rule: DraftRule) -> Callable[[SkipMask], Score]:
-        """What a search on these texts makes as high as it can; a mask is scored once."""
+        """The function that a search on these texts maximises; predictions are remembered by mask."""
         if self.settings.objective is Objective.WALLCLOCK:
             texts = list(chain.from_iterable(groups))
             return WallClock(self.loaded, texts, rule, self.settings.continuation_tokens)

@@ -15,6 +15,8 @@ from server.engine import JsonMask, SkipMask
 
 
 class Trial(Strict):
+    """One line of the file: a mask and its score."""
+
     mask: JsonMask
     score: Score
 

@@ -44,15 +44,17 @@ class Verdict(Strict):
 
     @property
     def noise(self) -> float:
+        """The part of a difference between two masks that chance in the search can make."""
         return max(self.seed_noise or 0.0, self.prompt_noise or 0.0)
 
     @property
     def pays(self) -> bool:
+        """Whether the gain is above the noise, and the low end of its interval above zero."""
         return self.gain.median > self.noise and self.gain.low > 0
 
 
 class Verdicts(StageRecord):
-    """What the artifact is made of.
+    """The masks that go into the artifact, and the rule by which all of them draft.
 
     `cross` holds predicted speed-ups on held-out prompts: a row per searched mask, the domains' in
     order and then the mixed one, a column per domain.

@@ -31,6 +31,7 @@ def assisted_runners(
 
 
 def assisted_runner(name: str, model: PreTrainedModel, loaded: LoadedModel, settings: EvaluationSettings) -> Runner:
+    """Answers by `generate` with one method's options; the prompts of a batch are padded on the left."""
     options = ASSISTED[name](loaded.model.config.num_layers)
     eos_ids = sorted(end_ids(loaded, settings))
     pad = loaded.checkpoint.tokenizer.pad_token_id
@@ -54,6 +55,6 @@ def assisted_runner(name: str, model: PreTrainedModel, loaded: LoadedModel, sett
 
 
 def upto_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
-    """Without the padding after the first end token."""
+    """The ids up to the first end token: `generate` pads what comes after it."""
     end = next((i for i, token in enumerate(ids) if token in eos_ids), len(ids))
     return ids[: end + 1]

@@ -135,6 +135,7 @@ def write_gguf(path: Path, loaded: LoadedModel, theta: float) -> None:
 
 
 def describe(writer: gguf.GGUFWriter, config: DecoderConfig, theta: float) -> None:
+    """Writes the shape of the model under the keys that llama.cpp reads it from."""
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_length)
     writer.add_embedding_length(config.hidden_size)

@@ -33,6 +33,8 @@ class ArtifactError(Exception):
 
 
 class Strict(BaseModel):
+    """A record that cannot be changed and refuses unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -48,10 +50,12 @@ def mask_schema(source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
 
 
 def read_mask(value: object, read_layers: ValidatorFunctionWrapHandler) -> SkipMask:
+    """A mask as it is, or made from its JSON form."""
     return value if isinstance(value, SkipMask) else SkipMask(**read_layers(value))
 
 
 def mask_layers(mask: SkipMask) -> dict[str, list[int]]:
+    """The JSON form of a mask."""
     return {"attention": sorted(mask.attention), "mlp": sorted(mask.mlp)}
 
 
@@ -117,6 +121,7 @@ class Manifest(Strict):
 
     @model_validator(mode="after")
     def check_domains(self) -> Self:
+        """Names are distinct, anchors belong to domains, and masks name layers that the model has."""
         names = [domain.name for domain in self.domains]
         if len(set(names)) < len(names) or OTHER_DOMAIN in names:
             raise ValueError(f"domain names differ from each other and from {OTHER_DOMAIN!r}")
