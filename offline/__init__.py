@@ -1,1 +1,1 @@
-"""What happens before serving: calibration of a model, and measurements of what it brings."""
+"""The offline tools: they calibrate a model before it is served, and measure what that brings."""

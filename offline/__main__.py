@@ -7,10 +7,11 @@ from transformers.utils import logging as transformers_logging
 
 from offline.calibration.pipeline import Stage, calibrate
 from offline.evaluation.evaluate import evaluate
+from offline.evaluation.methods import MethodSettings
 from offline.evaluation.plot import draw_speedups
 from offline.evaluation.summary import table
 from offline.prompts import PromptError
-from offline.settings import CalibrationSettings, EvaluationSettings, SettingsMistake, StudySettings, read_settings
+from offline.settings import CalibrationSettings, SettingsMistake, StudySettings, read_settings
 from offline.study.study import study
 from server.engine import ArtifactError, CheckpointError
 
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(command: str, options: list[str]) -> None:
     if command == "evaluate":
-        run_evaluation(read_settings(EvaluationSettings, command, options))
+        run_evaluation(read_settings(MethodSettings, command, options))
     elif command == "study":
         print(study(read_settings(StudySettings, command, options)).model_dump_json())
     elif command == "calibrate" or command in list(Stage):
@@ -62,7 +63,7 @@ def run(command: str, options: list[str]) -> None:
         raise SettingsMistake(f"unknown command {command!r}; known are calibrate, {', '.join(Stage)}, study, evaluate")
 
 
-def run_evaluation(settings: EvaluationSettings) -> None:
+def run_evaluation(settings: MethodSettings) -> None:
     evaluation = evaluate(settings)
     if settings.plot is not None:
         draw_speedups(evaluation.results, settings.plot)

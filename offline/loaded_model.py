@@ -1,4 +1,4 @@
-"""The loaded model with its codec: what every stage works with."""
+"""The model that a command works with, loaded once."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,15 @@ from server.engine import ChatError, Checkpoint, Decoder, TextCodec, load_checkp
 
 
 @dataclass(frozen=True)
-class Workbench:
+class LoadedModel:
+    """A checkpoint, the decoder that runs it, and the codec that turns its text into token ids and back."""
+
     checkpoint: Checkpoint
     model: Decoder
     codec: TextCodec
 
     @classmethod
-    def open(cls, settings: CommandSettings) -> "Workbench":
+    def open(cls, settings: CommandSettings) -> "LoadedModel":
         """Loads the model; raises `CheckpointError` with one sentence where it cannot be."""
         checkpoint = load_checkpoint(
             settings.model, settings.torch_dtype, settings.torch_device, settings.trust_remote_code
@@ -24,15 +26,17 @@ class Workbench:
 
     @property
     def dtype(self) -> str:
+        """The precision of the weights, as `float32`."""
         return str(self.checkpoint.dtype).removeprefix("torch.")
 
     @property
     def digest(self) -> str:
-        """What results depend on beside prompts and settings."""
+        """Identifies weights, chat template, precision and kind of device: results depend on these too."""
         device = self.checkpoint.device.type
         return digest_of(self.checkpoint.fingerprint, self.codec.template_hash, self.dtype, device)
 
     def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of the prompt in the model's chat template; raises `PromptError` where that refuses it."""
         try:
             return self.codec.encode_chat([dict(message) for message in prompt.messages])
         except ChatError as error:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-RESERVED_DOMAINS = frozenset({"other", "mixed", "none", "mean"})
+MIXED = "mixed"
+"""The mask that is searched over the prompts of all domains together goes by this name; no domain may."""
+RESERVED_DOMAINS = frozenset({"other", MIXED, "none", "mean"})
 MAX_DOMAIN_LENGTH = 64
 
 

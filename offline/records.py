@@ -1,4 +1,4 @@
-"""What the stages leave in the work folder: typed records that know from what they were made.
+"""The typed records that stages leave in the work folder; each knows from which inputs it was made.
 
 A record carries the digest of its inputs (model, prompts, settings, the record before it). It is
 reused where that digest is the same, and made again where it is not.
@@ -10,21 +10,27 @@ import os
 import re
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 WORK = "work"
+"""The folder inside `--out` in which the stages keep their records."""
+PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "bayesian-optimization", "hnswlib")
+"""The packages whose versions results may depend on."""
 log = logging.getLogger("offline")
 
 
 class Strict(BaseModel):
+    """A record that cannot be changed and refuses unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class StageRecord(Strict):
-    """What one stage found; `digest` is that of its inputs, `seconds` what making it took."""
+    """The result of one stage: `digest` is the digest of its inputs, `seconds` is the time that making it took."""
 
     digest: str
     seconds: float = 0.0
@@ -34,23 +40,31 @@ R = TypeVar("R", bound=StageRecord)
 
 
 def digest_of(*parts: object) -> str:
-    """A short digest of plain values, in order."""
+    """A digest of plain values in their order: 32 hexadecimal digits of SHA-256."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
+def versions() -> dict[str, str]:
+    """The installed version of each of `PACKAGES`, to be kept beside results."""
+    return {name: version(name) for name in PACKAGES}
+
+
 def folder_name(domain: str) -> str:
-    """A name for a domain's folder that every file system takes: its plain letters, and a digest of all of it."""
+    """A name for a domain's folder that every file system takes.
+
+    It is the domain's plain letters and a digest of the whole name, as `c-code-` and six digits for `C++ code`.
+    """
     letters = re.sub(r"[^a-z0-9]+", "-", domain.lower())[:40].strip("-")
     return f"{letters or 'domain'}-{digest_of(domain)[:6]}"
 
 
 def label(path: Path) -> str:
-    """What the log calls a record: its name, after that of its folder inside the work folder."""
+    """The name of a record in the log: `anchors` for work/anchors.json, `sql-12ab34/texts` for one of a domain."""
     return path.stem if path.parent.name == WORK else f"{path.parent.name}/{path.stem}"
 
 
 def read_record(path: Path, kind: type[R], digest: str) -> R | None:
-    """The finished record at `path`, or None where there is none of these inputs."""
+    """The finished record at `path`; None where it is missing, broken, or made from other inputs."""
     try:
         record = kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -67,9 +81,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def reused_or_made(path: Path, kind: type[R], digest: str, make: Callable[[], R]) -> R:
-    """The stage's record: read where it is finished, otherwise made and written.
+    """A stage's record: it is read where it was finished with the same inputs, otherwise made and written.
 
-    `seconds` are those of the run that finished it.
+    Its `seconds` are those of the run that finished it, without what interrupted runs before it took.
     """
     record = read_record(path, kind, digest)
     if record is not None:

@@ -4,32 +4,18 @@ One class per kind of command. Lists take a flag per item, or items parted by co
 """
 
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-METHODS = (
-    "plain",
-    "fixed",
-    "mixed",
-    "random",
-    "knn",
-    "lookup",
-    "cascade",
-    "transformers",
-    "transformers-lookup",
-    "transformers-early-exit",
-    "llama-cpp",
-)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from server.engine import DtypeName, parse_device, parse_dtype
 
 
 class Objective(StrEnum):
-    """What a mask search makes as high as it can."""
+    """The quantity that a search for masks maximises."""
 
     SCORE = "score"
     WALLCLOCK = "wallclock"
@@ -40,7 +26,7 @@ class SettingsMistake(Exception):
 
 
 class CommandSettings(BaseSettings):
-    """What every command needs: a model, prompts and where to run."""
+    """The settings that every command has: a model, prompts, and where to run."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -59,7 +45,7 @@ class CommandSettings(BaseSettings):
         min_length=1, description="prompt files, .jsonl or .jsonl.gz; repeat the flag or part them by commas"
     )
     device: str = Field("auto", description="torch device; auto takes a GPU where there is one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto is the checkpoint's own")
+    dtype: DtypeName = Field("auto", description="auto is the checkpoint's own")
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 
@@ -70,24 +56,17 @@ class CommandSettings(BaseSettings):
 
     @property
     def torch_device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return parse_device(self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
         """None stands for the checkpoint's own."""
-        return DTYPES.get(self.dtype)
+        return parse_dtype(self.dtype)
 
     @field_validator("device")
     @classmethod
     def check_device(cls, value: str) -> str:
-        try:
-            device = torch.device("cpu" if value == "auto" else value)
-        except RuntimeError:
-            raise ValueError(f"{value!r} is not a torch device") from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("this machine has no CUDA device")
+        parse_device(value)
         return value
 
 
@@ -123,12 +102,9 @@ class StudySettings(CalibrationSettings):
 
 
 class EvaluationSettings(CommandSettings):
-    """Measures methods side by side on the same prompts: speed, acceptance, exactness, routing."""
+    """How `evaluate` measures; which methods it measures is added by `MethodSettings`, which knows the peers."""
 
     artifact: Path | None = Field(None, description="routing artifact folder; some methods need none")
-    methods: Annotated[list[str], NoDecode] = Field(
-        ["plain", "mixed", "knn", "cascade"], min_length=1, description="any of: " + ", ".join(METHODS)
-    )
     json_only: bool = Field(False, alias="json", description="print the JSON line without the table")
     max_new_tokens: int = Field(128, ge=1, description="tokens per answer at most")
     ignore_eos: bool = Field(False, description="write all of --max-new-tokens, past the model's own end")
@@ -146,16 +122,6 @@ class EvaluationSettings(CommandSettings):
         if value is not None and value.suffix != ".png":
             raise ValueError("must end in .png")
         return value
-
-    @field_validator("methods")
-    @classmethod
-    def check_methods(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if name not in METHODS:
-                raise ValueError(f"unknown method {name!r}, known are {', '.join(METHODS)}")
-        if "llama-cpp" in value and not all(map(find_spec, ("llama_cpp", "gguf"))):
-            raise ValueError("llama-cpp needs its extra: pip install 'knn-ssd-server[llama-cpp]'")
-        return list(dict.fromkeys(["plain", *value]))
 
 
 S = TypeVar("S", bound=CommandSettings)

@@ -1,17 +1,16 @@
 """Settings of the server, read once at the edge: flags, then `KNNSSD_*` variables, then defaults.
 
-Inward travel the frozen dataclasses that the properties build.
+The rest of the server gets the frozen dataclasses that the properties build, such as `EngineConfig`.
 """
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from server.app import AppConfig
-from server.engine import EngineConfig, method_named, methods
+from server.engine import DtypeName, EngineConfig, method_named, methods, parse_device, parse_dtype
 from server.served_model import Source
 from server.tickets import QueueLimits
 
@@ -46,7 +45,7 @@ class Settings(BaseSettings):
     """Run Python code that the model's repository brings along."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes CUDA where there is one."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DtypeName = "auto"
     """Precision of the weights; auto keeps the checkpoint's own."""
     method: str | None = None
     """How tokens are drafted; without it, cascade with an artifact and lookup without one."""
@@ -88,8 +87,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def check_together(self) -> Self:
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda: this machine has no CUDA device; use --device cpu")
+        """Refuses a device that is not there, and a method without the artifact that it needs."""
+        try:
+            parse_device(self.device)
+        except ValueError as error:
+            raise ValueError(f"--device {self.device}: {error}; use --device cpu") from error
         if self.method and methods()[self.method].needs_artifact and self.artifact_folder is None:
             raise ValueError(f"--method {self.method} needs --artifact; run `knn-ssd-offline calibrate` for this model")
         return self
@@ -101,13 +103,12 @@ class Settings(BaseSettings):
 
     @property
     def source(self) -> Source:
-        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         return Source(
             model=self.model or str(DEMO / "model"),
             name=self.served_model_name or (Path(self.model).name if self.model else DEMO_NAME),
             artifact=self.artifact_folder,
-            dtype=None if self.dtype == "auto" else getattr(torch, self.dtype),
-            device=torch.device(device),
+            dtype=parse_dtype(self.dtype),
+            device=parse_device(self.device),
             trust_remote_code=self.trust_remote_code,
         )
 
@@ -132,6 +133,7 @@ class Settings(BaseSettings):
 
 
 def split(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated text, without blank ones."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 

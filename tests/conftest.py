@@ -10,8 +10,8 @@ from server.engine import (
     Decoder,
     DomainRecord,
     Manifest,
-    MaskRecord,
     RoutingArtifact,
+    SkipMask,
     TextCodec,
     load_checkpoint,
 )
@@ -49,7 +49,7 @@ def tiny_artifact(checkpoint: Checkpoint, codec: TextCodec) -> RoutingArtifact:
     """Two domains with different masks; anchors point in two directions around their centre."""
 
     def domain(name: str, attention: list[int], mlp: list[int]) -> DomainRecord:
-        mask = MaskRecord(attention=attention, mlp=mlp)
+        mask = SkipMask(frozenset(attention), frozenset(mlp))
         return DomainRecord(name=name, mask=mask, num_prompts=4, acceptance=0.5, predicted_speedup=1.1)
 
     hidden_size = checkpoint.config.hidden_size

@@ -59,7 +59,7 @@ def test_it_fits_in_a_repository() -> None:
 
 def test_the_artifact_knows_the_five_domains(artifact: RoutingArtifact) -> None:
     assert {domain.name for domain in artifact.manifest.domains} == DOMAINS
-    assert not any(domain.mask.mask.is_empty for domain in artifact.manifest.domains)
+    assert not any(domain.mask.is_empty for domain in artifact.manifest.domains)
 
 
 def test_greedy_text_in_fp32_equals_transformers_on_25_prompts(artifact: RoutingArtifact) -> None:

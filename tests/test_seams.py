@@ -9,7 +9,8 @@ import openai
 import pytest
 
 from offline.evaluation.evaluate import evaluate
-from offline.settings import EvaluationSettings, read_settings
+from offline.evaluation.methods import MethodSettings
+from offline.settings import read_settings
 from server.engine import Checkpoint, Route, RoutingArtifact, Sequence, SkipMask, methods
 from server.engine.masks.base import MASK_SOURCES, MaskParts, MaskSource
 from server.engine.masks.base import register as register_source
@@ -117,7 +118,7 @@ def test_evaluate_measures_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "one two three", "domain": "a"}\n{"prompt": "four five six", "domain": "a"}\n')
     options = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--max-new-tokens", "12"]
-    settings = read_settings(EvaluationSettings, "evaluate", [*options, "--methods", "echo,turning"])
+    settings = read_settings(MethodSettings, "evaluate", [*options, "--methods", "echo,turning"])
     rows = {(row.method, row.domain): row for row in evaluate(settings).results}
     assert rows["echo", "mean"].acceptance is not None
     assert rows["turning", "mean"].acceptance is not None

@@ -46,12 +46,14 @@ class Anchors(StageRecord):
 
 
 def place_anchors(collection: Collection, settings: CalibrationSettings, work: Path) -> Anchors:
+    """The anchors of all domains, read from the work folder where they are finished."""
     digests = [domain.digest for domain in collection.domains.values()]
     digest = digest_of(digests, settings.anchors_per_domain, settings.threshold_quantile, settings.seed)
     return reused_or_made(work / "anchors.json", Anchors, digest, lambda: make_anchors(collection, settings, digest))
 
 
 def make_anchors(collection: Collection, settings: CalibrationSettings, digest: str) -> Anchors:
+    """Places the anchors of each domain, sets the threshold, and routes the held-out prompts to judge both."""
     names = list(collection.domains)
     centres = [
         cluster_centres(collection.part(name, Part.ANCHOR).numpy(), settings.anchors_per_domain, settings.seed)

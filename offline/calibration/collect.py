@@ -18,18 +18,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from offline.calibration.clustering import ONE_DOMAIN, Clustering, find_domains
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.prompts import Prompt, PromptError, PromptSet
 from offline.records import StageRecord, Strict, digest_of, folder_name, log, reused_or_made, write_atomically
 from offline.settings import CalibrationSettings
-from server.engine import Decoder, TokenBatch, prompt_vector
+from server.engine import Decoder, EngineConfig, TokenBatch, prompt_vector
 
 MIN_PROMPTS = 3
-PREFILL_CHUNK = 512
+"""Prompts that a domain needs: one for each `Part`."""
 
 
 class Part(StrEnum):
-    """What a prompt is for: placing anchors, searching masks, or judging and reporting what was found."""
+    """The use of a prompt: to place anchors, to search masks on, or to judge and report what was found."""
 
     ANCHOR = "anchor"
     SEARCH = "search"
@@ -37,6 +37,8 @@ class Part(StrEnum):
 
 
 class CollectedPrompt(Strict):
+    """A prompt as the later stages need it: its token ids and its part."""
+
     part: Part
     ids: list[int]
 
@@ -57,7 +59,7 @@ class DomainPrompts(StageRecord):
 
 
 class ClusterRecord(StageRecord):
-    """How unlabelled prompts were parted; the vectors are in their order."""
+    """The clusters of unlabelled prompts; the vectors are in the order of the prompts."""
 
     clustering: Clustering
     vector_file: str
@@ -88,12 +90,16 @@ class Usable:
     ids: list[int]
 
 
-def collect(bench: Workbench, prompt_set: PromptSet, settings: CalibrationSettings, work: Path) -> Collection:
-    usable = usable_prompts(bench, prompt_set, settings)
+def collect(loaded: LoadedModel, prompt_set: PromptSet, settings: CalibrationSettings, work: Path) -> Collection:
+    """The domains of the prompts with their vectors; unlabelled prompts are clustered first.
+
+    Raises `PromptError` where a domain has fewer than `MIN_PROMPTS` usable prompts.
+    """
+    usable = usable_prompts(loaded, prompt_set, settings)
     clusters, names = None, [each.prompt.domain or "" for each in usable]
     if not prompt_set.is_labelled:
         check_sizes({ONE_DOMAIN: len(usable)})
-        clusters = cluster(bench, usable, settings, work)
+        clusters = cluster(loaded, usable, settings, work)
         names = clusters.clustering.names
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
@@ -106,16 +112,16 @@ def collect(bench: Workbench, prompt_set: PromptSet, settings: CalibrationSettin
     for name, members in rows.items():
         folder = work / folder_name(name)
         group = [usable[row] for row in members]
-        domains[name] = collect_domain(bench, name, group, settings, folder, None if known is None else known[members])
+        domains[name] = collect_domain(loaded, name, group, settings, folder, None if known is None else known[members])
         vectors[name] = load_file(folder / domains[name].vector_file)["vectors"]
     return Collection(domains, vectors, clusters)
 
 
-def usable_prompts(bench: Workbench, prompt_set: PromptSet, settings: CalibrationSettings) -> list[Usable]:
+def usable_prompts(loaded: LoadedModel, prompt_set: PromptSet, settings: CalibrationSettings) -> list[Usable]:
     """A sample of the prompts, without those that leave no room in the context for a continuation."""
     prompts = prompt_set.limited(settings.prompts_per_domain, settings.seed).prompts
-    encoded = [Usable(prompt, bench.encode(prompt)) for prompt in tqdm(prompts, "token ids", delay=2, leave=False)]
-    limit = bench.model.config.max_length - settings.continuation_tokens
+    encoded = [Usable(prompt, loaded.encode(prompt)) for prompt in tqdm(prompts, "token ids", delay=2, leave=False)]
+    limit = loaded.model.config.max_length - settings.continuation_tokens
     usable = [each for each in encoded if len(each.ids) <= limit]
     if prompt_set.num_duplicates:
         log.info("%d repeated prompts dropped", prompt_set.num_duplicates)
@@ -133,11 +139,12 @@ def check_sizes(counts: dict[str, int]) -> None:
             raise PromptError(f"domain {name!r} has {count} usable prompts, at least {MIN_PROMPTS} are needed")
 
 
-def cluster(bench: Workbench, usable: Sequence[Usable], settings: CalibrationSettings, work: Path) -> ClusterRecord:
-    digest = digest_of(bench.digest, [each.prompt.key for each in usable], settings.seed)
+def cluster(loaded: LoadedModel, usable: Sequence[Usable], settings: CalibrationSettings, work: Path) -> ClusterRecord:
+    """The clusters of all prompts, which become domains."""
+    digest = digest_of(loaded.digest, [each.prompt.key for each in usable], settings.seed)
 
     def make() -> ClusterRecord:
-        vectors = prompt_vectors(bench.model, [each.ids for each in usable])
+        vectors = prompt_vectors(loaded.model, [each.ids for each in usable])
         found = find_domains(vectors.numpy(), [each.prompt.text for each in usable], settings.seed)
         return ClusterRecord(digest=digest, clustering=found, vector_file=save_vectors(vectors, digest, work))
 
@@ -147,7 +154,7 @@ def cluster(bench: Workbench, usable: Sequence[Usable], settings: CalibrationSet
 
 
 def collect_domain(
-    bench: Workbench,
+    loaded: LoadedModel,
     name: str,
     group: Sequence[Usable],
     settings: CalibrationSettings,
@@ -156,10 +163,10 @@ def collect_domain(
 ) -> DomainPrompts:
     """One domain's record; `vectors` [prompts, hidden_size] where they are known already."""
     chosen = (settings.search_prompts, settings.heldout_prompts, settings.seed)
-    digest = digest_of(bench.digest, name, [each.prompt.key for each in group], chosen)
+    digest = digest_of(loaded.digest, name, [each.prompt.key for each in group], chosen)
 
     def make() -> DomainPrompts:
-        found = prompt_vectors(bench.model, [each.ids for each in group]) if vectors is None else vectors
+        found = prompt_vectors(loaded.model, [each.ids for each in group]) if vectors is None else vectors
         parts = split(len(group), settings.search_prompts, settings.heldout_prompts, f"{settings.seed} {name}")
         prompts = [CollectedPrompt(part=part, ids=each.ids) for each, part in zip(group, parts, strict=True)]
         return DomainPrompts(digest=digest, name=name, prompts=prompts, vector_file=save_vectors(found, digest, folder))
@@ -177,11 +184,11 @@ def save_vectors(vectors: Tensor, digest: str, folder: Path) -> str:
 @torch.inference_mode()
 def prompt_vectors(model: Decoder, prompts: Sequence[list[int]]) -> Tensor:
     """One vector per prompt [prompts, hidden_size], fp32, by a full pass in the engine's chunks."""
-    cache = model.new_cache(1, max(map(len, prompts)))
+    cache, chunk = model.new_cache(1, max(map(len, prompts))), EngineConfig().prefill_chunk
     vectors = []
     for ids in tqdm(prompts, "prompt vectors", delay=2, leave=False):
-        starts = range(0, len(ids), PREFILL_CHUNK)
-        batches = [TokenBatch.of([(0, at, ids[at : at + PREFILL_CHUNK])], cache) for at in starts]
+        starts = range(0, len(ids), chunk)
+        batches = [TokenBatch.of([(0, at, ids[at : at + chunk])], cache) for at in starts]
         hidden = torch.cat([model.forward(batch, cache) for batch in batches])
         vectors.append(prompt_vector(hidden).cpu())
     return torch.stack(vectors)

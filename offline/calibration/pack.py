@@ -1,22 +1,20 @@
 """Stage 4: anchors and masks -> the routing artifact, with speed-ups measured by decoding held-out prompts."""
 
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from offline.calibration.anchors import Anchors
-from offline.calibration.collect import Collection, Part
-from offline.calibration.search.search import MIXED
+from offline.calibration.collect import Collection
+from offline.calibration.scoring.decoding import heldout_jobs, mask_decoding
 from offline.calibration.search.verdicts import Verdict, Verdicts
-from offline.evaluation.measure import PLAIN, Decoding, Job, measure
+from offline.evaluation.measure import PLAIN, measure
 from offline.evaluation.summary import MEAN, Interval, summarise
-from offline.loaded_model import Workbench
-from offline.prompts import PromptSet
-from offline.records import StageRecord, digest_of, reused_or_made
+from offline.loaded_model import LoadedModel
+from offline.prompts import MIXED, PromptSet
+from offline.records import StageRecord, digest_of, reused_or_made, versions
 from offline.settings import CalibrationSettings
-from server.engine import DomainRecord, Engine, EngineConfig, Manifest, Route, RoutingArtifact
+from server.engine import DomainRecord, Manifest, Route, RoutingArtifact
 
-PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "bayesian-optimization", "hnswlib")
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
 MEASURED_TOKENS = 64
@@ -29,44 +27,31 @@ class Measured(StageRecord):
     speedups: dict[str, Interval]
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES}
-
-
 def measure_masks(
-    bench: Workbench, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings, work: Path
+    loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings, work: Path
 ) -> Measured:
+    """The measured speed-ups of the verdicts' masks; none where `--measure-prompts` is 0."""
     digest = digest_of(verdicts.digest, settings.measure_prompts, settings.seed)
 
     def make() -> Measured:
-        found = decode_heldout(bench, collection, verdicts, settings) if settings.measure_prompts else {}
+        found = decode_heldout(loaded, collection, verdicts, settings) if settings.measure_prompts else {}
         return Measured(digest=digest, speedups=found)
 
     return reused_or_made(work / "measured.json", Measured, digest, make)
 
 
 def decode_heldout(
-    bench: Workbench, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings
+    loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings
 ) -> dict[str, Interval]:
     """Decodes some held-out prompts plainly, with their domain's mask and with the mixed one, in turn."""
-    masks = {verdict.name: verdict.mask.mask for verdict in verdicts.domains}
-    prompts = [
-        (ids, name)
-        for name, domain in collection.domains.items()
-        for ids in domain.ids(Part.HELDOUT)[: settings.measure_prompts]
-    ]
-    jobs = [Job(ids, name, seed) for seed, (ids, name) in enumerate(prompts)]
-    room = max(len(job.ids) for job in jobs) + MEASURED_TOKENS
-    rule = verdicts.rule
-    config = EngineConfig(
-        1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
-    )
-    decoding = Decoding(Engine(bench.model, config), bench.checkpoint.eos_ids, MEASURED_TOKENS)
-    pooled = Route(MIXED, verdicts.mixed.mask.mask)
+    masks = {verdict.name: verdict.mask for verdict in verdicts.domains}
+    jobs = heldout_jobs(collection, settings.measure_prompts)
+    decoding = mask_decoding(loaded, [job.ids for job in jobs], verdicts.rule, MEASURED_TOKENS)
+    mixed = Route(MIXED, verdicts.mixed.mask)
     runners = {
-        PLAIN: decoding.runner("plain", lambda job: pooled),
+        PLAIN: decoding.runner("plain", lambda job: mixed),
         "own": decoding.runner("skip", lambda job: Route(job.domain, masks[job.domain])),
-        MIXED: decoding.runner("skip", lambda job: pooled),
+        MIXED: decoding.runner("skip", lambda job: mixed),
     }
     rows = summarise(measure(runners, [[job] for job in jobs], repeats=MEASURED_REPEATS), settings.seed)
     measured = {row.domain: row.speedup for row in rows if row.method == "own" and row.domain != MEAN}
@@ -75,7 +60,7 @@ def decode_heldout(
 
 
 def pack(
-    bench: Workbench,
+    loaded: LoadedModel,
     prompts: PromptSet,
     collection: Collection,
     anchors: Anchors,
@@ -84,15 +69,14 @@ def pack(
     settings: CalibrationSettings,
 ) -> RoutingArtifact:
     """Saves the artifact in `settings.out` and returns it."""
-
-    config = bench.model.config
+    config = loaded.model.config
     manifest = Manifest(
-        model_fingerprint=bench.checkpoint.fingerprint,
-        model_name=Path(bench.checkpoint.name).name,
+        model_fingerprint=loaded.checkpoint.fingerprint,
+        model_name=Path(loaded.checkpoint.name).name,
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
-        dtype=bench.dtype,
-        chat_template_hash=bench.codec.template_hash,
+        dtype=loaded.dtype,
+        chat_template_hash=loaded.codec.template_hash,
         domains=[record(each, len(collection.domains[each.name].prompts), measured) for each in verdicts.domains],
         mixed=record(verdicts.mixed, collection.num_prompts, measured),
         anchor_domains=anchors.domains,
@@ -113,6 +97,7 @@ def pack(
 
 
 def record(verdict: Verdict, num_prompts: int, measured: Measured) -> DomainRecord:
+    """A verdict in the form that the artifact keeps."""
     found = measured.speedups.get(verdict.name)
     return DomainRecord(
         name=verdict.name,

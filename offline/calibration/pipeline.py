@@ -1,4 +1,7 @@
-"""The stages in order. Each is a function of the files before it; a command runs all up to its own stage."""
+"""The stages of a calibration in order: collect, anchors, search, pack.
+
+Each is a function of the files that the stages before it left; a command runs all stages up to its own.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,18 +10,21 @@ from pathlib import Path
 from offline.calibration.anchors import place_anchors
 from offline.calibration.collect import Collection, collect
 from offline.calibration.pack import measure_masks, pack
-from offline.calibration.report.report import Calibration, write_report
+from offline.calibration.report.report import write_report
+from offline.calibration.result import Calibration
 from offline.calibration.scoring.continuations import Texts, write_texts
 from offline.calibration.scoring.cost import CostModel, measure_cost
-from offline.calibration.search.search import MIXED, DomainMasks, search_domain
+from offline.calibration.search.search import DomainMasks, search_domain
 from offline.calibration.search.verdicts import judge
-from offline.loaded_model import Workbench
-from offline.prompts import read_prompts
+from offline.loaded_model import LoadedModel
+from offline.prompts import MIXED, read_prompts
 from offline.records import WORK, digest_of, folder_name
 from offline.settings import CalibrationSettings
 
 
 class Stage(StrEnum):
+    """The stages by the names of their commands."""
+
     COLLECT = "collect"
     ANCHORS = "anchors"
     SEARCH = "search"
@@ -27,7 +33,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Done:
-    """What to print after the last stage, and all that was found where that was `pack`."""
+    """The end of a run: a message to print, and the finished calibration where the last stage was `pack`."""
 
     message: str
     calibration: Calibration | None = None
@@ -36,10 +42,10 @@ class Done:
 def calibrate(settings: CalibrationSettings, last: Stage = Stage.PACK) -> Done:
     """Runs the stages up to `last`, reusing what is finished."""
     prompts = read_prompts(settings.prompts)
-    bench = Workbench.open(settings)
+    loaded = LoadedModel.open(settings)
     work = settings.out / WORK
     # 1) prompts -> ids, vectors, domains, parts
-    collection = collect(bench, prompts, settings, work)
+    collection = collect(loaded, prompts, settings, work)
     if last is Stage.COLLECT:
         return Done(f"{collection.num_prompts} prompts of {len(collection.domains)} domains in {work}")
     # 2) vectors -> anchors and the similarity threshold
@@ -47,37 +53,38 @@ def calibrate(settings: CalibrationSettings, last: Stage = Stage.PACK) -> Done:
     if last is Stage.ANCHORS:
         return Done(f"{len(anchors.rows)} anchors in {work}")
     # 3) the model's own texts and the cost of passes -> masks -> verdicts
-    cost = measure_cost(bench, work)
-    texts, found = search_masks(bench, collection, cost.model, settings, work)
-    verdicts = judge(bench, texts, found, cost.model, settings, work)
+    cost = measure_cost(loaded, work)
+    texts, found = search_masks(loaded, collection, cost.model, settings, work)
+    verdicts = judge(loaded, texts, found, cost.model, settings, work)
     if last is Stage.SEARCH:
         return Done(f"{verdicts.num_masks} masks for {len(verdicts.domains)} domains in {work}")
     # 4) everything -> the artifact and its report
-    measured = measure_masks(bench, collection, verdicts, settings, work)
-    artifact = pack(bench, prompts, collection, anchors, verdicts, measured, settings)
+    measured = measure_masks(loaded, collection, verdicts, settings, work)
+    artifact = pack(loaded, prompts, collection, anchors, verdicts, measured, settings)
     calibration = Calibration(
-        bench, work, artifact.manifest, collection, anchors, cost, texts, found, verdicts, measured
+        loaded, work, artifact.manifest, collection, anchors, cost, texts, found, verdicts, measured
     )
     table = write_report(calibration, settings.out)
     return Done(f"{table}\n\nrouting artifact and report.html written to {settings.out}", calibration)
 
 
 def search_masks(
-    bench: Workbench, collection: Collection, cost: CostModel, settings: CalibrationSettings, work: Path
+    loaded: LoadedModel, collection: Collection, cost: CostModel, settings: CalibrationSettings, work: Path
 ) -> tuple[dict[str, Texts], dict[str, DomainMasks]]:
     """The texts of the domains, and the masks of the domains and of `mixed`."""
     texts = {
-        name: write_texts(bench, domain, settings, work / folder_name(name))
+        name: write_texts(loaded, domain, settings, work / folder_name(name))
         for name, domain in collection.domains.items()
     }
     groups = {name: ([each.search], each.digest) for name, each in texts.items()}
     groups[MIXED] = ([each.search for each in texts.values()], digest_of([each.digest for each in texts.values()]))
     found = {
-        name: search_domain(bench, name, group, digest, cost, settings, mask_folder(work, name))
+        name: search_domain(loaded, name, group, digest, cost, settings, mask_folder(work, name))
         for name, (group, digest) in groups.items()
     }
     return texts, found
 
 
 def mask_folder(work: Path, name: str) -> Path:
+    """The folder of a domain, or of the mixed mask, whose plain name no domain can have."""
     return work / (MIXED if name == MIXED else folder_name(name))

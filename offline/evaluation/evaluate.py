@@ -11,22 +11,24 @@ from itertools import groupby
 
 import torch
 
-from offline.calibration.pack import versions
-from offline.evaluation.measure import PLAIN, Decoding, Job, Runner, Sample, measure
-from offline.evaluation.peers.hf_generate import ASSISTED, end_ids, peer_runners, runnable
+from offline.evaluation.measure import Decoding, Job, Runner, Sample, end_ids, measure
+from offline.evaluation.methods import MethodSettings, needs_artifact
+from offline.evaluation.peers.base import PEERS, peer_runners, runnable
 from offline.evaluation.summary import ResultRow, summarise
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.prompts import PromptError, read_prompts
-from offline.records import Strict, log
-from offline.settings import EvaluationSettings, SettingsMistake
-from server.engine import Engine, EngineConfig, Route, RoutingArtifact
+from offline.records import Strict, log, versions
+from offline.settings import SettingsMistake
+from server.engine import Engine, EngineConfig, Route, RoutingArtifact, methods
 
-ROUTED = ("fixed", "mixed", "random", "knn", "cascade")
+ROUTED = ("skip", "knn", "cascade")
+"""Methods in which a prompt's own vector picks its mask."""
 UNLABELLED = "all"
+"""The domain of prompts whose file names none."""
 
 
 class Evaluation(Strict):
-    """The JSON object, `knnssd-evaluate/1`."""
+    """The JSON object that the command prints in its last line, of the format `knnssd-evaluate/1`."""
 
     format: str = "knnssd-evaluate/1"
     model: str
@@ -42,32 +44,32 @@ class Evaluation(Strict):
     results: list[ResultRow]
 
 
-def evaluate(settings: EvaluationSettings) -> Evaluation:
+def evaluate(settings: MethodSettings) -> Evaluation:
     """Runs the command; raises one of the errors that `main` turns into a line."""
-    needing = [name for name in settings.methods if name in ROUTED]
+    needing = [name for name in settings.methods if needs_artifact(name)]
     if needing and settings.artifact is None:
         raise SettingsMistake(
             f"--artifact: {needing[0]} needs a routing artifact; `knn-ssd-offline calibrate` makes one"
         )
     prompts = read_prompts(settings.prompts)
     artifact = RoutingArtifact.load(settings.artifact) if settings.artifact else None
-    bench = Workbench.open(settings)
+    loaded = LoadedModel.open(settings)
     if artifact is not None and settings.artifact is not None:
-        artifact.check_model(bench.checkpoint.fingerprint, bench.codec.template_hash, settings.artifact)
+        artifact.check_model(loaded.checkpoint.fingerprint, loaded.codec.template_hash, settings.artifact)
     if settings.limit is not None:
         prompts = prompts.limited(settings.limit, settings.seed)
-    jobs = usable_jobs(bench, [(bench.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)
+    jobs = usable_jobs(loaded, [(loaded.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)
     batches = list(batched(stream(jobs, settings.mix_ratio, settings.seed), settings))
-    runners = make_runners(bench, artifact, settings, max(len(job.ids) for job in jobs))
-    for name in [name for name in runners if name in ASSISTED]:
+    runners = make_runners(loaded, artifact, settings, max(len(job.ids) for job in jobs))
+    for name in [name for name in runners if name in PEERS and PEERS[name].is_tried]:
         if not runnable(name, runners[name], batches[0], log.warning):
             del runners[name]
     samples = measure(runners, batches, settings.repeats)
-    inexact = frozenset(ASSISTED) if settings.temperature > 0 else frozenset()
+    inexact = frozenset(PEERS) if settings.temperature > 0 else frozenset()
     return Evaluation(
         model=settings.model,
-        device=torch.cuda.get_device_name() if bench.checkpoint.device.type == "cuda" else "cpu",
-        dtype=bench.dtype,
+        device=torch.cuda.get_device_name() if loaded.checkpoint.device.type == "cuda" else "cpu",
+        dtype=loaded.dtype,
         seed=settings.seed,
         temperature=settings.temperature,
         batch_size=settings.batch_size,
@@ -79,9 +81,9 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     )
 
 
-def usable_jobs(bench: Workbench, encoded: Sequence[tuple[list[int], str]], settings: EvaluationSettings) -> list[Job]:
+def usable_jobs(loaded: LoadedModel, encoded: Sequence[tuple[list[int], str]], settings: MethodSettings) -> list[Job]:
     """A job per prompt that fits the context with its answer; each with a seed of its own."""
-    limit = bench.model.config.max_length - settings.max_new_tokens
+    limit = loaded.model.config.max_length - settings.max_new_tokens
     jobs = [Job(ids, domain, settings.seed + i) for i, (ids, domain) in enumerate(encoded) if len(ids) <= limit]
     if len(jobs) < len(encoded):
         log.info("%d prompts of more than %d tokens dropped", len(encoded) - len(jobs), limit)
@@ -107,8 +109,8 @@ def stream(jobs: Sequence[Job], mix_ratio: float, seed: int) -> list[Job]:
     return order
 
 
-def batched(order: Sequence[Job], settings: EvaluationSettings) -> Iterator[list[Job]]:
-    """Batches in order; of one domain each, unless domains are mixed on purpose."""
+def batched(order: Sequence[Job], settings: MethodSettings) -> Iterator[list[Job]]:
+    """Batches of the prompts in order; each is of one domain, unless `--mix-ratio` mixes domains on purpose."""
     for _, group in groupby(order, key=lambda job: None if settings.mix_ratio else job.domain):
         members = list(group)
         for first in range(0, len(members), settings.batch_size):
@@ -116,36 +118,34 @@ def batched(order: Sequence[Job], settings: EvaluationSettings) -> Iterator[list
 
 
 def make_runners(
-    bench: Workbench, artifact: RoutingArtifact | None, settings: EvaluationSettings, longest: int
+    loaded: LoadedModel, artifact: RoutingArtifact | None, settings: MethodSettings, longest: int
 ) -> dict[str, Runner]:
     """The runners of the methods, in the order asked for."""
     config = EngineConfig(max_batch=settings.batch_size, max_length=longest + settings.max_new_tokens)
 
     def decoding() -> Decoding:
         # An engine learns what drafts gain, so every method has one of its own.
-        engine = Engine(bench.model, config, artifact)
-        return Decoding(engine, end_ids(bench, settings), settings.max_new_tokens, settings.temperature)
+        engine = Engine(loaded.model, config, artifact)
+        return Decoding(engine, end_ids(loaded, settings), settings.max_new_tokens, settings.temperature)
 
-    methods = {PLAIN: "plain", "knn": "skip", "lookup": "lookup", "cascade": "cascade"}
-    runners = {name: decoding().runner(method, lambda job: None) for name, method in methods.items()}
+    own = [name for name in settings.methods if name in methods()]
+    runners = {name: decoding().runner(name, lambda job: None) for name in own}
     if artifact is not None:
         routes = library_routes(artifact, settings)
         runners |= {name: decoding().runner("skip", route_of) for name, route_of in routes.items()}
-    runners |= peer_runners(settings.methods, bench, settings, longest)
+    runners |= peer_runners(settings.methods, loaded, settings, longest)
     return {name: runners[name] for name in settings.methods}
 
 
-def library_routes(artifact: RoutingArtifact, settings: EvaluationSettings) -> dict[str, Callable[[Job], Route | None]]:
+def library_routes(artifact: RoutingArtifact, settings: MethodSettings) -> dict[str, Callable[[Job], Route | None]]:
     """Baselines that use the artifact's masks without its router."""
     manifest = artifact.manifest
-    library = {record.name: Route(record.name, record.mask.mask) for record in manifest.domains}
+    library = {record.name: Route(record.name, record.mask) for record in manifest.domains}
     fixed = settings.fixed_domain or manifest.domains[0].name
     if fixed not in library:
         raise SettingsMistake(f"--fixed-domain: the artifact has no {fixed!r}, only {', '.join(library)}")
-    mixed = Route("mixed", manifest.mixed.mask.mask)
     return {
         "fixed": lambda job: library[fixed],
-        "mixed": lambda job: mixed,
         "random": lambda job: random.Random(job.seed).choice(list(library.values())),
     }
 
@@ -156,6 +156,6 @@ def routing_accuracy(samples: Sequence[Sample], artifact: RoutingArtifact | None
     right = [
         sample.answer.route.domain == sample.job.domain
         for sample in samples
-        if sample.method in ("knn", "cascade") and sample.answer.route is not None and sample.job.domain in known
+        if sample.method in ROUTED and sample.answer.route is not None and sample.job.domain in known
     ]
     return sum(right) / len(right) if right else None

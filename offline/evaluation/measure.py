@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from offline.loaded_model import LoadedModel
+from offline.settings import EvaluationSettings
 from server.engine import Engine, GenerationRequest, Route, SamplingParams, SequenceStats, StopConditions
 
 PLAIN = "plain"
 SETTLING_SECONDS = 0.02
-"""Threads of the method before go on spinning for some milliseconds; no other should pay for that."""
+"""Pause before an answer is timed: the threads of the method before spin on for some milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method wrote; the rest where it is one of the engine's.
+    """The token ids that a method wrote; `stats` and `route` where it is one of the engine's methods.
 
-    `decode_seconds` leave out prefills; those of a batch are shared out by tokens.
+    `decode_seconds` leave out the prefill, and are None where the method does not tell them. Those of a
+    batch are divided among its answers in proportion to their tokens.
     """
 
     ids: list[int]
@@ -40,11 +43,12 @@ class Answer:
 
 
 Runner = Callable[[Sequence[Job]], list[Answer]]
+"""One method: answers a batch of jobs, in their order."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt, answered once; the seconds of a batch are shared out by tokens."""
+    """One prompt, answered once by one method; the seconds of a batch are divided in proportion to tokens."""
 
     method: str
     repeat: int
@@ -66,7 +70,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Decoding:
-    """An engine with the limits that all of its methods share."""
+    """An engine, with the limits of its answers that hold for every method."""
 
     engine: Engine
     eos_ids: frozenset[int]
@@ -92,8 +96,13 @@ class Decoding:
         return run
 
 
+def end_ids(loaded: LoadedModel, settings: EvaluationSettings) -> frozenset[int]:
+    """The tokens that end an answer: the model's own, or none where its end is to be written past."""
+    return frozenset() if settings.ignore_eos else loaded.checkpoint.eos_ids
+
+
 def measure(runners: Mapping[str, Runner], batches: Sequence[Sequence[Job]], repeats: int) -> list[Sample]:
-    """Samples of all runners on all batches; each runner is warmed up on the first batch before.
+    """Times every runner on every batch, `repeats` times, after a first batch that only warms it up.
 
     The order is shuffled anew in each turn: in a rotation, every method would always follow the same other one.
     """

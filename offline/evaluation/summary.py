@@ -56,13 +56,17 @@ def summarise(samples: Sequence[Sample], seed: int, inexact: frozenset[str] = fr
 
 
 class Gain(NamedTuple):
-    """Bootstrapped medians over prompts of a method's speed over plain's: of whole answers, and of their decoding."""
+    """A method's speed over plain's: the median over prompts, then that of each of `RESAMPLES` resamples of them.
+
+    `whole` compares whole answers, `decoding` the tokens after the first; None where no prompt has both times.
+    """
 
     whole: NDArray[np.float64]
     decoding: NDArray[np.float64] | None
 
 
 def gain(samples: Sequence[Sample], plain: dict[tuple[int, int], Sample], seed: int) -> Gain:
+    """Compares each sample with plain's of the same prompt and repeat."""
     pairs = [(sample, plain[sample.job.seed, sample.repeat]) for sample in samples]
     whole = [(sample.job.seed, sample.rate / other.rate) for sample, other in pairs]
     decoding = [
@@ -90,6 +94,7 @@ def bootstrap_medians(values: Sequence[float], seed: int) -> NDArray[np.float64]
 
 
 def interval(medians: NDArray[np.float64]) -> Interval:
+    """The first value, with the range that holds 95 % of the others, which are of resamples."""
     low, high = np.percentile(medians[1:], [2.5, 97.5])
     return Interval(median=float(medians[0]), low=float(low), high=float(high))
 
@@ -157,12 +162,13 @@ HEAD += ["speed-up", "95 %", "decode", "acceptance", "length", "exact"]
 
 
 def figures(row: ResultRow) -> tuple[float | None, float | None, float | None]:
+    """(speed-up of decoding, acceptance, mean accepted length)."""
     decoding = row.decode_speedup.median if row.decode_speedup else None
     return decoding, row.acceptance, row.mean_accepted_length
 
 
 def table(rows: Sequence[ResultRow]) -> str:
-    """Aligned plain text."""
+    """The rows as plain text in aligned columns."""
     lines = [HEAD] + [
         [
             row.method,

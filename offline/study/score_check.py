@@ -8,17 +8,18 @@ import numpy as np
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from offline.calibration.collect import Part
-from offline.calibration.report.report import Calibration
+from offline.calibration.result import Calibration
+from offline.calibration.scoring.decoding import heldout_jobs, mask_decoding
 from offline.calibration.scoring.replay import DraftRule, Trace
 from offline.calibration.scoring.score import MaskScorer, score_traces
 from offline.calibration.search.initial_masks import flipped
-from offline.calibration.search.search import MIXED, Searcher
-from offline.evaluation.measure import PLAIN, Decoding, Job, Runner, measure
+from offline.calibration.search.search import Searcher
+from offline.evaluation.measure import PLAIN, Job, Runner, measure
 from offline.evaluation.summary import Interval, summarise
+from offline.prompts import MIXED
 from offline.records import StageRecord, digest_of, reused_or_made
 from offline.settings import SettingsMistake, StudySettings
-from server.engine import Engine, EngineConfig, Route, RoutingArtifact, SkipMask
+from server.engine import Route, RoutingArtifact, SkipMask
 
 LEAST_SPEEDUP = 0.6
 """Slower masks are left out: no search dwells on them, and they would make a correlation look easy."""
@@ -36,20 +37,21 @@ class Correlation(StageRecord):
 
 
 def correlate(done: Calibration, settings: StudySettings) -> Correlation:
+    """Predicts the speed of `--masks` masks, measures it on held-out prompts, and compares the two rankings."""
     verdicts = done.verdicts
     digest = digest_of(verdicts.digest, settings.masks, settings.measure_prompts, settings.repeats)
 
     def make() -> Correlation:
         count = max(settings.measure_prompts, 1)
-        scorers = [MaskScorer(done.bench.model, texts.heldout[:count]) for texts in done.texts.values()]
+        scorers = [MaskScorer(done.loaded.model, texts.heldout[:count]) for texts in done.texts.values()]
         predicted = spread_masks(done, scorers, settings)
-        jobs = heldout_jobs(done, count)
-        engine = drafting_engine(done, jobs, settings, verdicts.rule)
-        decoding = Decoding(engine, done.bench.checkpoint.eos_ids, settings.continuation_tokens)
+        jobs = heldout_jobs(done.collection, count)
+        prompts = [job.ids for job in jobs]
+        decoding = mask_decoding(done.loaded, prompts, verdicts.rule, settings.continuation_tokens)
         routes = {f"mask-{i}": Route(MIXED, mask) for i, mask in enumerate(predicted)}
         runners = {name: decoding.runner("skip", always(route)) for name, route in routes.items()}
         runners[PLAIN] = decoding.runner("plain", lambda job: Route(MIXED, SkipMask()))
-        rates = pooled_rates(runners, jobs, settings.repeats)
+        rates = fastest_rates(runners, jobs, settings.repeats)
         points = [(score, rates[f"mask-{i}"] / rates[PLAIN]) for i, score in enumerate(predicted.values())]
         best_half = sorted(points)[len(points) // 2 :]
         return Correlation(
@@ -72,9 +74,9 @@ def spearman(points: Sequence[tuple[float, float]]) -> float:
 
 def spread_masks(done: Calibration, scorers: Sequence[MaskScorer], settings: StudySettings) -> dict[SkipMask, float]:
     """Masks with their predicted speed-ups, evenly over the ranks of what simple rules and random flips give."""
-    num_layers = done.bench.model.config.num_layers
-    chance, centre = random.Random(settings.seed), done.verdicts.mixed.mask.mask
-    searcher = Searcher(done.bench, done.cost.model, settings, done.work, "")
+    num_layers = done.loaded.model.config.num_layers
+    chance, centre = random.Random(settings.seed), done.verdicts.mixed.mask
+    searcher = Searcher(done.loaded, done.cost.model, settings, done.work, "")
     masks = searcher.starting_masks([text for texts in done.texts.values() for text in texts.search])
     for _ in range(2 * settings.masks):
         count = chance.randint(1, min(MOST_FLIPS, 2 * num_layers))
@@ -90,23 +92,7 @@ def spread_masks(done: Calibration, scorers: Sequence[MaskScorer], settings: Stu
     return {ranked[place]: scores[ranked[place]] for place in places}
 
 
-def heldout_jobs(done: Calibration, count: int) -> list[Job]:
-    """The first held-out prompts of each domain."""
-    domains = done.collection.domains.items()
-    prompts = [(ids, name) for name, domain in domains for ids in domain.ids(Part.HELDOUT)[:count]]
-    return [Job(ids, name, seed) for seed, (ids, name) in enumerate(prompts)]
-
-
-def drafting_engine(done: Calibration, jobs: Sequence[Job], settings: StudySettings, rule: DraftRule) -> Engine:
-    """An engine that drafts at every step."""
-    room = max(len(job.ids) for job in jobs) + settings.continuation_tokens
-    config = EngineConfig(
-        1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
-    )
-    return Engine(done.bench.model, config)
-
-
-def pooled_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: int) -> dict[str, float]:
+def fastest_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: int) -> dict[str, float]:
     """Tokens per second over all prompts, of each prompt the fastest turn: what else runs only ever adds time."""
     fastest: dict[tuple[str, int], tuple[float, int]] = {}
     for sample in measure(runners, [[job] for job in jobs], repeats):
@@ -119,19 +105,18 @@ def pooled_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: in
 def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> dict[str, Interval]:
     """Decodes held-out prompts with this artifact's masks and with another's, in turn."""
     rival = RoutingArtifact.load(folder)
-    rival.check_model(done.bench.checkpoint.fingerprint, done.bench.codec.template_hash, folder)
+    rival.check_model(done.loaded.checkpoint.fingerprint, done.loaded.codec.template_hash, folder)
     manifest = rival.manifest
-    theirs = {record.name: record.mask.mask for record in manifest.domains}
+    theirs = {record.name: record.mask for record in manifest.domains}
     missing = [name for name in done.texts if name not in theirs]
     if missing:
         raise SettingsMistake(f"--rival: {folder} has no domain {missing[0]!r}, only {', '.join(theirs)}")
-    ours = {verdict.name: verdict.mask.mask for verdict in done.verdicts.domains}
-    jobs = heldout_jobs(done, max(settings.measure_prompts, 1))
+    ours = {verdict.name: verdict.mask for verdict in done.verdicts.domains}
+    jobs = heldout_jobs(done.collection, max(settings.measure_prompts, 1))
+    prompts = [job.ids for job in jobs]
 
     def runner(masks: Mapping[str, SkipMask], rule: DraftRule) -> Runner:
-        decoding = Decoding(
-            drafting_engine(done, jobs, settings, rule), done.bench.checkpoint.eos_ids, settings.continuation_tokens
-        )
+        decoding = mask_decoding(done.loaded, prompts, rule, settings.continuation_tokens)
         return decoding.runner("skip", lambda job: Route(job.domain, masks[job.domain]))
 
     their_rule = DraftRule(max_draft=manifest.max_draft, confidence=manifest.confidence)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tqdm import tqdm
 
-from offline.calibration.report.report import Calibration
+from offline.calibration.result import Calibration
 from offline.calibration.scoring.score import Score
 from offline.calibration.search.search import Searcher
 from offline.calibration.search.strategies import STRATEGIES, explore
@@ -23,6 +23,8 @@ class StrategyRuns(Strict):
 
 
 class DomainStrategies(StageRecord):
+    """The runs of each strategy on the texts of one domain."""
+
     strategies: dict[str, StrategyRuns]
 
 
@@ -33,7 +35,7 @@ def compare_strategies(done: Calibration, name: str, settings: StudySettings) ->
     digest = digest_of(done.found[name].digest, settings.seeds)
 
     def make() -> DomainStrategies:
-        searcher = Searcher(done.bench, done.cost.model, settings, folder, digest)
+        searcher = Searcher(done.loaded, done.cost.model, settings, folder, digest)
         starts = searcher.starting_masks(texts.search)
         found = {}
         for strategy in tqdm(STRATEGIES, f"strategies for {name}", leave=False):

@@ -17,7 +17,7 @@ from offline.study.strategy_contest import compare_strategies, relative_curves
 
 
 class Study(Strict):
-    """What `study` prints as JSON."""
+    """The JSON object that `study` prints, of the format `knnssd-study/1`."""
 
     format: str = "knnssd-study/1"
     spearman: float

@@ -3,17 +3,12 @@
 from server.engine.config import DecoderConfig, EngineConfig
 from server.engine.engine import Engine
 from server.engine.kvcache.slots import KVCache, Row, TokenBatch
-from server.engine.masks.artifact import (
-    ArtifactError,
-    DomainRecord,
-    Manifest,
-    MaskRecord,
-    RoutingArtifact,
-)
+from server.engine.masks.artifact import ArtifactError, DomainRecord, JsonMask, Manifest, RoutingArtifact
 from server.engine.masks.router import Router, prompt_vector, similarities
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
 from server.engine.model.kernels import kernel_build
+from server.engine.model.placement import DtypeName, parse_device, parse_dtype
 from server.engine.model.weights import CheckpointError
 from server.engine.requests import GenerationRequest, PromptTooLongError
 from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
@@ -61,6 +56,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "DomainRecord",
+    "DtypeName",
     "Emission",
     "Engine",
     "EngineConfig",
@@ -69,9 +65,9 @@ __all__ = [
     "Grammar",
     "GrammarCompiler",
     "GrammarError",
+    "JsonMask",
     "KVCache",
     "Manifest",
-    "MaskRecord",
     "Method",
     "PromptTooLongError",
     "Route",
@@ -98,6 +94,8 @@ __all__ = [
     "load_checkpoint",
     "method_named",
     "methods",
+    "parse_device",
+    "parse_dtype",
     "prompt_vector",
     "similarities",
 ]

@@ -11,9 +11,9 @@ from offline.__main__ import main
 from offline.calibration.search.search import DomainMasks
 from offline.evaluation.evaluate import Evaluation, stream
 from offline.evaluation.measure import Job
-from offline.evaluation.peers.hf_generate import LLAMA_CPP
+from offline.evaluation.methods import known_methods
+from offline.evaluation.peers.base import LLAMA_CPP
 from offline.records import log
-from offline.settings import METHODS as ALL_METHODS
 from server.engine import (
     Checkpoint,
     Decoder,
@@ -26,7 +26,7 @@ from server.engine import (
     TextCodec,
 )
 
-METHODS = [name for name in ALL_METHODS if name != LLAMA_CPP]
+METHODS = [name for name in known_methods() if name != LLAMA_CPP]
 FAST = ["--budget", "6", "--continuation-tokens", "12", "--search-prompts", "3", "--heldout-prompts", "3"]
 
 

@@ -25,8 +25,8 @@ from server.engine import (
     Emission,
     Engine,
     EngineConfig,
-    MaskRecord,
     RoutingArtifact,
+    SkipMask,
     StepStats,
     TextCodec,
 )
@@ -139,8 +139,8 @@ def alerts() -> set[str]:
 def with_bad_masks(artifact: RoutingArtifact) -> RoutingArtifact:
     """Masks that leave out every layer: drafts are nonsense."""
     manifest = artifact.manifest
-    everything = list(range(manifest.num_layers))
-    bad = MaskRecord(attention=everything, mlp=everything)
+    everything = frozenset(range(manifest.num_layers))
+    bad = SkipMask(everything, everything)
     domains = [domain.model_copy(update={"mask": bad}) for domain in manifest.domains]
     return RoutingArtifact(manifest.model_copy(update={"domains": domains}), artifact.anchors, artifact.centre)
 

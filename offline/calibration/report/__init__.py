@@ -1,1 +1,1 @@
-"""What calibration found, as a page with pictures."""
+"""The report of a calibration: a page with a table and pictures."""

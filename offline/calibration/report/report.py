@@ -3,63 +3,26 @@
 import base64
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from offline.calibration.anchors import Anchors
-from offline.calibration.collect import Collection
-from offline.calibration.pack import Measured
 from offline.calibration.report import figures
 from offline.calibration.report.template import CAPTIONS, PAGE, SECTION
-from offline.calibration.scoring.continuations import Texts
-from offline.calibration.scoring.cost import MeasuredCost
-from offline.calibration.search.search import MIXED, DomainMasks
-from offline.calibration.search.verdicts import Verdict, Verdicts
-from offline.loaded_model import Workbench
+from offline.calibration.result import Calibration
+from offline.calibration.search.verdicts import Verdict
+from offline.prompts import MIXED
 from offline.records import write_atomically
-from server.engine import OTHER_DOMAIN, Manifest
+from server.engine import OTHER_DOMAIN
 
 PICTURES = "report"
 DPI = 130
 MAX_POINTS = 100
 """Prompts of a domain on the map."""
 HEAD = ("domain", "prompts", "mask", "skipped", "draft cost", "acceptance", "predicted", "measured", "gain", "noise")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A finished calibration: what all stages found, and the model to go on with."""
-
-    bench: Workbench
-    work: Path
-    manifest: Manifest
-    collection: Collection
-    anchors: Anchors
-    cost: MeasuredCost
-    texts: Mapping[str, Texts]
-    found: Mapping[str, DomainMasks]
-    verdicts: Verdicts
-    measured: Measured
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each stage, in the runs that finished them."""
-        collected = [domain.seconds for domain in self.collection.domains.values()]
-        clusters = self.collection.clusters
-        return {
-            "prompt vectors": sum(collected) + (clusters.seconds if clusters else 0),
-            "anchors": self.anchors.seconds,
-            "cost of passes": self.cost.seconds,
-            "the model's texts": sum(each.seconds for each in self.texts.values()),
-            **{f"masks: {figures.label(name)}": masks.seconds for name, masks in self.found.items()},
-            "verdicts": self.verdicts.seconds,
-            "measuring": self.measured.seconds,
-        }
 
 
 def write_report(calibration: Calibration, out: Path, further: Sequence[tuple[str, Figure]] = ()) -> str:
@@ -93,10 +56,9 @@ def drawn_figures(calibration: Calibration) -> Iterator[tuple[str, Figure]]:
     """The pictures by name, in the order of the page."""
     verdicts, manifest = calibration.verdicts, calibration.manifest
     names = [verdict.name for verdict in verdicts.domains]
-    pooled = [*verdicts.domains, verdicts.mixed]
     yield "gains", figures.draw_gains(verdicts.domains)
-    yield "speeds", figures.draw_speeds(pooled, calibration.measured.speedups)
-    masks = {name: found.own.mask.mask for name, found in calibration.found.items()}
+    yield "speeds", figures.draw_speeds([*verdicts.domains, verdicts.mixed], calibration.measured.speedups)
+    masks = {name: found.own.mask for name, found in calibration.found.items()}
     yield "masks", figures.draw_masks(masks, manifest.num_layers)
     yield (
         "cross",
@@ -108,7 +70,22 @@ def drawn_figures(calibration: Calibration) -> Iterator[tuple[str, Figure]]:
     confusion = np.array(calibration.anchors.confusion, dtype=float)
     yield "routing", figures.draw_matrix(confusion, names, [*names, OTHER_DOMAIN], ".0f", 1)
     yield "curves", figures.draw_curves({name: found.own.curve for name, found in calibration.found.items()})
-    yield "seconds", figures.draw_seconds(calibration.seconds)
+    yield "seconds", figures.draw_seconds(stage_seconds(calibration))
+
+
+def stage_seconds(calibration: Calibration) -> dict[str, float]:
+    """Seconds of each stage under the name that its bar has, in the runs that finished them."""
+    collected = [domain.seconds for domain in calibration.collection.domains.values()]
+    clusters = calibration.collection.clusters
+    return {
+        "prompt vectors": sum(collected) + (clusters.seconds if clusters else 0),
+        "anchors": calibration.anchors.seconds,
+        "cost of passes": calibration.cost.seconds,
+        "the model's texts": sum(each.seconds for each in calibration.texts.values()),
+        **{f"masks: {figures.label(name)}": masks.seconds for name, masks in calibration.found.items()},
+        "verdicts": calibration.verdicts.seconds,
+        "measuring": calibration.measured.seconds,
+    }
 
 
 def rendered(figure: Figure) -> bytes:
@@ -121,8 +98,9 @@ def rendered(figure: Figure) -> bytes:
 
 
 def summary(calibration: Calibration) -> str:
+    """The first paragraph of the page: which domains gain, how drafts end, how long it all took."""
     verdicts, count = calibration.verdicts, len(calibration.verdicts.domains)
-    total = sum(calibration.seconds.values())
+    total = sum(stage_seconds(calibration).values())
     paying = [verdict.name for verdict in verdicts.domains if verdict.pays]
     found = calibration.collection.clusters
     clustering = found.clustering if found else None
@@ -140,6 +118,7 @@ def summary(calibration: Calibration) -> str:
 
 
 def routing(calibration: Calibration) -> str:
+    """The paragraph on routing: how often it is right, and the rates of false rejects and false accepts."""
     anchors = calibration.anchors
     unknown = ""
     if anchors.false_accept_rate is not None:
@@ -155,13 +134,14 @@ def routing(calibration: Calibration) -> str:
 
 
 def table_rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
+    """A row per domain and a last one for the mixed mask, with the columns of `HEAD`."""
     counts = {name: len(domain.prompts) for name, domain in calibration.collection.domains.items()}
     for verdict in [*calibration.verdicts.domains, calibration.verdicts.mixed]:
         yield table_row(verdict, counts.get(verdict.name, sum(counts.values())), calibration)
 
 
 def table_row(verdict: Verdict, num_prompts: int, calibration: Calibration) -> tuple[str, ...]:
-    mask, cost = verdict.mask.mask, calibration.cost.model
+    mask, cost = verdict.mask, calibration.cost.model
     measured, is_mixed = calibration.measured.speedups.get(verdict.name), verdict.name == MIXED
     has_noise = verdict.seed_noise is not None
     return (

@@ -1,1 +1,1 @@
-"""What a mask is worth: the cost of passes, and drafts replayed on the model's own text."""
+"""The worth of a mask: the cost of its passes, and its drafts replayed on text that the model itself wrote."""

@@ -1,17 +1,18 @@
-"""Stage 3, first part: what the full model itself answers to the search and held-out prompts of a domain.
+"""Stage 3, first part: the full model answers the search and held-out prompts of a domain.
 
-Masks are scored on this text: it is what drafts will have to agree with.
+Masks are scored on these answers, because drafts will have to agree with them.
 """
 
 from pathlib import Path
 
 from offline.calibration.collect import DomainPrompts, Part
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, reused_or_made
 from offline.settings import CalibrationSettings
 from server.engine import Engine, EngineConfig, GenerationRequest, SamplingParams, StopConditions
 
 WRITERS = 8
+"""Prompts that are answered at once."""
 
 
 class Text(Strict):
@@ -28,20 +29,21 @@ class Texts(StageRecord):
     heldout: list[Text]
 
 
-def write_texts(bench: Workbench, domain: DomainPrompts, settings: CalibrationSettings, folder: Path) -> Texts:
+def write_texts(loaded: LoadedModel, domain: DomainPrompts, settings: CalibrationSettings, folder: Path) -> Texts:
+    """The texts of a domain, read from its folder where they are finished."""
     length = settings.continuation_tokens
     digest = digest_of(domain.digest, length)
 
     def make() -> Texts:
-        search, heldout = (make_texts(bench, domain.ids(part), length) for part in (Part.SEARCH, Part.HELDOUT))
+        search, heldout = (make_texts(loaded, domain.ids(part), length) for part in (Part.SEARCH, Part.HELDOUT))
         return Texts(digest=digest, search=search, heldout=heldout)
 
     return reused_or_made(folder / "texts.json", Texts, digest, make)
 
 
-def make_texts(bench: Workbench, prompts: list[list[int]], length: int) -> list[Text]:
+def make_texts(loaded: LoadedModel, prompts: list[list[int]], length: int) -> list[Text]:
     longest = max(map(len, prompts)) + length
-    engine = Engine(bench.model, EngineConfig(max_batch=WRITERS, max_length=longest, method="plain"))
-    stop = StopConditions(length, bench.checkpoint.eos_ids)
+    engine = Engine(loaded.model, EngineConfig(max_batch=WRITERS, max_length=longest, method="plain"))
+    stop = StopConditions(length, loaded.checkpoint.eos_ids)
     sequences = engine.generate([GenerationRequest(ids, SamplingParams(), stop) for ids in prompts])
     return [Text(prompt_ids=s.request.prompt_ids, output_ids=s.output_ids) for s in sequences]

@@ -1,7 +1,7 @@
-"""What a pass costs on this machine: a draft pass by the sub-layers it keeps, a full pass by its rows.
+"""The cost of passes on this machine: of a draft pass by the sub-layers it keeps, of a full pass by its rows.
 
-Fitted to measured times: the lower quartile of many turns, since what else runs on a machine only ever adds.
-Times are in seconds and include the output head and the choice of a token.
+It is fitted to the lower quartile of 31 timings of each pass: other programs only ever add time, so the
+short ones are nearest to the truth. Times are in seconds, with the output head and the choice of a token.
 """
 
 import time
@@ -14,13 +14,14 @@ import torch
 from scipy.optimize import nnls
 from tqdm import tqdm
 
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
 from server.engine import KVCache, SkipMask, TokenBatch
 
 LONGEST_DRAFT = 12
 """Longest draft that is considered; verification is measured up to one row more."""
 CONTEXT = 128
+"""Tokens in the cache before a timed pass."""
 CHAIN = 4
 """Tokens of a timed draft: the work of starting one is shared by about so many."""
 ROUNDS = 31
@@ -56,19 +57,20 @@ class MeasuredCost(StageRecord):
     worst_error: float
 
 
-def measure_cost(bench: Workbench, work: Path) -> MeasuredCost:
-    digest = digest_of(bench.digest, torch.get_num_threads(), LONGEST_DRAFT, CONTEXT, ROUNDS)
-    return reused_or_made(work / "cost.json", MeasuredCost, digest, lambda: make_cost(bench, digest))
+def measure_cost(loaded: LoadedModel, work: Path) -> MeasuredCost:
+    """The cost of passes, read from the work folder where it was measured with as many threads."""
+    digest = digest_of(loaded.digest, torch.get_num_threads(), LONGEST_DRAFT, CONTEXT, ROUNDS)
+    return reused_or_made(work / "cost.json", MeasuredCost, digest, lambda: make_cost(loaded, digest))
 
 
-def make_cost(bench: Workbench, digest: str) -> MeasuredCost:
+def make_cost(loaded: LoadedModel, digest: str) -> MeasuredCost:
     """Times draft passes of several masks and full passes of several rows, in turn, so that noise spreads evenly."""
-    num_layers = bench.model.config.num_layers
+    num_layers = loaded.model.config.num_layers
     masks = timing_masks(num_layers)
-    context = min(CONTEXT, bench.model.config.max_length - LONGEST_DRAFT - 1)
-    cache = bench.model.new_cache(1, context + LONGEST_DRAFT + 1)
-    drafts = [partial(draft_passes, bench, cache, context, mask) for mask in masks]
-    checks = [partial(full_pass, bench, cache, context, rows) for rows in range(1, LONGEST_DRAFT + 2)]
+    context = min(CONTEXT, loaded.model.config.max_length - LONGEST_DRAFT - 1)
+    cache = loaded.model.new_cache(1, context + LONGEST_DRAFT + 1)
+    drafts = [partial(draft_passes, loaded, cache, context, mask) for mask in masks]
+    checks = [partial(full_pass, loaded, cache, context, rows) for rows in range(1, LONGEST_DRAFT + 2)]
     times = interleaved_quartiles([*drafts, *checks], ROUNDS)
     per_token = [seconds / CHAIN for seconds in times[: len(masks)]]
     fitted = fit(num_layers, masks, per_token, times[len(masks) :])
@@ -90,9 +92,9 @@ def timing_masks(num_layers: int) -> list[SkipMask]:
 
 
 @torch.inference_mode()
-def draft_passes(bench: Workbench, cache: KVCache, context: int, mask: SkipMask) -> None:
+def draft_passes(loaded: LoadedModel, cache: KVCache, context: int, mask: SkipMask) -> None:
     """Passes as the engine drafts `CHAIN` tokens, chosen and judged each."""
-    model = bench.model
+    model = loaded.model
     if model.native:
         model.native.draft(TokenBatch.of([(0, context, [1])], cache), cache, mask, [CHAIN], 0.0)
         return
@@ -103,9 +105,9 @@ def draft_passes(bench: Workbench, cache: KVCache, context: int, mask: SkipMask)
 
 
 @torch.inference_mode()
-def full_pass(bench: Workbench, cache: KVCache, context: int, rows: int) -> None:
+def full_pass(loaded: LoadedModel, cache: KVCache, context: int, rows: int) -> None:
     """A pass as the engine verifies `rows` tokens."""
-    bench.model.greedy(TokenBatch.of([(0, context, [1] * rows)], cache), cache)
+    loaded.model.greedy(TokenBatch.of([(0, context, [1] * rows)], cache), cache)
 
 
 def interleaved_quartiles(timers: Sequence[Callable[[], None]], rounds: int) -> list[float]:

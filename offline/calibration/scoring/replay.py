@@ -1,4 +1,4 @@
-"""What drafting would do on recorded text: the engine's rule replayed on agreements and confidences.
+"""Replays the engine's drafting on recorded text, to predict tokens per second without decoding.
 
 A trace holds, for each place of a continuation, whether the masked model would have chosen the token
 that the full model wrote there, and how sure it was. Replaying costs microseconds, so any draft length
@@ -27,6 +27,7 @@ class DraftRule(Strict):
 
 
 FIRST_RULE = DraftRule(max_draft=8, confidence=0.5)
+"""The rule to begin with, before any text was replayed."""
 RULES = tuple(
     DraftRule(max_draft=length, confidence=confidence)
     for length in (2, 4, 6, 8, LONGEST_DRAFT)
@@ -90,6 +91,7 @@ def replay(traces: Iterable[Trace], rule: DraftRule) -> Replay:
 
 
 def draft_length(confidences: Sequence[float], at: int, limit: int, confidence: float) -> int:
+    """Tokens of a draft that begins at `at`: up to its first unsure one, which counts, and at most `limit`."""
     for length in range(1, limit + 1):
         if confidences[at + length - 1] < confidence:
             return length
@@ -107,7 +109,7 @@ def best_rule(traces: Sequence[tuple[SkipMask, Sequence[Trace]]], cost: CostMode
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a mask does on each text [texts]; seconds in units of a plain token's."""
+    """Tokens and times under a mask, each an array [texts]; `seconds` are in units of a plain token's."""
 
     tokens: NDArray[np.float64]
     seconds: NDArray[np.float64]

@@ -8,13 +8,12 @@ import time
 from collections.abc import Sequence
 
 from offline.calibration.scoring.continuations import Text
+from offline.calibration.scoring.decoding import mask_decoding
 from offline.calibration.scoring.replay import DraftRule
 from offline.calibration.scoring.score import Score
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
 from server.engine import (
-    FULL,
-    Engine,
-    EngineConfig,
+    EMPTY_MASK,
     GenerationRequest,
     Route,
     SamplingParams,
@@ -24,18 +23,14 @@ from server.engine import (
 
 
 class WallClock:
-    """Scores masks by decoding; as fast as plain decoding is 1."""
+    """Scores a mask by decoding with it; a score of 1 is the speed of plain decoding."""
 
-    def __init__(self, bench: Workbench, texts: Sequence[Text], rule: DraftRule, max_tokens: int) -> None:
-        room = max(len(text.prompt_ids) for text in texts) + max_tokens
-        config = EngineConfig(
-            1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
-        )
-        self.engine = Engine(bench.model, config)
+    def __init__(self, loaded: LoadedModel, texts: Sequence[Text], rule: DraftRule, max_tokens: int) -> None:
         self.prompts = [text.prompt_ids for text in texts]
-        self.stop = StopConditions(max_tokens, bench.checkpoint.eos_ids)
-        self.decode("plain", FULL)
-        self.plain_rate, _ = self.decode("plain", FULL)
+        self.engine = mask_decoding(loaded, self.prompts, rule, max_tokens).engine
+        self.stop = StopConditions(max_tokens, loaded.checkpoint.eos_ids)
+        self.decode("plain", EMPTY_MASK)
+        self.plain_rate, _ = self.decode("plain", EMPTY_MASK)
 
     def __call__(self, mask: SkipMask) -> Score:
         rate, acceptance = self.decode("skip", mask)

@@ -1,1 +1,1 @@
-"""Finding masks, and telling what was found from chance."""
+"""The search for masks, and the verdict on which of them are better than chance."""

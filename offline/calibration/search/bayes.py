@@ -13,7 +13,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
 from offline.calibration.search.initial_masks import flipped
-from server.engine import FULL, SkipMask
+from server.engine import EMPTY_MASK, SkipMask
 
 EXPECTED_FLIPS = 3
 """Sub-layers that a random sample of the box changes on average: further away, hardly any mask is good."""
@@ -53,7 +53,7 @@ class FlipSpace:
 
     def mask(self, point: dict[str, float]) -> SkipMask:
         skipped = [int(name) for name, value in point.items() if value > 0.5]
-        return flipped(FULL, set(skipped), self.num_layers)
+        return flipped(EMPTY_MASK, set(skipped), self.num_layers)
 
 
 class SampledBound(UpperConfidenceBound):
@@ -81,7 +81,7 @@ def bayesian(known: Mapping[SkipMask, float], num_layers: int, seed: int) -> Gen
     The kernel is fixed: refitting its length at every step costs more than scoring a mask.
     """
     while True:
-        ranked = sorted(known, key=lambda mask: -known[mask])[:NUM_REGISTERED] or [FULL]
+        ranked = sorted(known, key=lambda mask: -known[mask])[:NUM_REGISTERED] or [EMPTY_MASK]
         space = FlipSpace(ranked[0], num_layers)
         optimiser = BayesianOptimization(
             f=None,

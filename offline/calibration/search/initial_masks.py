@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offline.calibration.scoring.cost import CostModel
-from server.engine import FULL, SkipMask
+from server.engine import EMPTY_MASK, SkipMask
 
 BINS = 32
 """Amounts of saved time that the dynamic programme tells apart."""
@@ -41,7 +41,7 @@ def rule_masks(num_layers: int) -> list[SkipMask]:
     odd, inner = frozenset(range(1, num_layers, 2)), frozenset(range(1, num_layers - 1))
     none: frozenset[int] = frozenset()
     others = [SkipMask(odd, odd), SkipMask(odd & inner, odd & inner), SkipMask(odd, none), SkipMask(inner, none)]
-    return list(dict.fromkeys([FULL, *prefix_masks(num_layers), *others, *window_masks(num_layers)]))
+    return list(dict.fromkeys([EMPTY_MASK, *prefix_masks(num_layers), *others, *window_masks(num_layers)]))
 
 
 def flipped(mask: SkipMask, places: Collection[int], num_layers: int) -> SkipMask:
@@ -65,6 +65,7 @@ class Depths:
         self.full = [self.after(depth, frozenset()) for depth in range(self.num_places + 1)]
 
     def after(self, depth: int, skipped: frozenset[int]) -> Tensor:
+        """States [tokens, hidden_size] of length one after the first `depth` sub-layers without those `skipped`."""
         mask = mask_of(skipped | set(range(depth, self.num_places)))
         return F.normalize(self.states(mask).float(), dim=-1)
 

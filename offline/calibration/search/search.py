@@ -3,7 +3,7 @@
 A search scores its starting masks, then what the default strategy proposes. Each domain has a record
 of its own that depends on nothing but its own texts, so a new domain leaves the others' as they are.
 Beside its mask, a domain gets three more from control searches: they tell what part of a mask is
-chance (`trust.py`).
+chance (`verdicts.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ from offline.calibration.scoring.wallclock import WallClock
 from offline.calibration.search.initial_masks import Depths, cosine_masks, knapsack_masks, prefix_masks, rule_masks
 from offline.calibration.search.strategies import STRATEGIES, explore
 from offline.calibration.search.trials import Trials
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
+from offline.prompts import MIXED
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.settings import CalibrationSettings, Objective
-from server.engine import Decoder, MaskRecord, SkipMask
+from server.engine import Decoder, JsonMask, SkipMask
 
-MIXED = "mixed"
 STRATEGY = "evolution"
 """The best of the strategies at this budget by `study`; see LOG.md."""
 START_TEXTS = 4
@@ -39,12 +39,15 @@ OWN, OTHER_SEED, FIRST_HALF, SECOND_HALF = "own", "other-seed", "first-half", "s
 class MaskRun(Strict):
     """One search: its best mask, and the best score after each scored mask."""
 
-    mask: MaskRecord
+    mask: JsonMask
     curve: list[float]
 
 
 class DomainMasks(StageRecord):
-    """What the searches of a domain found; `controls` by their names, none for the mixed mask."""
+    """The mask of a domain's `own` search, and those of its control searches by their names.
+
+    The mixed mask has no controls. `rule` is the drafting rule that all of them were scored with.
+    """
 
     name: str
     rule: DraftRule
@@ -64,9 +67,9 @@ class TextGroup:
 
 @dataclass(frozen=True)
 class Searcher:
-    """What all searches of one domain share."""
+    """One domain's searches, with the inputs that they share."""
 
-    bench: Workbench
+    loaded: LoadedModel
     cost: CostModel
     settings: CalibrationSettings
     folder: Path
@@ -74,7 +77,7 @@ class Searcher:
 
     @property
     def num_layers(self) -> int:
-        return self.bench.model.config.num_layers
+        return self.loaded.model.config.num_layers
 
     def first_rule(self, group: TextGroup) -> DraftRule:
         """The rule that suits the best early exit, to search with."""
@@ -87,7 +90,7 @@ class Searcher:
     def starting_masks(self, texts: Sequence[Text]) -> list[SkipMask]:
         """All starting masks, each once."""
         few = [text.model_copy(update={"output_ids": text.output_ids[:START_TOKENS]}) for text in spread(texts)]
-        scorer = MaskScorer(self.bench.model, few)
+        scorer = MaskScorer(self.loaded.model, few)
         masks = rule_masks(self.num_layers)
         if scorer.texts:
             depths = Depths(scorer.hidden_states, self.num_layers)
@@ -109,14 +112,14 @@ class Searcher:
             for mask in self.starting_masks(texts):
                 trials.speedup(mask)
             explore(STRATEGIES[STRATEGY], trials, self.num_layers, self.settings.budget, seed)
-        return MaskRun(mask=MaskRecord.of(trials.best), curve=[round(value, 4) for value in trials.curve])
+        return MaskRun(mask=trials.best, curve=[round(value, 4) for value in trials.curve])
 
     def objective(self, groups: Sequence[Sequence[Text]], rule: DraftRule) -> Callable[[SkipMask], Score]:
-        """What a search on these texts makes as high as it can; a mask is scored once."""
+        """The function that a search on these texts maximises; predictions are remembered by mask."""
         if self.settings.objective is Objective.WALLCLOCK:
             texts = list(chain.from_iterable(groups))
-            return WallClock(self.bench, texts, rule, self.settings.continuation_tokens)
-        group = TextGroup(self.bench.model, groups)
+            return WallClock(self.loaded, texts, rule, self.settings.continuation_tokens)
+        group = TextGroup(self.loaded.model, groups)
         return cache(lambda mask: score_traces(group.traces(mask), mask, rule, self.cost))
 
     def controls(self, own: Callable[[SkipMask], Score], texts: Sequence[Text], rule: DraftRule) -> dict[str, MaskRun]:
@@ -135,7 +138,7 @@ def spread(texts: Sequence[Text]) -> Sequence[Text]:
 
 
 def search_domain(
-    bench: Workbench,
+    loaded: LoadedModel,
     name: str,
     groups: Sequence[Sequence[Text]],
     digest: str,
@@ -146,15 +149,15 @@ def search_domain(
     """Masks for one domain, or for `mixed` over the texts of all, given in `groups` of digest `digest`."""
     chosen = (settings.objective, settings.budget, settings.seed, settings.controls, STRATEGY)
     digest = digest_of(digest, name, cost.model_dump_json(), chosen)
-    searcher = Searcher(bench, cost, settings, folder, digest)
+    searcher = Searcher(loaded, cost, settings, folder, digest)
 
     def make() -> DomainMasks:
-        rule = searcher.first_rule(TextGroup(bench.model, groups))
+        rule = searcher.first_rule(TextGroup(loaded.model, groups))
         texts, objective = list(chain.from_iterable(groups)), searcher.objective(groups, rule)
         own = searcher.run(OWN, texts, objective, rule, settings.seed)
         has_controls = settings.controls and name != MIXED
         controls = searcher.controls(objective, texts, rule) if has_controls else {}
-        best = own.mask.mask
+        best = own.mask
         log.info("search: %s, best of %d masks %.3f, skips %d", name, len(own.curve), own.curve[-1], best.num_skipped)
         return DomainMasks(digest=digest, name=name, rule=rule, own=own, controls=controls)
 

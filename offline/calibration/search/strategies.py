@@ -11,7 +11,7 @@ from itertools import chain
 from offline.calibration.search.bayes import bayesian
 from offline.calibration.search.initial_masks import flipped
 from offline.calibration.search.trials import Trials
-from server.engine import FULL, SkipMask
+from server.engine import EMPTY_MASK, SkipMask
 
 Proposals = Generator[SkipMask, float, None]
 Known = Mapping[SkipMask, float]
@@ -42,7 +42,7 @@ def explore(strategy: Strategy, trials: Trials, num_layers: int, budget: int, se
 
 def best_of(known: Known) -> SkipMask:
     """The mask of highest score, the earliest among equals; the full model where nothing is known."""
-    return max(known, key=lambda mask: known[mask], default=FULL)
+    return max(known, key=lambda mask: known[mask], default=EMPTY_MASK)
 
 
 def at_random(known: Known, num_layers: int, seed: int) -> Proposals:
@@ -50,7 +50,7 @@ def at_random(known: Known, num_layers: int, seed: int) -> Proposals:
     chance = random.Random(seed)
     while True:
         size = chance.randint(1, 2 * num_layers)
-        yield flipped(FULL, set(chance.sample(range(2 * num_layers), size)), num_layers)
+        yield flipped(EMPTY_MASK, set(chance.sample(range(2 * num_layers), size)), num_layers)
 
 
 def greedy(known: Known, num_layers: int, seed: int) -> Proposals:
@@ -83,7 +83,7 @@ def evolution(known: Known, num_layers: int, seed: int) -> Proposals:
     chance = random.Random(seed)
     places = range(2 * num_layers)
     while True:
-        fittest = sorted(known, key=lambda mask: -known[mask])[:POPULATION] or [FULL]
+        fittest = sorted(known, key=lambda mask: -known[mask])[:POPULATION] or [EMPTY_MASK]
         one, other = (min(chance.choices(range(len(fittest)), k=TOURNAMENT)) for _ in range(2))
         differing = flips_between(fittest[one], fittest[other], num_layers)
         crossed = {place for place in differing if chance.random() < 0.5}

@@ -11,11 +11,13 @@ from pydantic import ValidationError
 
 from offline.calibration.scoring.score import Score
 from offline.records import StageRecord, Strict, write_atomically
-from server.engine import MaskRecord, SkipMask
+from server.engine import JsonMask, SkipMask
 
 
 class Trial(Strict):
-    mask: MaskRecord
+    """One line of the file: a mask and its score."""
+
+    mask: JsonMask
     score: Score
 
 
@@ -28,11 +30,11 @@ class Trials:
     def __init__(self, path: Path | None, digest: str, compute: Callable[[SkipMask], Score]) -> None:
         self.path = path
         self.compute = compute
-        self.recorded = {trial.mask.mask: trial.score for trial in read_trials(path, digest)} if path else {}
+        self.recorded = {trial.mask: trial.score for trial in read_trials(path, digest)} if path else {}
         self.speedups: dict[SkipMask, float] = {}
         if path:
             header = StageRecord(digest=digest).model_dump_json()
-            trials = [Trial(mask=MaskRecord.of(m), score=s).model_dump_json() for m, s in self.recorded.items()]
+            trials = [Trial(mask=m, score=s).model_dump_json() for m, s in self.recorded.items()]
             # Written anew, which drops the half line that an interruption may have left.
             write_atomically(path, ("\n".join([header, *trials]) + "\n").encode())
 
@@ -45,7 +47,7 @@ class Trials:
         score = self.compute(mask)
         if self.path:
             with self.path.open("a") as file:
-                file.write(Trial(mask=MaskRecord.of(mask), score=score).model_dump_json() + "\n")
+                file.write(Trial(mask=mask, score=score).model_dump_json() + "\n")
         return score
 
     @property

@@ -15,12 +15,13 @@ from offline.calibration.scoring.continuations import Texts
 from offline.calibration.scoring.cost import CostModel
 from offline.calibration.scoring.replay import DraftRule, Outcome, Trace, best_rule
 from offline.calibration.scoring.score import MaskScorer, Score, score_traces
-from offline.calibration.search.search import FIRST_HALF, MIXED, OTHER_SEED, SECOND_HALF, DomainMasks
+from offline.calibration.search.search import FIRST_HALF, OTHER_SEED, SECOND_HALF, DomainMasks
 from offline.evaluation.summary import Interval, interval
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
+from offline.prompts import MIXED
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
 from offline.settings import CalibrationSettings
-from server.engine import Decoder, MaskRecord, SkipMask
+from server.engine import Decoder, JsonMask, SkipMask
 
 
 class Verdict(Strict):
@@ -28,7 +29,7 @@ class Verdict(Strict):
 
     name: str
     mask_of: str
-    mask: MaskRecord
+    mask: JsonMask
     score: Score
     speedup: Interval
     acceptance: Interval
@@ -43,15 +44,17 @@ class Verdict(Strict):
 
     @property
     def noise(self) -> float:
+        """The part of a difference between two masks that chance in the search can make."""
         return max(self.seed_noise or 0.0, self.prompt_noise or 0.0)
 
     @property
     def pays(self) -> bool:
+        """Whether the gain is above the noise, and the low end of its interval above zero."""
         return self.gain.median > self.noise and self.gain.low > 0
 
 
 class Verdicts(StageRecord):
-    """What the artifact is made of.
+    """The masks that go into the artifact, and the rule by which all of them draft.
 
     `cross` holds predicted speed-ups on held-out prompts: a row per searched mask, the domains' in
     order and then the mixed one, a column per domain.
@@ -68,7 +71,7 @@ class Verdicts(StageRecord):
 
 
 def judge(
-    bench: Workbench,
+    loaded: LoadedModel,
     texts: Mapping[str, Texts],
     found: Mapping[str, DomainMasks],
     cost: CostModel,
@@ -79,7 +82,7 @@ def judge(
     digest = digest_of([texts[name].digest for name in texts], [masks.digest for masks in found.values()])
 
     def make() -> Verdicts:
-        return Judge(bench.model, texts, found, cost, settings.seed).verdicts(digest)
+        return Judge(loaded.model, texts, found, cost, settings.seed).verdicts(digest)
 
     record = reused_or_made(work / "search.json", Verdicts, digest, make)
     log.info("search: %d domains share %d masks", len(record.domains), record.num_masks)
@@ -101,7 +104,7 @@ class Judge:
         self.found = found
         self.cost = cost
         self.seed = seed
-        own = [(found[name].own.mask.mask, MaskScorer(model, texts[name].search)) for name in self.names]
+        own = [(found[name].own.mask, MaskScorer(model, texts[name].search)) for name in self.names]
         self.rule = best_rule([(mask, scorer.traces(mask)) for mask, scorer in own], cost)
         self.scorers = {name: MaskScorer(model, texts[name].heldout) for name in self.names}
         self.seen: dict[tuple[str, SkipMask], list[Trace]] = {}
@@ -124,7 +127,7 @@ class Judge:
         return self.outcome(name, mask).speedups(self.seed)
 
     def verdicts(self, digest: str) -> Verdicts:
-        masks = {name: self.found[name].own.mask.mask for name in [*self.names, MIXED]}
+        masks = {name: self.found[name].own.mask for name in [*self.names, MIXED]}
         first = [self.verdict(name, name, masks[name]) for name in self.names]
         owners = {v.name: v.name if v.pays else MIXED for v in first}
         shared = share(owners, {v.name: v.noise for v in first}, lambda name, by: self.score(name, masks[by]).speedup)
@@ -139,9 +142,9 @@ class Judge:
 
     def verdict(self, name: str, mask_of: str, mask: SkipMask) -> Verdict:
         """The figures of a domain that drafts with `mask`, which was searched for `mask_of`."""
-        found, mixed = self.found[name], self.found[MIXED].own.mask.mask
-        own = found.own.mask.mask
-        controls = {control: run.mask.mask for control, run in found.controls.items()}
+        found, mixed = self.found[name], self.found[MIXED].own.mask
+        own = found.own.mask
+        controls = {control: run.mask for control, run in found.controls.items()}
 
         def difference(one: SkipMask | None, other: SkipMask | None) -> float | None:
             if one is None or other is None:
@@ -151,7 +154,7 @@ class Judge:
         return Verdict(
             name=name,
             mask_of=mask_of,
-            mask=MaskRecord.of(mask),
+            mask=mask,
             score=self.score(name, mask),
             speedup=interval(self.speedups(name, mask)),
             acceptance=interval(self.outcome(name, mask).acceptances(self.seed)),

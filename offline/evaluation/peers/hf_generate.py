@@ -1,5 +1,4 @@
-"""What is compared with beside the engine: llama.cpp, and `generate` of transformers, plain and with its own
-self-speculation."""
+"""`generate` of transformers as a peer: plain, with its prompt lookup, and with its early exit."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,8 +6,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from offline.evaluation.measure import Answer, Job, Runner
-from offline.loaded_model import Workbench
+from offline.evaluation.measure import Answer, Job, Runner, end_ids
+from offline.loaded_model import LoadedModel
 from offline.settings import EvaluationSettings
 
 LOOKUP_TOKENS = 10
@@ -17,38 +16,25 @@ ASSISTED: dict[str, Callable[[int], dict[str, int]]] = {
     "transformers-lookup": lambda num_layers: {"prompt_lookup_num_tokens": LOOKUP_TOKENS},
     "transformers-early-exit": lambda num_layers: {"assistant_early_exit": max(num_layers // 4, 1)},
 }
-"""Method -> options of `generate` for a model of so many layers."""
-LLAMA_CPP = "llama-cpp"
+"""The options that each method gives to `generate`, for a model of so many layers."""
 
 
-def peer_runners(
-    names: Sequence[str], bench: Workbench, settings: EvaluationSettings, longest: int
+def assisted_runners(
+    names: Sequence[str], loaded: LoadedModel, settings: EvaluationSettings, longest: int
 ) -> dict[str, Runner]:
-    """Runners of the peers among `names` in the engine's dtype, for prompts of up to `longest` tokens."""
-    runners = assisted_runners([name for name in names if name in ASSISTED], bench, settings)
-    if LLAMA_CPP in names:
-        # An extra: `settings` has seen that it is there.
-        from offline.evaluation.peers.llamacpp import llamacpp_runner
-
-        runners[LLAMA_CPP] = llamacpp_runner(bench, settings, longest)
-    return runners
-
-
-def assisted_runners(names: Sequence[str], bench: Workbench, settings: EvaluationSettings) -> dict[str, Runner]:
-    """Runners of transformers, over one shared model."""
-    if not names:
-        return {}
+    """Runners of some methods of `ASSISTED` over one shared model; their prompts may have any length."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        settings.model, dtype=bench.checkpoint.dtype, trust_remote_code=settings.trust_remote_code
+        settings.model, dtype=loaded.checkpoint.dtype, trust_remote_code=settings.trust_remote_code
     )
-    model.to(bench.checkpoint.device).eval()
-    return {name: assisted_runner(name, model, bench, settings) for name in names}
+    model.to(loaded.checkpoint.device).eval()
+    return {name: assisted_runner(name, model, loaded, settings) for name in names}
 
 
-def assisted_runner(name: str, model: PreTrainedModel, bench: Workbench, settings: EvaluationSettings) -> Runner:
-    options = ASSISTED[name](bench.model.config.num_layers)
-    eos_ids = sorted(end_ids(bench, settings))
-    pad = bench.checkpoint.tokenizer.pad_token_id
+def assisted_runner(name: str, model: PreTrainedModel, loaded: LoadedModel, settings: EvaluationSettings) -> Runner:
+    """Answers by `generate` with one method's options; the prompts of a batch are padded on the left."""
+    options = ASSISTED[name](loaded.model.config.num_layers)
+    eos_ids = sorted(end_ids(loaded, settings))
+    pad = loaded.checkpoint.tokenizer.pad_token_id
     pad = pad if pad is not None else (eos_ids or [0])[0]
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
@@ -68,23 +54,7 @@ def assisted_runner(name: str, model: PreTrainedModel, bench: Workbench, setting
     return run
 
 
-def end_ids(bench: Workbench, settings: EvaluationSettings) -> frozenset[int]:
-    """The tokens that end an answer."""
-    return frozenset() if settings.ignore_eos else bench.checkpoint.eos_ids
-
-
 def upto_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
-    """Without the padding after the first end token."""
+    """The ids up to the first end token: `generate` pads what comes after it."""
     end = next((i for i, token in enumerate(ids) if token in eos_ids), len(ids))
     return ids[: end + 1]
-
-
-def runnable(name: str, runner: Runner, jobs: Sequence[Job], report: Callable[[str], None]) -> bool:
-    """Whether a peer gets through one batch; where not, one line says why."""
-    try:
-        runner(jobs)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        report(f"{name} is left out, it cannot run here: {reason}")
-        return False
-    return True

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig
 
-from offline.evaluation.measure import Answer, Job, Runner
-from offline.evaluation.peers.hf_generate import end_ids
-from offline.loaded_model import Workbench
+from offline.evaluation.measure import Answer, Job, Runner, end_ids
+from offline.loaded_model import LoadedModel
 from offline.settings import EvaluationSettings, SettingsMistake
 from server.engine import DecoderConfig
 
@@ -36,15 +35,15 @@ FILE_TYPES = {
 }
 
 
-def llamacpp_runner(bench: Workbench, settings: EvaluationSettings, longest: int) -> Runner:
+def llamacpp_runner(loaded: LoadedModel, settings: EvaluationSettings, longest: int) -> Runner:
     """Answers by llama.cpp in the engine's dtype, with as many threads; raises `SettingsMistake` where it cannot."""
-    if settings.temperature > 0 or settings.batch_size > 1 or bench.checkpoint.device.type != "cpu":
+    if settings.temperature > 0 or settings.batch_size > 1 or loaded.checkpoint.device.type != "cpu":
         raise SettingsMistake("--methods: llama-cpp answers greedily, one prompt at a time, on the CPU only")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
-        write_gguf(path, bench, rope_theta(settings))
-        model = Model(path, longest + settings.max_new_tokens, bench.checkpoint.dtype)
-    eos_ids = end_ids(bench, settings)
+        write_gguf(path, loaded, rope_theta(settings))
+        model = Model(path, longest + settings.max_new_tokens, loaded.checkpoint.dtype)
+    eos_ids = end_ids(loaded, settings)
 
     def answer(job: Job) -> Answer:
         tokens = upto(model.tokens(job.ids), settings.max_new_tokens, eos_ids)
@@ -115,9 +114,9 @@ def rope_theta(settings: EvaluationSettings) -> float:
     return float(config.rope_parameters["rope_theta"])
 
 
-def write_gguf(path: Path, bench: Workbench, theta: float) -> None:
+def write_gguf(path: Path, loaded: LoadedModel, theta: float) -> None:
     """Writes the checkpoint's weights under GGUF's names; matrices in its dtype, vectors in fp32."""
-    config, weights = bench.checkpoint.config, bench.checkpoint.weights
+    config, weights = loaded.checkpoint.config, loaded.checkpoint.weights
     architecture = architecture_of(weights)
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     describe(writer, config, theta)
@@ -127,7 +126,7 @@ def write_gguf(path: Path, bench: Workbench, theta: float) -> None:
             continue
         stem, _, ending = name.rpartition(".")
         values = interleaved(name, weight, config) if architecture is gguf.MODEL_ARCH.LLAMA else weight
-        kind = FILE_TYPES[bench.checkpoint.dtype] if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
+        kind = FILE_TYPES[loaded.checkpoint.dtype] if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(f"{names.get_name(stem)}.{ending}", raw(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -136,6 +135,7 @@ def write_gguf(path: Path, bench: Workbench, theta: float) -> None:
 
 
 def describe(writer: gguf.GGUFWriter, config: DecoderConfig, theta: float) -> None:
+    """Writes the shape of the model under the keys that llama.cpp reads it from."""
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_length)
     writer.add_embedding_length(config.hidden_size)

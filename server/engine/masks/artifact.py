@@ -8,7 +8,18 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetPydanticSchema,
+    JsonValue,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -22,22 +33,34 @@ class ArtifactError(Exception):
 
 
 class Strict(BaseModel):
+    """A record that cannot be changed and refuses unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class MaskRecord(Strict):
-    """A skip mask as sorted layer lists."""
+def mask_schema(source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+    """How pydantic reads a mask from its JSON form, and writes it back with the layers in order."""
+    layers = core_schema.frozenset_schema(core_schema.int_schema())
+    fields = {part: core_schema.typed_dict_field(layers) for part in ("attention", "mlp")}
+    return core_schema.no_info_wrap_validator_function(
+        read_mask,
+        core_schema.typed_dict_schema(fields, extra_behavior="forbid"),
+        serialization=core_schema.plain_serializer_function_ser_schema(mask_layers),
+    )
 
-    attention: list[int]
-    mlp: list[int]
 
-    @classmethod
-    def of(cls, mask: SkipMask) -> "MaskRecord":
-        return cls(attention=sorted(mask.attention), mlp=sorted(mask.mlp))
+def read_mask(value: object, read_layers: ValidatorFunctionWrapHandler) -> SkipMask:
+    """A mask as it is, or made from its JSON form."""
+    return value if isinstance(value, SkipMask) else SkipMask(**read_layers(value))
 
-    @property
-    def mask(self) -> SkipMask:
-        return SkipMask(frozenset(self.attention), frozenset(self.mlp))
+
+def mask_layers(mask: SkipMask) -> dict[str, list[int]]:
+    """The JSON form of a mask."""
+    return {"attention": sorted(mask.attention), "mlp": sorted(mask.mlp)}
+
+
+JsonMask = Annotated[SkipMask, GetPydanticSchema(mask_schema)]
+"""A `SkipMask` in a record; in JSON it is {"attention": [1, 2], "mlp": [2]}, the numbers of the skipped layers."""
 
 
 class DomainRecord(Strict):
@@ -48,7 +71,7 @@ class DomainRecord(Strict):
     """
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    mask: MaskRecord
+    mask: JsonMask
     num_prompts: Annotated[int, Field(ge=0)]
     acceptance: Annotated[float, Field(ge=0, le=1)]
     predicted_speedup: float
@@ -98,6 +121,7 @@ class Manifest(Strict):
 
     @model_validator(mode="after")
     def check_domains(self) -> Self:
+        """Names are distinct, anchors belong to domains, and masks name layers that the model has."""
         names = [domain.name for domain in self.domains]
         if len(set(names)) < len(names) or OTHER_DOMAIN in names:
             raise ValueError(f"domain names differ from each other and from {OTHER_DOMAIN!r}")

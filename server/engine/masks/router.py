@@ -15,7 +15,7 @@ def prompt_vector(hidden: Tensor) -> Tensor:
 
 
 class Router:
-    """Maps a prompt vector to a `Route`; below the artifact's threshold to the pooled mask.
+    """Maps a prompt vector to a `Route`; below the artifact's threshold to the mixed mask.
 
     The anchors' mean is subtracted before the cosine: raw hidden states share a large common
     direction, which would hide the distance between domains.
@@ -25,8 +25,8 @@ class Router:
         manifest = artifact.manifest
         self.threshold = manifest.similarity_threshold
         self.centre = artifact.centre.float()
-        self.routes = [Route(domain.name, domain.mask.mask) for domain in manifest.domains]
-        self.mixed = Route(OTHER_DOMAIN, manifest.mixed.mask.mask)
+        self.routes = [Route(domain.name, domain.mask) for domain in manifest.domains]
+        self.mixed = Route(OTHER_DOMAIN, manifest.mixed.mask)
         self.anchor_domains = manifest.anchor_domains
         self.index = hnswlib.Index(space="cosine", dim=manifest.hidden_size)
         self.index.init_index(max_elements=len(self.anchor_domains), random_seed=0)

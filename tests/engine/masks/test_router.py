@@ -1,4 +1,4 @@
-"""Routing: the nearest anchor by centred cosine, and the pooled mask below the threshold."""
+"""Routing: the nearest anchor by centred cosine, and the mixed mask below the threshold."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_the_nearest_anchor_gives_domain_and_mask(tiny_artifact: RoutingArtifact
     assert router.route(torch.tensor([5.0, 0.1, 0.0])).domain == "stories"
 
 
-def test_below_the_threshold_the_pooled_mask_is_taken_and_said_so(tiny_artifact: RoutingArtifact) -> None:
+def test_below_the_threshold_the_mixed_mask_is_taken_and_said_so(tiny_artifact: RoutingArtifact) -> None:
     router = Router(with_anchors(tiny_artifact, AXES, torch.zeros(3), threshold=0.9))
     route = router.route(torch.tensor([1.0, 1.0, 0.0]))
     assert (route.domain, route.mask) == (OTHER_DOMAIN, SkipMask(frozenset({2}), frozenset({2})))

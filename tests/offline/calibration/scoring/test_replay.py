@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from offline.calibration.scoring.cost import LONGEST_DRAFT, CostModel, fit, timing_masks
 from offline.calibration.scoring.replay import RULES, DraftRule, Trace, best_rule, replay
-from server.engine import FULL, SkipMask
+from server.engine import EMPTY_MASK, SkipMask
 
 HALF = SkipMask(frozenset({2, 3}), frozenset({2, 3}))
 COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=2.0, full=[13.0] * 8 + [15.0] * (LONGEST_DRAFT - 7))
@@ -75,4 +75,4 @@ def test_the_fit_recovers_a_linear_machine() -> None:
     assert fitted.attention == pytest.approx(COST.attention)
     assert fitted.mlp == pytest.approx(COST.mlp)
     assert fitted.full == [13.0, 13.0, 14.0]
-    assert fitted.draft(FULL) == pytest.approx(fitted.plain)
+    assert fitted.draft(EMPTY_MASK) == pytest.approx(fitted.plain)

@@ -21,7 +21,7 @@ from offline.calibration.search.initial_masks import (
     rule_masks,
     similarity,
 )
-from server.engine import FULL, Decoder, SkipMask
+from server.engine import EMPTY_MASK, Decoder, SkipMask
 
 NUM_LAYERS = 3
 COST = CostModel(num_layers=NUM_LAYERS, base=1.0, attention=1.0, mlp=2.0, full=[20.0] * (LONGEST_DRAFT + 1))
@@ -42,12 +42,12 @@ def test_rules_hold_all_early_exits_and_no_mask_twice() -> None:
     keeps_the_edges_and_a_window = SkipMask(frozenset({1, 4}), frozenset({1, 4}))
     assert keeps_the_edges_and_a_window in masks
     assert len(rule_masks(80)) < 150
-    assert rule_masks(1)[0] == FULL
+    assert rule_masks(1)[0] == EMPTY_MASK
 
 
 @given(st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
 def test_flips_undo_themselves(places: set[int], others: set[int]) -> None:
-    mask = flipped(FULL, others, 6)
+    mask = flipped(EMPTY_MASK, others, 6)
     assert flipped(flipped(mask, places, 6), places, 6) == mask
     assert mask.num_skipped == len(others)
 
@@ -61,7 +61,7 @@ def test_cosine_masks_skip_first_what_turns_the_state_least() -> None:
 
 
 def test_the_dynamic_programme_finds_the_nearest_mask_for_each_amount_of_time() -> None:
-    full = states(FULL)
+    full = states(EMPTY_MASK)
     masks = knapsack_masks(Depths(states, NUM_LAYERS), COST)
     assert len(masks) == len(set(masks)) > 5
     best: dict[float, float] = {}
@@ -77,7 +77,7 @@ def test_the_dynamic_programme_finds_the_nearest_mask_for_each_amount_of_time() 
 def test_states_of_a_real_model_end_in_the_full_models_own(model: Decoder) -> None:
     scorer = MaskScorer(model, [Text(prompt_ids=[5, 6, 7], output_ids=list(range(10, 30)))])
     depths = Depths(scorer.hidden_states, model.config.num_layers)
-    final = torch.nn.functional.normalize(scorer.hidden_states(FULL).float(), dim=-1)
+    final = torch.nn.functional.normalize(scorer.hidden_states(EMPTY_MASK).float(), dim=-1)
     torch.testing.assert_close(depths.full[-1], final)
     assert len(depths.full) == 2 * model.config.num_layers + 1
     cost = COST.model_copy(update={"num_layers": model.config.num_layers})

@@ -15,7 +15,7 @@ from offline.calibration.search.initial_masks import prefix_masks, rule_masks
 from offline.calibration.search.strategies import STRATEGIES, Strategy, explore
 from offline.calibration.search.trials import Trials
 from server.engine import (
-    FULL,
+    EMPTY_MASK,
     Decoder,
     Engine,
     EngineConfig,
@@ -52,7 +52,7 @@ def texts_of(model: Decoder, count: int, length: int = 40) -> list[Text]:
 
 def test_points_stand_for_their_masks() -> None:
     space = FlipSpace(PLANTED, NUM_LAYERS)
-    for mask in [PLANTED, FULL, *prefix_masks(NUM_LAYERS)]:
+    for mask in [PLANTED, EMPTY_MASK, *prefix_masks(NUM_LAYERS)]:
         point = space.point(mask)
         assert space.mask(point) == mask
         assert all(low <= point[name] <= high for name, (low, high) in space.bounds.items())
@@ -115,7 +115,7 @@ def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path: Path) -> None
 
 def test_trials_of_other_inputs_are_not_used(tmp_path: Path) -> None:
     first = Trials(tmp_path / "trials.jsonl", "one", planted_score)
-    first.speedup(FULL)
+    first.speedup(EMPTY_MASK)
     assert Trials(tmp_path / "trials.jsonl", "one", planted_score).recorded
     assert not Trials(tmp_path / "trials.jsonl", "two", planted_score).recorded
 
@@ -131,15 +131,15 @@ def runner(request: pytest.FixtureRequest, model: Decoder, tmp_path: Path) -> De
 
 def test_the_empty_mask_agrees_everywhere(runner: Decoder) -> None:
     model, texts = runner, texts_of(runner, 12)
-    traces = MaskScorer(model, texts).traces(FULL)
+    traces = MaskScorer(model, texts).traces(EMPTY_MASK)
     assert [len(trace.agrees) for trace in traces] == [len(text.output_ids) - 1 for text in texts]
     assert replay(traces, FIRST_RULE).acceptance == 1.0
-    assert score_traces(traces, FULL, FIRST_RULE, COST).speedup == 1.0
+    assert score_traces(traces, EMPTY_MASK, FIRST_RULE, COST).speedup == 1.0
 
 
 def test_scores_do_not_depend_on_the_masks_before(model: Decoder) -> None:
     scorer = MaskScorer(model, texts_of(model, 3))
-    masks = [SkipMask(frozenset({1}), frozenset({2, 3})), SkipMask(frozenset(), frozenset({0})), FULL]
+    masks = [SkipMask(frozenset({1}), frozenset({2, 3})), SkipMask(frozenset(), frozenset({0})), EMPTY_MASK]
     first = [scorer.traces(mask) for mask in masks]
     assert [scorer.traces(mask) for mask in reversed(masks)] == first[::-1]
 
@@ -163,5 +163,5 @@ def test_a_trace_begins_like_a_real_draft(model: Decoder) -> None:
 
 def test_answers_of_one_token_give_nothing_to_score(model: Decoder) -> None:
     scorer = MaskScorer(model, [Text(prompt_ids=[5, 6], output_ids=[2])])
-    assert scorer.traces(FULL) == []
+    assert scorer.traces(EMPTY_MASK) == []
     assert score_traces([], SkipMask(frozenset({1})), FIRST_RULE, COST).speedup == 1.0

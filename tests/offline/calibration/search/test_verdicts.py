@@ -9,12 +9,13 @@ from offline.calibration.scoring.continuations import Text, Texts
 from offline.calibration.scoring.cost import LONGEST_DRAFT, CostModel
 from offline.calibration.scoring.replay import DraftRule, Outcome, Trace
 from offline.calibration.scoring.score import Score
-from offline.calibration.search.search import FIRST_HALF, MIXED, OTHER_SEED, SECOND_HALF, DomainMasks, search_domain
+from offline.calibration.search.search import FIRST_HALF, OTHER_SEED, SECOND_HALF, DomainMasks, search_domain
 from offline.calibration.search.verdicts import Judge, Verdict, share
 from offline.evaluation.summary import Interval
-from offline.loaded_model import Workbench
+from offline.loaded_model import LoadedModel
+from offline.prompts import MIXED
 from offline.settings import CalibrationSettings
-from server.engine import FULL, MaskRecord, SkipMask
+from server.engine import EMPTY_MASK, SkipMask
 
 COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=1.0, full=[9.0] * (LONGEST_DRAFT + 1))
 RULE = DraftRule(max_draft=2, confidence=0.0)
@@ -27,7 +28,7 @@ def verdict(gain: float, low: float, seed_noise: float | None, prompt_noise: flo
     return Verdict(
         name="a",
         mask_of="a",
-        mask=MaskRecord.of(MASK),
+        mask=MASK,
         score=SCORE,
         speedup=interval,
         acceptance=interval,
@@ -69,7 +70,7 @@ def test_an_outcome_is_the_replayed_drafts_over_plain_decoding() -> None:
     assert speedups[0] == pytest.approx(18 / found.seconds.sum())
     assert speedups[1:].min() == pytest.approx(9 / found.seconds[1])
     assert np.array_equal(speedups, found.speedups(seed=0))
-    assert Outcome.of([good, bad], FULL, RULE, COST).speedups(0).tolist() == [1.0] * 1001
+    assert Outcome.of([good, bad], EMPTY_MASK, RULE, COST).speedups(0).tolist() == [1.0] * 1001
     assert Outcome.of([], MASK, RULE, COST).speedups(0).tolist() == [1.0] * 1001
     assert Outcome.of([], MASK, RULE, COST).acceptances(0).tolist() == [0.0] * 1001
 
@@ -95,18 +96,18 @@ def test_the_searches_of_a_domain_and_what_is_made_of_them(tiny_checkpoint: Path
     settings = CalibrationSettings(
         model=str(tiny_checkpoint), prompts=[Path("p")], out=tmp_path, budget=5, dtype="float32"
     )
-    bench = Workbench.open(settings)
+    loaded = LoadedModel.open(settings)
     texts = {name: Texts(digest=name, search=texts_of(i), heldout=texts_of(i + 9)) for i, name in enumerate("ab")}
 
     def search(name: str, folder: Path) -> DomainMasks:
         groups = [each.search for each in texts.values()] if name == MIXED else [texts[name].search]
-        return search_domain(bench, name, groups, name, COST, settings, folder / name)
+        return search_domain(loaded, name, groups, name, COST, settings, folder / name)
 
     found = {name: search(name, tmp_path) for name in ("a", "b", MIXED)}
     assert set(found["a"].controls) == {OTHER_SEED, FIRST_HALF, SECOND_HALF}
     assert not found[MIXED].controls
     assert found["a"].own == search("a", tmp_path / "again").own
-    verdicts = Judge(bench.model, texts, found, COST, seed=0).verdicts("d")
+    verdicts = Judge(loaded.model, texts, found, COST, seed=0).verdicts("d")
     assert np.array(verdicts.cross).shape == (3, 2)
     assert [each.name for each in verdicts.domains] == ["a", "b"]
     for column, each in enumerate(verdicts.domains):

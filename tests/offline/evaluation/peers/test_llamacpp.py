@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from offline import settings as offline_settings
 from offline.__main__ import main
 from offline.evaluation.evaluate import Evaluation
+from offline.evaluation.peers import base
 from tests.tiny import save_random_model, tiny_config
 
 pytest.importorskip("llama_cpp", reason="the extra llama-cpp is not installed")
@@ -86,7 +86,7 @@ def test_a_model_that_it_cannot_run_is_one_line(
 def test_a_missing_extra_is_one_line(
     tiny_checkpoint: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(offline_settings, "find_spec", lambda name: None)
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
     assert evaluate(tiny_checkpoint, prompts) == 2
     error = capsys.readouterr().err
     assert "--methods: llama-cpp needs its extra: pip install 'knn-ssd-server[llama-cpp]'" in error

@@ -1,0 +1,34 @@
+"""A finished calibration in memory: what the report shows and the study goes on with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from offline.calibration.anchors import Anchors
+from offline.calibration.collect import Collection
+from offline.calibration.pack import Measured
+from offline.calibration.scoring.continuations import Texts
+from offline.calibration.scoring.cost import MeasuredCost
+from offline.calibration.search.search import DomainMasks
+from offline.calibration.search.verdicts import Verdicts
+from offline.loaded_model import LoadedModel
+from server.engine import Manifest
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The records of all stages, the model that they are of, and the folder `work` where they are kept.
+
+    `texts` are by domain; `found` holds the masks of each domain and the mixed one.
+    """
+
+    loaded: LoadedModel
+    work: Path
+    manifest: Manifest
+    collection: Collection
+    anchors: Anchors
+    cost: MeasuredCost
+    texts: Mapping[str, Texts]
+    found: Mapping[str, DomainMasks]
+    verdicts: Verdicts
+    measured: Measured
