@@ -12,15 +12,7 @@ from offline.calibration.scoring.decoding import mask_decoding
 from offline.calibration.scoring.replay import DraftRule
 from offline.calibration.scoring.score import Score
 from offline.loaded_model import LoadedModel
-from server.engine import (
-    FULL,
-    GenerationRequest,
-    Method,
-    Route,
-    SamplingParams,
-    SkipMask,
-    StopConditions,
-)
+from server.engine import FULL, GenerationRequest, Method, Route, SamplingParams, SkipMask, StopConditions
 
 
 class WallClock:
