@@ -17,6 +17,8 @@ LLAMA_CPP = "llama-cpp"
 
 
 class MakeRunners(Protocol):
+    """The one thing that a peer has to bring."""
+
     def __call__(
         self, names: Sequence[str], loaded: LoadedModel, settings: EvaluationSettings, longest: int
     ) -> dict[str, Runner]:
