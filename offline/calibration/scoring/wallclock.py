@@ -12,7 +12,6 @@ from offline.calibration.scoring.decoding import mask_decoding
 from offline.calibration.scoring.replay import DraftRule
 from offline.calibration.scoring.score import Score
 from offline.loaded_model import LoadedModel
-<<<<<<< HEAD
 from server.engine import (
     EMPTY_MASK,
     GenerationRequest,
@@ -21,9 +20,6 @@ from server.engine import (
     SkipMask,
     StopConditions,
 )
-=======
-from server.engine import FULL, GenerationRequest, Method, Route, SamplingParams, SkipMask, StopConditions
->>>>>>> wt-offline
 
 
 class WallClock:
