@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 from server.engine import DtypeName, parse_device, parse_dtype
 
 
-class Objective(StrEnum):
+class ObjectiveName(StrEnum):
     """The quantity that a search for masks maximises."""
 
     SCORE = "score"
@@ -83,8 +83,8 @@ class CalibrationSettings(CommandSettings):
         0.01, ge=0, le=0.5, description="share of in-domain prompts that may fall under the similarity threshold"
     )
     budget: int = Field(150, ge=0, description="masks scored per domain after the simple rules")
-    objective: Objective = Field(
-        Objective.SCORE, description="score: predicted from one pass; wallclock: timed decoding, as in the paper"
+    objective: ObjectiveName = Field(
+        ObjectiveName.SCORE, description="score: predicted from one pass; wallclock: timed decoding, as in the paper"
     )
     controls: bool = Field(
         True, description="search again with another seed and on half the prompts, to know the noise"

@@ -43,9 +43,15 @@ def measure_masks(
 def decode_heldout(
     loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings
 ) -> dict[str, Interval]:
-    """Decodes some held-out prompts plainly, with their domain's mask and with the mixed one, in turn."""
+    """Decodes some held-out prompts plainly, with their domain's mask and with the mixed one, in turn.
+
+    A domain is left out where both masks skip nothing: without drafts there is nothing to measure.
+    """
     masks = {verdict.name: verdict.mask for verdict in verdicts.domains}
-    jobs = heldout_jobs(collection, settings.measure_prompts)
+    drafting = {name for name, mask in masks.items() if not (mask.is_empty and verdicts.mixed.mask.is_empty)}
+    jobs = [job for job in heldout_jobs(collection, settings.measure_prompts) if job.domain in drafting]
+    if not jobs:
+        return {}
     decoding = mask_decoding(loaded, [job.ids for job in jobs], verdicts.rule, MEASURED_TOKENS)
     mixed = Route(MIXED, verdicts.mixed.mask)
     runners = {

@@ -14,6 +14,7 @@ from offline.calibration.report.report import write_report
 from offline.calibration.result import Calibration
 from offline.calibration.scoring.continuations import Texts, write_texts
 from offline.calibration.scoring.cost import CostModel, measure_cost
+from offline.calibration.search.race import DomainTraces
 from offline.calibration.search.search import DomainMasks, search_domain
 from offline.calibration.search.verdicts import judge
 from offline.loaded_model import LoadedModel
@@ -76,11 +77,12 @@ def search_masks(
         name: write_texts(loaded, domain, settings, work / folder_name(name))
         for name, domain in collection.domains.items()
     }
-    groups = {name: ([each.search], each.digest) for name, each in texts.items()}
-    groups[MIXED] = ([each.search for each in texts.values()], digest_of([each.digest for each in texts.values()]))
+    traces = {name: DomainTraces(loaded.model, each.search) for name, each in texts.items()}
+    groups = {name: ([traces[name]], each.digest) for name, each in texts.items()}
+    groups[MIXED] = (list(traces.values()), digest_of([each.digest for each in texts.values()]))
     found = {
-        name: search_domain(loaded, name, group, digest, cost, settings, mask_folder(work, name))
-        for name, (group, digest) in groups.items()
+        name: search_domain(loaded, name, domains, digest, cost, settings, mask_folder(work, name))
+        for name, (domains, digest) in groups.items()
     }
     return texts, found
 

@@ -1,12 +1,12 @@
 """Strategies of mask search side by side: the same texts, starting masks and budget, several seeds."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
 from offline.calibration.result import Calibration
-from offline.calibration.scoring.score import Score
+from offline.calibration.search.race import DomainTraces, Objective
 from offline.calibration.search.search import Searcher
 from offline.calibration.search.strategies import STRATEGIES, explore
 from offline.calibration.search.trials import Trials
@@ -40,9 +40,9 @@ def compare_strategies(done: Calibration, name: str, settings: StudySettings) ->
         found = {}
         for strategy in tqdm(STRATEGIES, f"strategies for {name}", leave=False):
             # Scores are remembered, so each strategy gets an objective of its own, which knows the starts only.
-            objective = searcher.objective([texts.search], rule)
+            objective = searcher.objective([DomainTraces(done.loaded.model, texts.search)], rule)
             for mask in starts:
-                objective(mask)
+                objective(mask, starts[0])
             started = time.perf_counter()
             runs = [one_curve(searcher, strategy, starts, objective, settings.seed + i) for i in range(settings.seeds)]
             found[strategy] = StrategyRuns(curves=runs, seconds=(time.perf_counter() - started) / settings.seeds)
@@ -52,7 +52,7 @@ def compare_strategies(done: Calibration, name: str, settings: StudySettings) ->
 
 
 def one_curve(
-    searcher: Searcher, strategy: str, starts: Sequence[SkipMask], objective: Callable[[SkipMask], Score], seed: int
+    searcher: Searcher, strategy: str, starts: Sequence[SkipMask], objective: Objective, seed: int
 ) -> list[float]:
     """The best score from the last starting mask on, in units of the best of them."""
     trials = Trials(None, "", objective)

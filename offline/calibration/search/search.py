@@ -6,27 +6,26 @@ Beside its mask, a domain gets three more from control searches: they tell what 
 chance (`verdicts.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
 from offline.calibration.scoring.continuations import Text
 from offline.calibration.scoring.cost import CostModel
-from offline.calibration.scoring.replay import FIRST_RULE, DraftRule, Trace, best_rule
-from offline.calibration.scoring.score import MaskScorer, Score, score_traces
+from offline.calibration.scoring.replay import FIRST_RULE, DraftRule, best_rule
+from offline.calibration.scoring.score import MaskScorer, Score
 from offline.calibration.scoring.wallclock import WallClock
 from offline.calibration.search.initial_masks import Depths, cosine_masks, knapsack_masks, prefix_masks, rule_masks
+from offline.calibration.search.race import FIRST_HEAT, HALVES, HEAT_TEXTS, MARGIN, DomainTraces, Objective, Race
 from offline.calibration.search.strategies import STRATEGIES, explore
 from offline.calibration.search.trials import Trials
 from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
-from offline.settings import CalibrationSettings, Objective
-from server.engine import Decoder, JsonMask, SkipMask
+from offline.settings import CalibrationSettings, ObjectiveName
+from server.engine import JsonMask, SkipMask
 
 STRATEGY = "evolution"
 """The best of the strategies at this budget by `study`; see LOG.md."""
@@ -55,16 +54,6 @@ class DomainMasks(StageRecord):
     controls: dict[str, MaskRun]
 
 
-class TextGroup:
-    """A scorer for each of some groups of texts: one batch of all would be as long as the longest of them."""
-
-    def __init__(self, model: Decoder, groups: Sequence[Sequence[Text]]) -> None:
-        self.scorers = [MaskScorer(model, texts) for texts in groups]
-
-    def traces(self, mask: SkipMask) -> list[Trace]:
-        return [trace for scorer in self.scorers for trace in scorer.traces(mask)]
-
-
 @dataclass(frozen=True)
 class Searcher:
     """One domain's searches, with the inputs that they share."""
@@ -79,13 +68,14 @@ class Searcher:
     def num_layers(self) -> int:
         return self.loaded.model.config.num_layers
 
-    def first_rule(self, group: TextGroup) -> DraftRule:
-        """The rule that suits the best early exit, to search with."""
-        traces = {mask: group.traces(mask) for mask in prefix_masks(self.num_layers)}
-        if not traces:
+    def first_rule(self, domains: Sequence[DomainTraces]) -> DraftRule:
+        """The rule that suits the best early exit of the first heat, to search with."""
+        race = Race(domains, FIRST_RULE, self.cost)
+        masks = prefix_masks(self.num_layers)
+        if not masks:
             return FIRST_RULE
-        best = max(traces, key=lambda mask: score_traces(traces[mask], mask, FIRST_RULE, self.cost).speedup)
-        return best_rule([(best, traces[best])], self.cost)
+        best = max(masks, key=lambda mask: race.score(mask, FIRST_HEAT).speedup)
+        return best_rule([(best, race.traces(best, FIRST_HEAT))], self.cost)
 
     def starting_masks(self, texts: Sequence[Text]) -> list[SkipMask]:
         """All starting masks, each once."""
@@ -97,38 +87,40 @@ class Searcher:
             masks += cosine_masks(depths, self.cost) + knapsack_masks(depths, self.cost)
         return list(dict.fromkeys(masks))
 
-    def run(
-        self, name: str, texts: Sequence[Text], objective: Callable[[SkipMask], Score], rule: DraftRule, seed: int
-    ) -> MaskRun:
+    def run(self, name: str, starts: Sequence[SkipMask], objective: Objective, rule: DraftRule, seed: int) -> MaskRun:
         """One search; goes on from its file of trials."""
         path = self.folder / f"trials-{name}.jsonl"
         with tqdm(desc=f"masks for {self.folder.name}, {name}", delay=2, leave=False, unit="mask") as bar:
 
-            def compute(mask: SkipMask) -> Score:
+            def compute(mask: SkipMask, leader: SkipMask | None) -> Score:
                 bar.update()
-                return objective(mask)
+                return objective(mask, leader)
 
             trials = Trials(path, digest_of(self.digest, name, rule, seed), compute)
-            for mask in self.starting_masks(texts):
+            for mask in starts:
                 trials.speedup(mask)
             explore(STRATEGIES[STRATEGY], trials, self.num_layers, self.settings.budget, seed)
         return MaskRun(mask=trials.best, curve=[round(value, 4) for value in trials.curve])
 
-    def objective(self, groups: Sequence[Sequence[Text]], rule: DraftRule) -> Callable[[SkipMask], Score]:
-        """The function that a search on these texts maximises; predictions are remembered by mask."""
-        if self.settings.objective is Objective.WALLCLOCK:
-            texts = list(chain.from_iterable(groups))
-            return WallClock(self.loaded, texts, rule, self.settings.continuation_tokens)
-        group = TextGroup(self.loaded.model, groups)
-        return cache(lambda mask: score_traces(group.traces(mask), mask, rule, self.cost))
+    def objective(
+        self, domains: Sequence[DomainTraces], rule: DraftRule, halves: tuple[int, ...] = HALVES
+    ) -> Objective:
+        """The function that a search on these texts maximises."""
+        if self.settings.objective is ObjectiveName.WALLCLOCK:
+            texts = [text for domain in domains for half in halves for text in domain.texts[half::2]]
+            timed = WallClock(self.loaded, texts, rule, self.settings.continuation_tokens)
+            return lambda mask, leader: timed(mask)
+        return Race(domains, rule, self.cost, halves)
 
-    def controls(self, own: Callable[[SkipMask], Score], texts: Sequence[Text], rule: DraftRule) -> dict[str, MaskRun]:
+    def controls(
+        self, own: Objective, domain: DomainTraces, starts: Sequence[SkipMask], rule: DraftRule
+    ) -> dict[str, MaskRun]:
         """The same search with another seed, and on either half of the texts where there are two."""
         seed = self.settings.seed
-        runs = {OTHER_SEED: self.run(OTHER_SEED, texts, own, rule, seed + 1)}
-        if len(texts) > 1:
-            for name, half in ((FIRST_HALF, texts[::2]), (SECOND_HALF, texts[1::2])):
-                runs[name] = self.run(name, half, self.objective([half], rule), rule, seed)
+        runs = {OTHER_SEED: self.run(OTHER_SEED, starts, own, rule, seed + 1)}
+        if len(domain.texts) > 1:
+            for half, name in enumerate((FIRST_HALF, SECOND_HALF)):
+                runs[name] = self.run(name, starts, self.objective([domain], rule, (half,)), rule, seed)
         return runs
 
 
@@ -140,25 +132,28 @@ def spread(texts: Sequence[Text]) -> Sequence[Text]:
 def search_domain(
     loaded: LoadedModel,
     name: str,
-    groups: Sequence[Sequence[Text]],
+    domains: Sequence[DomainTraces],
     digest: str,
     cost: CostModel,
     settings: CalibrationSettings,
     folder: Path,
 ) -> DomainMasks:
-    """Masks for one domain, or for `mixed` over the texts of all, given in `groups` of digest `digest`."""
-    chosen = (settings.objective, settings.budget, settings.seed, settings.controls, STRATEGY)
+    """Masks for one domain, or for `mixed` over the texts of all, whose texts have the digest `digest`."""
+    chosen = (settings.objective, settings.budget, settings.seed, settings.controls, STRATEGY, HEAT_TEXTS, MARGIN)
     digest = digest_of(digest, name, cost.model_dump_json(), chosen)
     searcher = Searcher(loaded, cost, settings, folder, digest)
 
     def make() -> DomainMasks:
-        rule = searcher.first_rule(TextGroup(loaded.model, groups))
-        texts, objective = list(chain.from_iterable(groups)), searcher.objective(groups, rule)
-        own = searcher.run(OWN, texts, objective, rule, settings.seed)
+        rule = searcher.first_rule(domains)
+        starts = searcher.starting_masks([text for domain in domains for text in domain.texts])
+        objective = searcher.objective(domains, rule)
+        own = searcher.run(OWN, starts, objective, rule, settings.seed)
         has_controls = settings.controls and name != MIXED
-        controls = searcher.controls(objective, texts, rule) if has_controls else {}
-        best = own.mask
-        log.info("search: %s, best of %d masks %.3f, skips %d", name, len(own.curve), own.curve[-1], best.num_skipped)
+        controls = searcher.controls(objective, domains[0], starts, rule) if has_controls else {}
+        for domain in domains:
+            domain.release()
+        skipped = own.mask.num_skipped
+        log.info("search: %s, best of %d masks %.3f, skips %d", name, len(own.curve), own.curve[-1], skipped)
         return DomainMasks(digest=digest, name=name, rule=rule, own=own, controls=controls)
 
     return reused_or_made(folder / "masks.json", DomainMasks, digest, make)

@@ -7,6 +7,7 @@ scored before in `known`. It is deterministic for a seed. `explore` runs one wit
 import random
 from collections.abc import Callable, Generator, Mapping
 from itertools import chain
+from math import ceil
 
 from offline.calibration.search.bayes import bayesian
 from offline.calibration.search.initial_masks import flipped
@@ -21,21 +22,27 @@ KICK = 4
 """Sub-layers that a new ascent changes in the best mask."""
 POPULATION = 16
 TOURNAMENT = 3
+IDLE_SHARE = 1 / 3
+"""Share of a search's budget that may go by without a better mask."""
 PATIENCE = 50
 """Proposals in a row that bring no new mask, after which there is nothing left to try."""
 
 
 def explore(strategy: Strategy, trials: Trials, num_layers: int, budget: int, seed: int) -> None:
-    """Scores at most `budget` new masks; small models have fewer."""
+    """Scores at most `budget` new masks: fewer where a third of it brings nothing better, or none are left."""
     if budget == 0:
         return
-    last = len(trials.speedups) + budget
+    last, idle = len(trials.speedups) + budget, ceil(budget * IDLE_SHARE)
+    improved_at = len(trials.speedups)
     proposals, patience = strategy(trials.speedups, num_layers, seed), PATIENCE
     mask = next(proposals)
     while patience:
         patience = patience - 1 if mask in trials.speedups else PATIENCE
+        before = trials.curve[-1] if trials.speedups else 0.0
         score = trials.speedup(mask)
-        if len(trials.speedups) == last:
+        if score > before:
+            improved_at = len(trials.speedups)
+        if len(trials.speedups) == last or len(trials.speedups) - improved_at >= idle:
             return
         mask = proposals.send(score)
 

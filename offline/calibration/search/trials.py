@@ -3,13 +3,13 @@
 The first line holds the digest of what the scores depend on; a file with another digest is replaced.
 """
 
-from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from offline.calibration.scoring.score import Score
+from offline.calibration.search.race import Objective
 from offline.records import StageRecord, Strict, write_atomically
 from server.engine import JsonMask, SkipMask
 
@@ -24,10 +24,11 @@ class Trial(Strict):
 class Trials:
     """Scores by mask: remembered, read from the file, or computed and appended.
 
-    Without a file they are only remembered. `speedups` holds what was asked for, in that order.
+    Without a file they are only remembered. `speedups` holds what was asked for, in that order. A new mask is scored
+    beside the best one so far, which is the same whether or not the search was interrupted.
     """
 
-    def __init__(self, path: Path | None, digest: str, compute: Callable[[SkipMask], Score]) -> None:
+    def __init__(self, path: Path | None, digest: str, compute: Objective) -> None:
         self.path = path
         self.compute = compute
         self.recorded = {trial.mask: trial.score for trial in read_trials(path, digest)} if path else {}
@@ -44,7 +45,7 @@ class Trials:
         return self.speedups[mask]
 
     def add(self, mask: SkipMask) -> Score:
-        score = self.compute(mask)
+        score = self.compute(mask, self.best if self.speedups else None)
         if self.path:
             with self.path.open("a") as file:
                 file.write(Trial(mask=mask, score=score).model_dump_json() + "\n")

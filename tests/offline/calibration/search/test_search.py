@@ -1,6 +1,5 @@
 """Proposals find a planted optimum; trials survive interruptions; scores mean what they say."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from offline.calibration.scoring.replay import FIRST_RULE, replay
 from offline.calibration.scoring.score import SPAN, MaskScorer, Score, score_traces
 from offline.calibration.search.bayes import FlipSpace
 from offline.calibration.search.initial_masks import prefix_masks, rule_masks
+from offline.calibration.search.race import Objective
 from offline.calibration.search.strategies import STRATEGIES, Strategy, explore
 from offline.calibration.search.trials import Trials
 from server.engine import (
@@ -37,7 +37,7 @@ def distance(mask: SkipMask) -> int:
     return len(mask.attention ^ PLANTED.attention) + len(mask.mlp ^ PLANTED.mlp)
 
 
-def planted_score(mask: SkipMask) -> Score:
+def planted_score(mask: SkipMask, leader: SkipMask | None = None) -> Score:
     return Score(speedup=2.0 - 0.1 * distance(mask), acceptance=0.5)
 
 
@@ -58,7 +58,7 @@ def test_points_stand_for_their_masks() -> None:
         assert all(low <= point[name] <= high for name, (low, high) in space.bounds.items())
 
 
-def started(path: Path | None, compute: Callable[[SkipMask], Score] = planted_score) -> Trials:
+def started(path: Path | None, compute: Objective = planted_score) -> Trials:
     trials = Trials(path, "d", compute)
     for mask in rule_masks(NUM_LAYERS):
         trials.speedup(mask)
@@ -79,7 +79,7 @@ def test_a_strategy_keeps_to_its_budget_and_its_seed(strategy: Strategy) -> None
         trials = started(None)
         before = len(trials.curve)
         explore(strategy, trials, NUM_LAYERS, 12, seed)
-        assert len(trials.curve) == before + 12
+        assert before + 4 <= len(trials.curve) <= before + 12, "a third of the budget, or all of it"
         curves.append(list(trials.speedups))
     assert curves[0] == curves[1] != curves[2]
 
@@ -92,7 +92,7 @@ def test_a_strategy_ends_where_no_mask_is_left(strategy: Strategy) -> None:
 
 
 def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path: Path) -> None:
-    def failing(mask: SkipMask) -> Score:
+    def failing(mask: SkipMask, leader: SkipMask | None) -> Score:
         if len(path.read_text().splitlines()) > 30:
             raise KeyboardInterrupt
         return planted_score(mask)

@@ -9,6 +9,7 @@ from offline.calibration.scoring.continuations import Text, Texts
 from offline.calibration.scoring.cost import LONGEST_DRAFT, CostModel
 from offline.calibration.scoring.replay import DraftRule, Outcome, Trace
 from offline.calibration.scoring.score import Score
+from offline.calibration.search.race import DomainTraces
 from offline.calibration.search.search import FIRST_HALF, OTHER_SEED, SECOND_HALF, DomainMasks, search_domain
 from offline.calibration.search.verdicts import Judge, Verdict, share
 from offline.evaluation.summary import Interval
@@ -100,8 +101,9 @@ def test_the_searches_of_a_domain_and_what_is_made_of_them(tiny_checkpoint: Path
     texts = {name: Texts(digest=name, search=texts_of(i), heldout=texts_of(i + 9)) for i, name in enumerate("ab")}
 
     def search(name: str, folder: Path) -> DomainMasks:
-        groups = [each.search for each in texts.values()] if name == MIXED else [texts[name].search]
-        return search_domain(loaded, name, groups, name, COST, settings, folder / name)
+        groups = list(texts.values()) if name == MIXED else [texts[name]]
+        domains = [DomainTraces(loaded.model, each.search) for each in groups]
+        return search_domain(loaded, name, domains, name, COST, settings, folder / name)
 
     found = {name: search(name, tmp_path) for name in ("a", "b", MIXED)}
     assert set(found["a"].controls) == {OTHER_SEED, FIRST_HALF, SECOND_HALF}
