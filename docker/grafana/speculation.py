@@ -86,7 +86,7 @@ SPECULATION = [
     ),
     Panel(
         "Prompts by domain",
-        "Where the router sent prompts; `other` is out of domain and drafts with the pooled mask.",
+        "Where the router sent prompts; `other` is out of domain and drafts with the mixed mask.",
         "A domain that should get traffic and gets none: its anchors are close to another's. Give both more prompts.",
         {"{{domain}}": total("knnssd_routes_total", "domain", DOMAIN)},
         unit="reqps",
