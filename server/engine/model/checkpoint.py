@@ -1,6 +1,6 @@
-"""Reads a Hugging Face checkpoint; every call into transformers' internals is here.
+"""Reads a model from a Hugging Face folder or a GGUF file.
 
-Config, tokenizer, generation defaults and RoPE come from transformers, weights from `weights`.
+Config, tokenizer and generation defaults are transformers' in both cases, weights come from `weights` and `gguf`.
 Remote code is never run unless asked for.
 """
 
@@ -10,18 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from server.engine.config import DecoderConfig
 from server.engine.model.fingerprint import fingerprint
+from server.engine.model.gguf.config import config_fields, rope_divisors, sampling_defaults
+from server.engine.model.gguf.file import GgufFile, open_gguf
+from server.engine.model.gguf.tokenizer import GgufVocabulary, build_tokenizer, end_ids, tokenizer_settings
+from server.engine.model.gguf.weights import own_dtype, read_gguf_weights
+from server.engine.model.hub import local_model
+from server.engine.model.rope import longest_context, rope_tables
 from server.engine.model.weights import CheckpointError, check_weights, read_weights
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-"""RoPE types whose frequencies do not depend on the length; others equal plain RoPE up to their original length."""
 
 
 @dataclass(frozen=True)
@@ -40,38 +49,74 @@ class Checkpoint:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a model says of itself, before its weights are read; RoPE's frequencies are divided by `rope_divisors`."""
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: frozenset[int]
+    defaults: dict[str, float | int]
+    dtype: torch.dtype
+    rope_divisors: Tensor | None = None
+
+
 def load_checkpoint(
     name_or_path: str, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool = False
 ) -> Checkpoint:
-    """Loads a local folder or hub name; dtype None keeps the checkpoint's own.
+    """Loads what `hub.local_model` finds under this name; dtype None keeps the checkpoint's own (`gguf.own_dtype`).
 
     Raises `CheckpointError` where it is missing, incomplete or of an unsupported architecture.
     """
-    folder = local_folder(name_or_path)
+    path = local_model(name_or_path)
+    file = open_gguf(path) if path.is_file() else None
+    described = describe_file(file, device) if file else describe_folder(path, name_or_path, trust_remote_code)
     with reading(f"the model {name_or_path!r}"):
-        config = read_config(name_or_path, trust_remote_code)
-        decoder_config = read_shape(config)
-        eos_ids, defaults = read_generation(folder, config)
-        rope = rope_tables(config, decoder_config.max_length)
-    with reading(f"the tokenizer of {name_or_path!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    used_dtype: torch.dtype = dtype or config.dtype or torch.float32
-    weights, digests = read_weights(folder, used_dtype, device)
-    if config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
+        config = read_shape(described.config)
+        rope = rope_tables(described.config, config.max_length, described.rope_divisors)
+    used_dtype = dtype or described.dtype
+    read = read_gguf_weights(file, config, used_dtype, device) if file else read_weights(path, used_dtype, device)
+    weights, digests = read
+    if described.config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    check_weights(decoder_config, weights, folder)
+    check_weights(config, weights, path)
     return Checkpoint(
         name=name_or_path,
-        config=decoder_config,
+        config=config,
         weights=weights,
         rope=rope.to(device),
-        tokenizer=tokenizer,
-        eos_ids=eos_ids,
-        defaults=defaults,
-        fingerprint=fingerprint(vars(decoder_config), digests),
+        tokenizer=described.tokenizer,
+        eos_ids=described.eos_ids,
+        defaults=described.defaults,
+        fingerprint=fingerprint(vars(config), digests),
         dtype=used_dtype,
         device=device,
     )
+
+
+def describe_folder(folder: Path, name: str, trust_remote_code: bool) -> Description:
+    with reading(f"the model {name!r}"):
+        config = read_config(name, trust_remote_code)
+        eos_ids, defaults = read_generation(folder, config)
+    with reading(f"the tokenizer of {name!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return Description(config, tokenizer, eos_ids, defaults, config.dtype or torch.float32)
+
+
+def describe_file(file: GgufFile, device: torch.device) -> Description:
+    with reading(f"the model {str(file.path)!r}"):
+        config = PreTrainedConfig(**config_fields(file))
+        divisors = rope_divisors(file)
+        defaults = sampling_defaults(file)
+    with reading(f"the tokenizer of {str(file.path)!r}"):
+        vocabulary = GgufVocabulary(file)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=build_tokenizer(vocabulary),
+            clean_up_tokenization_spaces=False,
+            model_max_length=config.max_position_embeddings,
+            **tokenizer_settings(vocabulary),
+        )
+    return Description(config, tokenizer, end_ids(vocabulary), defaults, own_dtype(file, device), divisors)
 
 
 @contextmanager
@@ -84,22 +129,6 @@ def reading(what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join((str(error) or repr(error)).split())
         raise CheckpointError(f"cannot read {what}: {reason}") from error
-
-
-def local_folder(name_or_path: str) -> Path:
-    """The folder itself, or the hub's repository in the local hub cache, downloaded where it is not there yet."""
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    if name_or_path.startswith(("/", ".", "~")):
-        raise CheckpointError(f"there is no model folder {name_or_path!r}")
-    try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-        return Path(snapshot_download(name_or_path, allow_patterns=patterns))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{name_or_path!r} is neither a folder here nor a model that can be downloaded: {reason}"
-        ) from error
 
 
 def read_config(name_or_path: str, trust_remote_code: bool) -> PreTrainedConfig:
@@ -128,24 +157,6 @@ def read_shape(config: PreTrainedConfig) -> DecoderConfig:
         max_length=longest_context(config),
         norm_epsilon=config.rms_norm_eps,
     )
-
-
-def longest_context(config: PreTrainedConfig) -> int:
-    """The context within which full attention and fixed RoPE frequencies are the model's own."""
-    limit = int(config.max_position_embeddings)
-    if getattr(config, "sliding_window", None):
-        limit = min(limit, int(config.sliding_window))
-    if config.rope_parameters["rope_type"] not in STATIC_ROPE:
-        limit = min(limit, int(config.rope_parameters.get("original_max_position_embeddings") or limit))
-    return limit
-
-
-def rope_tables(config: PreTrainedConfig, length: int) -> Tensor:
-    """cos and signed sin [2, length, head_dim]; rotating is then x * cos + swapped_halves(x) * sin."""
-    rotary = LlamaRotaryEmbedding(config)
-    cos, sin = rotary(torch.zeros(1), torch.arange(length)[None])
-    half = sin.shape[-1] // 2
-    return torch.stack((cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)))
 
 
 def read_generation(folder: Path, config: PreTrainedConfig) -> tuple[frozenset[int], dict[str, float | int]]:
