@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from offline.prompts import Prompt, PromptError
 from offline.records import digest_of
 from offline.settings import CommandSettings
-from server.engine import ChatError, Checkpoint, Decoder, TextCodec, load_checkpoint
+from server.engine import ChatError, Checkpoint, Decoder, TextCodec, load_model
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,7 @@ class LoadedModel:
     @classmethod
     def open(cls, settings: CommandSettings) -> "LoadedModel":
         """Loads the model; raises `CheckpointError` with one sentence where it cannot be."""
-        checkpoint = load_checkpoint(
-            settings.model, settings.torch_dtype, settings.torch_device, settings.trust_remote_code
-        )
+        checkpoint = load_model(settings.model, settings.torch_dtype, settings.torch_device, settings.trust_remote_code)
         return cls(checkpoint, Decoder(checkpoint), TextCodec(checkpoint.tokenizer))
 
     @property

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from server.engine import DtypeName, parse_device, parse_dtype
+from server.engine import DEFAULT_ARTIFACT, DtypeName, parse_device, parse_dtype
 
 
 class ObjectiveName(StrEnum):
@@ -40,7 +40,9 @@ class CommandSettings(BaseSettings):
         cli_shortcuts={"prompts": "p"},
     )
 
-    model: str = Field(description="model folder or hub name")
+    model: str | None = Field(
+        None, description="model folder, GGUF file or hub name; without it, SmolLM2-135M-Instruct"
+    )
     prompts: Annotated[list[Path], NoDecode] = Field(
         min_length=1, description="prompt files, .jsonl or .jsonl.gz; repeat the flag or part them by commas"
     )
@@ -104,7 +106,9 @@ class StudySettings(CalibrationSettings):
 class EvaluationSettings(CommandSettings):
     """How `evaluate` measures; which methods it measures is added by `MethodSettings`, which knows the peers."""
 
-    artifact: Path | None = Field(None, description="routing artifact folder; some methods need none")
+    artifact: Path | None = Field(
+        None, description="routing artifact folder; some methods need none, and the default model has a shipped one"
+    )
     json_only: bool = Field(False, alias="json", description="print the JSON line without the table")
     max_new_tokens: int = Field(128, ge=1, description="tokens per answer at most")
     ignore_eos: bool = Field(False, description="write all of --max-new-tokens, past the model's own end")
@@ -115,6 +119,11 @@ class EvaluationSettings(CommandSettings):
     mix_ratio: float = Field(0.0, ge=0, le=1, description="chance that the next prompt is of another domain")
     fixed_domain: str | None = Field(None, description="domain whose mask `fixed` uses; default: the artifact's first")
     plot: Path | None = Field(None, description="write a bar chart of the speed-ups to this .png")
+
+    @property
+    def artifact_folder(self) -> Path | None:
+        """The artifact to load; the shipped one belongs to the default model only."""
+        return self.artifact or (DEFAULT_ARTIFACT if self.model is None else None)
 
     @field_validator("plot")
     @classmethod

@@ -20,7 +20,7 @@ from server.engine import (
     Route,
     RoutingArtifact,
     TextCodec,
-    load_checkpoint,
+    load_model,
     method_named,
 )
 
@@ -29,9 +29,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from and how it is to be loaded; dtype None keeps the checkpoint's own."""
+    """Where a model comes from and how it is to be loaded.
 
-    model: str
+    `model` None is the default model; `dtype` None keeps the checkpoint's own.
+    """
+
+    model: str | None
     name: str
     artifact: Path | None
     dtype: torch.dtype | None
@@ -79,7 +82,7 @@ class ServedModel:
 def load(source: Source, config: EngineConfig) -> ServedModel:
     """Loads and checks everything; raises `CheckpointError` or `ArtifactError` with one clear sentence."""
     artifact = RoutingArtifact.load(source.artifact) if source.artifact else None
-    checkpoint = load_checkpoint(source.model, source.dtype, source.device, source.trust_remote_code)
+    checkpoint = load_model(source.model, source.dtype, source.device, source.trust_remote_code)
     codec = TextCodec(checkpoint.tokenizer)
     if artifact and source.artifact:
         artifact.check_model(checkpoint.fingerprint, codec.template_hash, source.artifact)

@@ -10,12 +10,18 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from server.app import AppConfig
-from server.engine import DtypeName, EngineConfig, method_named, methods, parse_device, parse_dtype
+from server.engine import (
+    DEFAULT_ARTIFACT,
+    DtypeName,
+    EngineConfig,
+    method_named,
+    methods,
+    parse_device,
+    parse_dtype,
+    public_name,
+)
 from server.served_model import Source
 from server.tickets import QueueLimits
-
-DEMO = Path(__file__).parent / "demo"
-DEMO_NAME = "knn-ssd-demo"
 
 
 class Settings(BaseSettings):
@@ -36,7 +42,7 @@ class Settings(BaseSettings):
     )
 
     model: str | None = None
-    """Model folder or hub name; without it, the embedded demonstration model."""
+    """Model folder, GGUF file or hub name; without it, SmolLM2-135M-Instruct."""
     served_model_name: str | None = None
     """Name that requests use; without it, the last part of the model's name."""
     artifact: Path | None = None
@@ -98,14 +104,14 @@ class Settings(BaseSettings):
 
     @property
     def artifact_folder(self) -> Path | None:
-        """The artifact to load; the embedded one belongs to the embedded model only."""
-        return self.artifact or (DEMO / "artifact" if self.model is None else None)
+        """The artifact to load; the shipped one belongs to the default model only."""
+        return self.artifact or (DEFAULT_ARTIFACT if self.model is None else None)
 
     @property
     def source(self) -> Source:
         return Source(
-            model=self.model or str(DEMO / "model"),
-            name=self.served_model_name or (Path(self.model).name if self.model else DEMO_NAME),
+            model=self.model,
+            name=self.served_model_name or public_name(self.model),
             artifact=self.artifact_folder,
             dtype=parse_dtype(self.dtype),
             device=parse_device(self.device),

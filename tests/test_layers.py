@@ -38,7 +38,7 @@ def test_the_project_keeps_its_import_rules() -> None:
 )
 def test_a_forbidden_import_is_noticed(tmp_path: Path, file: str, statement: str, broken: str) -> None:
     for package in ("server", "offline"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "demo"))
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     source = tmp_path / file
     source.write_text(source.read_text() + f"\n{statement}\n")

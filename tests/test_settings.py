@@ -6,14 +6,15 @@ import pytest
 import torch
 from pydantic_settings import SettingsError
 
-from server.settings import DEMO, DEMO_NAME, read_settings
+from server.engine import DEFAULT_ARTIFACT
+from server.settings import read_settings
 
 
-def test_defaults_serve_the_embedded_model() -> None:
+def test_defaults_serve_the_default_model() -> None:
     settings = read_settings([])
-    assert settings.source.name == DEMO_NAME
-    assert settings.source.model == str(DEMO / "model")
-    assert settings.source.artifact == DEMO / "artifact"
+    assert settings.source.name == "SmolLM2-135M-Instruct"
+    assert settings.source.model is None
+    assert settings.source.artifact == DEFAULT_ARTIFACT
     assert settings.engine_config.method == "cascade"
     assert settings.app_config.api_keys == ()
     assert settings.queue_limits.max_sequences == settings.max_batch + settings.max_queue
@@ -25,6 +26,11 @@ def test_a_model_without_an_artifact_is_looked_up_only() -> None:
     assert settings.source.artifact is None
     assert settings.source.dtype is torch.bfloat16
     assert settings.engine_config.method == "lookup"
+
+
+@pytest.mark.parametrize("name", ["files/model-7b.gguf", "org/repo:model-7b.gguf", "org/repo:q4/model-7b.gguf"])
+def test_a_files_ending_is_not_part_of_the_models_name(name: str) -> None:
+    assert read_settings(["--model", name]).source.name == "model-7b"
 
 
 def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from offline.loaded_model import LoadedModel
 from offline.prompts import PromptError, read_prompts
 from offline.records import Strict, log, versions
 from offline.settings import SettingsMistake
-from server.engine import Engine, EngineConfig, Route, RoutingArtifact, methods
+from server.engine import Engine, EngineConfig, Route, RoutingArtifact, methods, public_name
 
 ROUTED = ("skip", "knn", "cascade")
 """Methods in which a prompt's own vector picks its mask."""
@@ -47,15 +47,16 @@ class Evaluation(Strict):
 def evaluate(settings: MethodSettings) -> Evaluation:
     """Runs the command; raises one of the errors that `main` turns into a line."""
     needing = [name for name in settings.methods if needs_artifact(name)]
-    if needing and settings.artifact is None:
+    folder = settings.artifact_folder
+    if needing and folder is None:
         raise SettingsMistake(
             f"--artifact: {needing[0]} needs a routing artifact; `knn-ssd-offline calibrate` makes one"
         )
     prompts = read_prompts(settings.prompts)
-    artifact = RoutingArtifact.load(settings.artifact) if settings.artifact else None
+    artifact = RoutingArtifact.load(folder) if folder else None
     loaded = LoadedModel.open(settings)
-    if artifact is not None and settings.artifact is not None:
-        artifact.check_model(loaded.checkpoint.fingerprint, loaded.codec.template_hash, settings.artifact)
+    if artifact is not None and folder is not None:
+        artifact.check_model(loaded.checkpoint.fingerprint, loaded.codec.template_hash, folder)
     if settings.limit is not None:
         prompts = prompts.limited(settings.limit, settings.seed)
     jobs = usable_jobs(loaded, [(loaded.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)
@@ -67,7 +68,7 @@ def evaluate(settings: MethodSettings) -> Evaluation:
     samples = measure(runners, batches, settings.repeats)
     inexact = frozenset(PEERS) if settings.temperature > 0 else frozenset()
     return Evaluation(
-        model=settings.model,
+        model=settings.model or public_name(None),
         device=torch.cuda.get_device_name() if loaded.checkpoint.device.type == "cuda" else "cpu",
         dtype=loaded.dtype,
         seed=settings.seed,

