@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from offline.evaluation.measure import Answer, Job, Runner, end_ids
 from offline.loaded_model import LoadedModel
 from offline.settings import EvaluationSettings
+from server.engine import Checkpoint
 
 LOOKUP_TOKENS = 10
 ASSISTED: dict[str, Callable[[int], dict[str, int]]] = {
@@ -23,11 +24,19 @@ def assisted_runners(
     names: Sequence[str], loaded: LoadedModel, settings: EvaluationSettings, longest: int
 ) -> dict[str, Runner]:
     """Runners of some methods of `ASSISTED` over one shared model; their prompts may have any length."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        settings.model, dtype=loaded.checkpoint.dtype, trust_remote_code=settings.trust_remote_code
-    )
-    model.to(loaded.checkpoint.device).eval()
+    model = hf_model(loaded.checkpoint)
     return {name: assisted_runner(name, model, loaded, settings) for name in names}
+
+
+def hf_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model of transformers over the very tensors that the engine was made of; folders and GGUF files alike."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(checkpoint.described, dtype=checkpoint.dtype)
+    model.load_state_dict(checkpoint.weights, strict=False, assign=True)
+    model.tie_weights()
+    # Its RoPE tables are no weights, and on the meta device they were never made.
+    model.model.rotary_emb = type(model.model.rotary_emb)(checkpoint.described, device=checkpoint.device)
+    return model.to(checkpoint.device).eval()
 
 
 def assisted_runner(name: str, model: PreTrainedModel, loaded: LoadedModel, settings: EvaluationSettings) -> Runner:

@@ -15,12 +15,11 @@ import llama_cpp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig
 
 from offline.evaluation.measure import Answer, Job, Runner, end_ids
 from offline.loaded_model import LoadedModel
 from offline.settings import EvaluationSettings, SettingsMistake
-from server.engine import DecoderConfig
+from server.engine import Checkpoint, DecoderConfig
 
 SLOW_BYTES = 2**30
 """A file of this size takes seconds to write."""
@@ -36,13 +35,20 @@ FILE_TYPES = {
 
 
 def llamacpp_runner(loaded: LoadedModel, settings: EvaluationSettings, longest: int) -> Runner:
-    """Answers by llama.cpp in the engine's dtype, with as many threads; raises `SettingsMistake` where it cannot."""
+    """Answers by llama.cpp with as many threads: a GGUF file at its own bits, other models in the engine's dtype.
+
+    Raises `SettingsMistake` where it cannot.
+    """
     if settings.temperature > 0 or settings.batch_size > 1 or loaded.checkpoint.device.type != "cpu":
         raise SettingsMistake("--methods: llama-cpp answers greedily, one prompt at a time, on the CPU only")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.gguf"
-        write_gguf(path, loaded, rope_theta(settings))
-        model = Model(path, longest + settings.max_new_tokens, loaded.checkpoint.dtype)
+    length = longest + settings.max_new_tokens
+    if loaded.checkpoint.path.is_file():
+        model = Model(loaded.checkpoint.path, length, loaded.checkpoint.dtype)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.gguf"
+            write_gguf(path, loaded, rope_theta(loaded.checkpoint))
+            model = Model(path, length, loaded.checkpoint.dtype)
     eos_ids = end_ids(loaded, settings)
 
     def answer(job: Job) -> Answer:
@@ -104,14 +110,12 @@ def listen(errors: list[str], level: int, text: bytes) -> None:
         errors.append(" ".join(text.decode(errors="replace").split()))
 
 
-def rope_theta(settings: EvaluationSettings) -> float:
+def rope_theta(checkpoint: Checkpoint) -> float:
     """The base of plain RoPE; scaled kinds are not converted."""
-    config = AutoConfig.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
-    if config.rope_parameters["rope_type"] != "default":
-        raise SettingsMistake(
-            f"--methods: llama-cpp runs models with plain RoPE here, not {config.rope_parameters['rope_type']!r}"
-        )
-    return float(config.rope_parameters["rope_theta"])
+    parameters = checkpoint.described.rope_parameters
+    if parameters["rope_type"] != "default":
+        raise SettingsMistake(f"--methods: llama-cpp runs folders with plain RoPE, not {parameters['rope_type']!r}")
+    return float(parameters["rope_theta"])
 
 
 def write_gguf(path: Path, loaded: LoadedModel, theta: float) -> None:

@@ -35,9 +35,14 @@ SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: weights under their Hugging Face names, plus RoPE tables `rope` [2, max_length, head_dim]."""
+    """A loaded model: weights under their Hugging Face names, plus RoPE tables `rope` [2, max_length, head_dim].
+
+    `path` is the folder or GGUF file that it was read from, `described` what transformers would make it of.
+    """
 
     name: str
+    path: Path
+    described: PreTrainedConfig
     config: DecoderConfig
     weights: dict[str, Tensor]
     rope: Tensor
@@ -82,6 +87,8 @@ def load_checkpoint(
     check_weights(config, weights, path)
     return Checkpoint(
         name=name_or_path,
+        path=path,
+        described=described.config,
         config=config,
         weights=weights,
         rope=rope.to(device),
@@ -105,7 +112,7 @@ def describe_folder(folder: Path, name: str, trust_remote_code: bool) -> Descrip
 
 def describe_file(file: GgufFile, device: torch.device) -> Description:
     with reading(f"the model {str(file.path)!r}"):
-        config = PreTrainedConfig(**config_fields(file))
+        config = AutoConfig.for_model(**config_fields(file))
         divisors = rope_divisors(file)
         defaults = sampling_defaults(file)
     with reading(f"the tokenizer of {str(file.path)!r}"):

@@ -34,6 +34,7 @@ def config_fields(file: GgufFile) -> dict[str, Any]:
             raise CheckpointError(f"{file.path}: {name} is not the {head_dim} of its keys, which is not supported")
     context = count(file, "context_length")
     return {
+        "model_type": architecture,
         "num_hidden_layers": count(file, "block_count"),
         "hidden_size": hidden_size,
         "intermediate_size": count(file, "feed_forward_length"),
