@@ -1,0 +1,125 @@
+// The core of attention: each query weighs the cached values of its sequence by softmax(query * key / sqrt(dim)). The
+// queries that read the same keys, those of one slot's rows and one key head, go through the cache together in tiles.
+
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cache.hpp"
+
+namespace {
+
+template <class T>
+class Mixing {
+ public:
+  explicit Mixing(const Shape& shape) : shape_(shape) {}
+
+  void resize(const Rows& rows, int ranks) {
+    queries_.resize(size_t(rows.count) * shape_.heads * shape_.head_dim);
+    mixed_.resize(queries_.size());
+    scores_.resize(size_t(ranks) * TILE * (rows.max_length + LANES));
+    shares_.resize(scores_.size());
+  }
+
+  // The queries [groups][head_dim] of one row and key head, for the caller to fill in; those of a key head lie
+  // together.
+  Activation<T>* queries(int count, int row, int kv_head) {
+    return &queries_[(size_t(kv_head) * count + row) * shape_.groups() * shape_.head_dim];
+  }
+
+  // The result, [count][heads * head_dim].
+  const Activation<T>* mixed() const { return mixed_.data(); }
+
+  // Attention of all rows to some key heads. Where several ranks share these, `sharers` of them, each takes every
+  // such tile in turn.
+  void mix_all(const Rows& rows, int layer, Part kv, int turn, int sharers, int rank) {
+    int item = 0;
+    for (int first = 0, last; first < rows.count; first = last) {
+      for (last = first + 1; last < rows.count && rows.slots[last] == rows.slots[first];) last++;
+      const int queries = (last - first) * shape_.groups(), tiles = (queries + TILE - 1) / TILE;
+      for (int kv_head = kv.first; kv_head < kv.last; kv_head++)
+        for (int tile = 0; tile < tiles; tile++) {
+          if (item++ % sharers != turn) continue;
+          auto [query, end] = part(queries, tile, tiles);
+          with_constant(end - query,
+                        [&, query = query](auto height) { mix<height>(rows, layer, first, query, kv_head, rank); });
+        }
+    }
+  }
+
+ private:
+  // Query i of a tile is head `kv_head * groups + i % groups` of row `first_row + i / groups`, counted from
+  // `first_query`.
+  template <int Q>
+  void mix(const Rows& rows, int layer, int first_row, int first_query, int kv_head, int rank) {
+    const int dim = shape_.head_dim, groups = shape_.groups(), stride = rows.max_length + LANES;
+    const HeadCache<T> cache(shape_, rows, layer, first_row, kv_head);
+    const Activation<T>* queries = this->queries(rows.count, first_row, kv_head) + first_query * dim;
+    float* scores = &scores_[size_t(rank) * TILE * stride];
+    Activation<T>* shares = &shares_[size_t(rank) * TILE * stride];
+    const auto row = [&](int i) { return first_row + (first_query + i) / groups; };
+    const int longest = rows.positions[row(Q - 1)] + 1, num_panels = panels(longest);
+    int p = 0;
+    for (; p + 4 <= num_panels; p += 4) score<Q, 4>(queries, cache.keys, p, scores, stride);
+    for (; p < num_panels; p++) score<Q, 1>(queries, cache.keys, p, scores, stride);
+    f32x16 scale[Q];
+    for (int i = 0; i < Q; i++) {
+      const float total = soften(scores + i * stride, rows.positions[row(i)] + 1, longest, shares + i * stride);
+      scale[i] = splat(1.0f / total);
+    }
+    Activation<T>* out[Q];
+    for (int i = 0; i < Q; i++)
+      out[i] = &mixed_[(size_t(row(i)) * shape_.heads + kv_head * groups + (first_query + i) % groups) * dim];
+    for (p = 0; p + 4 <= dim / LANES; p += 4) gather<Q, 4>(shares, stride, cache.values, p, longest, scale, out);
+    for (; p < dim / LANES; p++) gather<Q, 1>(shares, stride, cache.values, p, longest, scale, out);
+  }
+
+  // Scores of Q queries at the positions of P panels of keys.
+  template <int Q, int P>
+  void score(const Activation<T>* queries, const T* keys, int panel, float* scores, int stride) const {
+    const int dim = shape_.head_dim;
+    const float scale = 1.0f / std::sqrt(float(dim));
+    f32x16 acc[Q][P] = {};
+    accumulate<false>(acc, queries, dim, keys + size_t(panel) * LANES * dim, 2 * LANES, size_t(LANES) * dim, dim);
+    for (int i = 0; i < Q; i++)
+      for (int p = 0; p < P; p++) store16(scores + i * stride + (panel + p) * LANES, acc[i][p] * scale);
+  }
+
+  // Exponentials of the scores before `length`, zeros from there on; returns their sum.
+  static float soften(float* scores, int length, int longest, Activation<T>* shares) {
+    const int end = panels(longest) * LANES;
+    for (int t = length; t < end; t++) scores[t] = -INFINITY;
+    f32x16 highest = splat(-INFINITY);
+    for (int t = 0; t < length; t += LANES) {
+      f32x16 block = load(scores + t);
+      highest = block > highest ? block : highest;
+    }
+    float peak = highest[0];
+    for (int i = 1; i < LANES; i++) peak = std::max(peak, highest[i]);
+    f32x16 total{};
+    for (int t = 0; t < end; t += LANES) {
+      const f32x16 block = load(scores + t);
+      const f32x16 p = block > -INFINITY ? exp16(block - peak) : f32x16{};
+      store16(shares + t, p);
+      total += p;
+    }
+    return sum(total);
+  }
+
+  // The values of P panels of dimensions, summed by the shares of Q queries.
+  template <int Q, int P>
+  void gather(const Activation<T>* shares, int stride, const T* values, int panel, int longest,
+              const f32x16 (&scale)[Q], Activation<T>* const (&out)[Q]) const {
+    f32x16 acc[Q][P] = {};
+    accumulate<false>(acc, shares, stride, values + panel * 2 * LANES, 2 * shape_.head_dim, 2 * LANES, longest);
+    for (int i = 0; i < Q; i++)
+      for (int p = 0; p < P; p++) store16(out[i] + (panel + p) * LANES, acc[i][p] * scale[i]);
+  }
+
+  const Shape shape_;
+  std::vector<float> scores_;
+  std::vector<Activation<T>> queries_, shares_, mixed_;
+};
+
+}  // namespace

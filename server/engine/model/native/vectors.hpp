@@ -1,0 +1,91 @@
+// Sixteen numbers at a time, with the vector types of the compiler: each build turns them into the registers that its
+// processor has, one of AVX-512 or two of AVX2. Here are loads and stores, which convert from and to bf16, and the
+// functions of whole vectors that the decoder needs.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+// Aligned as their elements are: tensors of Python begin anywhere.
+typedef float f32x16 __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t u32x16 __attribute__((vector_size(64), aligned(4)));
+typedef int32_t i32x16 __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t u16x16 __attribute__((vector_size(32), aligned(2)));
+constexpr int LANES = 16;
+
+// The upper half of a float: its sign, its exponent and 7 bits of its fraction.
+struct bf16 {
+  uint16_t bits;
+};
+
+inline f32x16 splat(float x) { return f32x16{} + x; }
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+inline f32x16 load(const float* x) { return *(const f32x16*)x; }
+inline f32x16 load(const bf16* x) { return (f32x16)(__builtin_convertvector(*(const u16x16*)x, u32x16) << 16); }
+
+inline void store(float* to, float x) { *to = x; }
+inline void store(bf16* to, float x) {  // round to nearest even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  to->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline void store16(float* to, f32x16 v) { *(f32x16*)to = v; }
+inline void store16(bf16* to, f32x16 v) {  // round to nearest even
+  u32x16 bits = (u32x16)v;
+  bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  *(u16x16*)to = __builtin_convertvector(bits, u16x16);
+}
+
+inline float sum(f32x16 v) {  // a tree: the order is fixed and the latency short
+  typedef float f32x8 __attribute__((vector_size(32)));
+  typedef float f32x4 __attribute__((vector_size(16)));
+  f32x8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  f32x4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// What an RMS norm multiplies `size` numbers by, before their weights.
+inline float inverse_rms(const float* x, int size, float epsilon) {
+  float squares = 0;
+  int i = 0;
+  f32x16 acc{};
+  for (; i + LANES <= size; i += LANES) acc += load(x + i) * load(x + i);
+  for (; i < size; i++) squares += x[i] * x[i];
+  return 1.0f / std::sqrt((sum(acc) + squares) / size + epsilon);
+}
+
+// exp with 2e-7 relative error: 2^n by the exponent bits, 2^f by a polynomial on [-0.5, 0.5].
+inline f32x16 exp16(f32x16 x) {
+  f32x16 low = splat(-87.0f), high = splat(88.0f);  // beyond these 2^n would leave the exponent's 8 bits
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  f32x16 t = x * 1.44269504f;
+  f32x16 shifted = t + 12582912.0f;  // 1.5 * 2^23: a float of this size has no fraction, so the sum rounds t
+  f32x16 n = shifted - 12582912.0f;
+  f32x16 f = (x - n * 0.693145751953125f) - n * 1.42860677e-6f;  // ln 2 in two parts, the first exact in few bits
+  f32x16 p = splat(1.9875691500e-4f);
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  i32x16 exponent = (__builtin_convertvector(n, i32x16) + 127) << 23;
+  return p * (f32x16)exponent;
+}
+
+}  // namespace
