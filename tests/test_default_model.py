@@ -1,4 +1,4 @@
-"""The default model as it is installed and shipped: found, checked, routed, and drafted for without changing a token."""
+"""The default model as installed and shipped: found, checked, routed, and drafted for without changing a token."""
 
 import json
 from collections import Counter
@@ -57,10 +57,8 @@ def test_greedy_text_in_fp32_equals_transformers_on_25_prompts(exact: Checkpoint
     assert len(sequences) == 25
     for sequence in sequences:
         ids = torch.tensor([sequence.request.prompt_ids])
-        mask, ends = torch.ones_like(ids), sorted(exact.eos_ids)
-        out = reference.generate(
-            ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=ends
-        )
+        options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": sorted(exact.eos_ids)}
+        out = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
         assert sequence.output_ids == out[0, ids.shape[1] :].tolist()
     assert sum(sequence.stats.num_accepted for sequence in sequences) > 50
 
