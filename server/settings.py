@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
     """Sequences decoded at once; each holds a slot of the cache."""
     max_length: Annotated[int, Field(ge=2)] | None = None
-    """Longest prompt and answer together, in tokens; without it, the model's own limit."""
+    """Longest prompt and answer together, in tokens; without it, what fits memory and model."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
