@@ -69,7 +69,10 @@ class Description:
 def load_checkpoint(
     name_or_path: str, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool = False
 ) -> Checkpoint:
-    """Loads what `hub.local_model` finds under this name; dtype None keeps the checkpoint's own (`gguf.own_dtype`).
+    """Loads a folder, a GGUF file or either of the hub's, by the names that `hub.local_model` takes.
+
+    dtype None keeps the checkpoint's own. A quantised file's is bfloat16, an F16 file's float32 on a CPU and float16
+    elsewhere (`gguf.weights.own_dtype` says why).
 
     Raises `CheckpointError` where it is missing, incomplete or of an unsupported architecture.
     """

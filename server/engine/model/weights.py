@@ -12,7 +12,7 @@ from server.engine.model.fingerprint import digest_tensor
 
 
 class CheckpointError(Exception):
-    """The folder or name cannot be served; the message is one sentence."""
+    """The folder, file or name cannot be served; the message is one sentence."""
 
 
 def read_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Tensor], dict[str, bytes]]:
@@ -41,7 +41,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{index} is not an index of safetensors files") from error
     for name in names:
         if not (folder / name).exists():
-            raise CheckpointError(f"{folder} has no {name}: only safetensors checkpoints are supported")
+            raise CheckpointError(f"{folder} has no {name}: only safetensors checkpoints are supported, and GGUF files")
     return [folder / name for name in names]
 
 

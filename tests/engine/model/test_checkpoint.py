@@ -202,7 +202,12 @@ def test_a_sliding_window_limits_the_context(folder: Path, window: int | None, e
     assert load_checkpoint(str(folder), torch.float32, CPU).config.max_length == expected
 
 
+LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
 ROPES: dict[str, tuple[dict[str, Any], int]] = {
+    "default": ({"rope_type": "default", "rope_theta": 10000.0}, 256),
+    "llama3": ({"rope_type": "llama3", "rope_theta": 10000.0, **LLAMA_3}, 256),
+    "longrope": ({"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, **LONG}, 64),
     "dynamic": ({"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}, 256),
     "linear": ({"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}, 256),
     "yarn": ({"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}, 256),

@@ -111,8 +111,8 @@ def read_part(path: Path) -> GgufFile:
     reader = Reader(path, data)
     try:
         return reader.read()
-    except (struct.error, EOFError) as error:
-        raise CheckpointError(f"{path} is cut off within its first part, the metadata; download it again") from error
+    except (struct.error, EOFError, OverflowError) as error:
+        raise CheckpointError(f"{path} is cut off or damaged within its metadata; download it again") from error
 
 
 class Reader:
@@ -207,7 +207,7 @@ class Reader:
                 f"{self.path}: {name} has the type number {number}, which is not supported"
             ) from error
         per_block, block_bytes = GGML_QUANT_SIZES[kind]
-        if not shape or shape[-1] % per_block:
+        if not shape or 0 in shape or shape[-1] % per_block:
             raise CheckpointError(f"{self.path}: {name} has shape {shape}, which {kind.name} cannot have")
         num_rows, row_bytes = prod(shape[:-1]), shape[-1] // per_block * block_bytes
         end = start + num_rows * row_bytes

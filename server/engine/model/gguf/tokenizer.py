@@ -110,11 +110,11 @@ class GgufVocabulary:
 
     def added_tokens(self) -> list[AddedToken]:
         """The tokens that are found in text before it is split, in the order of their ids."""
-        kinds = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
+        is_special: dict[int, bool] = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
         return [
-            AddedToken(token, special=kinds.get(TokenType(kind), False) or token in TURN_ENDS, normalized=False)
+            AddedToken(token, special=token in TURN_ENDS or is_special[kind], normalized=False)
             for token, kind in zip(self.tokens, self.types, strict=True)
-            if kind in kinds or token in TURN_ENDS
+            if token in TURN_ENDS or kind in is_special
         ]
 
 
@@ -126,7 +126,7 @@ def build_tokenizer(vocabulary: GgufVocabulary) -> Tokenizer:
     bos = vocabulary.special("bos")
     if bos is not None and file.get("tokenizer.ggml.add_bos_token", bool, adds_bos):
         token = vocabulary.tokens[bos]
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{token} $A", special_tokens=[(token, bos)])
+        tokenizer.post_processor = processors.TemplateProcessing(single=[token, "$A"], special_tokens=[(token, bos)])
     else:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return tokenizer

@@ -21,7 +21,7 @@ FLOATS = {
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
 QUANTISED = (
-    "Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4 Q3_K IQ3_S IQ3_XXS Q2_K IQ2_S IQ2_XS IQ2_XXS "
+    "Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K IQ3_S IQ3_XXS Q2_K IQ2_S IQ2_XS IQ2_XXS "
     "TQ2_0 TQ1_0 IQ1_M IQ1_S"
 )
 SUPPORTED = frozenset(FLOATS) | {GGMLQuantizationType[name] for name in QUANTISED.split()}
