@@ -28,7 +28,7 @@ def config_fields(file: GgufFile) -> dict[str, Any]:
     """The fields of Hugging Face's config for this model; raises `CheckpointError` for one that we cannot serve."""
     architecture = read_architecture(file)
     hidden_size, num_heads = count(file, "embedding_length"), count(file, "attention.head_count")
-    head_dim = count(file, "attention.key_length", hidden_size // max(num_heads, 1))
+    head_dim = count(file, "attention.key_length", hidden_size // num_heads)
     for name in ("attention.value_length", "rope.dimension_count"):
         if count(file, name, head_dim) != head_dim:
             raise CheckpointError(f"{file.path}: {name} is not the {head_dim} of its keys, which is not supported")
@@ -63,7 +63,10 @@ def read_architecture(file: GgufFile) -> str:
 def count(file: GgufFile, name: str, default: int | None = None) -> int:
     """One of the architecture's own numbers; where each layer has its own, it is a list and refused."""
     architecture = file.metadata["general.architecture"]
-    return int(file.get(f"{architecture}.{name}", int, default))
+    value = int(file.get(f"{architecture}.{name}", int, default))
+    if value < 1:
+        raise CheckpointError(f"{file.path}: {name} is {value}; it must be at least 1")
+    return value
 
 
 def vocabulary_size(file: GgufFile) -> int:
