@@ -56,7 +56,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Description:
-    """What a model says of itself, before its weights are read; RoPE's frequencies are divided by `rope_divisors`."""
+    """All of a model but its weights; RoPE's frequencies [head_dim / 2] are divided by `rope_divisors`, if any."""
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase

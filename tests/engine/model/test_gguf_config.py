@@ -122,6 +122,7 @@ def test_rope_is_that_of_transformers(folder: Path, tmp_path: Path, name: str) -
         ({"llama.rope.dimension_count": 4}, "rope.dimension_count is not the 8 of its keys"),
         ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, "the RoPE scaling 'longrope'"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.attn_factor": 2.0}, "the RoPE scaling attn_factor"),
+        ({"llama.rope.scale_linear": 4.0}, "has llama.rope.scale_linear, which llama.cpp wrote in 2023"),
         ({"llama.context_length": True}, "llama.context_length is True, where one int is expected"),
     ],
 )

@@ -105,6 +105,10 @@ def test_a_part_under_another_name_is_told_from_a_whole_model(folder: Path, tmp_
     assert "is one of 3 parts; name them mine-00001-of-00003.gguf and so on" in refusal(first)
 
 
+def test_a_name_that_only_looks_like_a_parts_is_a_whole_model(path: Path, written: Path) -> None:
+    assert equal(load(path.rename(path.with_name("model-00001-of-00000.gguf"))), load(written))
+
+
 def with_part(content: bytes, start: int, new: bytes) -> bytes:
     return content[:start] + new + content[start + len(new) :]
 

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model, in the terms of a Hugging Face config."""
+"""Reads the fields of a Hugging Face config out of a GGUF file's metadata."""
 
 from typing import Any
 
@@ -79,6 +79,8 @@ def rope_parameters(file: GgufFile, context: int) -> dict[str, Any]:
     """Base and scaling; without a type, llama.cpp scales linearly."""
     prefix = f"{file.metadata['general.architecture']}.rope."
     parameters = {"rope_type": "default", "rope_theta": float(file.get(prefix + "freq_base", float, 10000.0))}
+    if file.get(prefix + "scale_linear", float, 1.0) != 1.0:
+        raise CheckpointError(f"{file.path} has {prefix}scale_linear, which llama.cpp wrote in 2023; convert it again")
     given = {key.removeprefix(prefix + "scaling."): key for key in file.metadata if key.startswith(prefix + "scaling.")}
     scaling = file.get(given.pop("type"), str) if "type" in given else "linear" if "factor" in given else "none"
     if scaling == "none":
@@ -94,7 +96,7 @@ def rope_parameters(file: GgufFile, context: int) -> dict[str, Any]:
 
 
 def rope_divisors(file: GgufFile) -> Tensor | None:
-    """What each RoPE frequency is divided by, [head_dim / 2]: Llama 3's scaling, worked out by llama.cpp."""
+    """Divisors of the RoPE frequencies, [head_dim / 2]: Llama 3's scaling, worked out by llama.cpp's converter."""
     tensor = file.tensors.get("rope_freqs.weight")
     return None if tensor is None else dequantize(tensor.blocks, tensor.type, tensor.shape, torch.float32)
 

@@ -35,7 +35,7 @@ SCALARS = {
     GGUFValueType.FLOAT64: "d",
 }
 LENGTH = struct.Struct("<Q")
-PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>(?!00000)\d{5})\.gguf")
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ TURN_ENDS = frozenset(
 
 SPACE = "\u2581"
 SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}
-"""What a SentencePiece file means that does not say."""
+"""The special tokens of a SentencePiece file that does not name them, as llama.cpp takes them."""
 
 
 class GgufVocabulary:
