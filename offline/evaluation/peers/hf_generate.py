@@ -35,7 +35,7 @@ def hf_model(checkpoint: Checkpoint) -> PreTrainedModel:
     model.load_state_dict(checkpoint.weights, strict=False, assign=True)
     model.tie_weights()
     # Its RoPE tables are no weights, and on the meta device they were never made.
-    model.model.rotary_emb = type(model.model.rotary_emb)(checkpoint.described, device=checkpoint.device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(checkpoint.described)
     return model.to(checkpoint.device).eval()
 
 
