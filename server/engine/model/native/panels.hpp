@@ -93,8 +93,9 @@ inline void with_constant(int count, F&& body) {
   }
 }
 
+// Never inlined: among its callers' variables the sums find fewer registers, which costs 2% of a pass with AVX2.
 template <int R, int P, class T, class F>
-inline void multiply_block(int row, const Activation<T>* x, const T* w, int inputs, int panel, F& finish) {
+[[gnu::noinline]] void multiply_block(int row, const Activation<T>* x, const T* w, int inputs, int panel, F& finish) {
   f32x16 acc[R][P] = {};
   const size_t panel_size = size_t(inputs) * LANES;
   accumulate<(R > 1)>(acc, x + size_t(row) * inputs, inputs, w + panel * panel_size, 2 * LANES, panel_size, inputs);
