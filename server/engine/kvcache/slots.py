@@ -23,7 +23,7 @@ Row = tuple[int, int, list[int]]
 class KVCache:
     """Tensors [layers, slots, kv heads, positions, head_dim] of keys and of values.
 
-    The kernels order what one head holds as panels (`place` in `native/decoder.cpp`), so positions
+    The kernels order what one head holds as panels (`place` in `model/native/attention.hpp`), so positions
     are whole panels.
     """
 
