@@ -7,9 +7,11 @@ cursor moves to 103; whatever stands above it is stale and is overwritten before
 rejection costs nothing: no copy, no cropping.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,8 +37,8 @@ class KVCache:
         self.num_groups = config.num_groups
         self.num_slots = num_slots
         self.max_length = max_length
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = untouched_zeros(shape, dtype, device)
+        self.values = untouched_zeros(shape, dtype, device)
 
     def clear(self, slot: int) -> None:
         """Forgets a slot's last user: to torch, hidden keys weigh nothing only as long as they are finite numbers.
@@ -168,6 +170,17 @@ class TokenBatch:
         mask = torch.zeros(is_hidden.shape, dtype=self.dtype, device=self.device)
         mask.masked_fill_(is_hidden, float("-inf"))
         return mask.repeat(1, self.num_groups, 1)[:, None]
+
+
+def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU their memory is taken page by page as it is written.
+
+    torch writes its zeros, so that eight slots of 32,768 tokens would take gigabytes before the first request.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    whole = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(whole).view(dtype).view(shape)
 
 
 def slot_range(slots: list[int], device: torch.device) -> slice | Tensor:

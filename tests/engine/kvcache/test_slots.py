@@ -2,6 +2,7 @@
 
 import math
 import random
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from server.engine import (
     EMPTY_MASK,
     Decoder,
+    DecoderConfig,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -154,3 +156,19 @@ def test_nothing_at_or_above_a_cursor_is_read(
     sequences = Engine(poisoned, config).generate(requests)
     assert [s.output_ids for s in sequences] == expected
     assert sum(s.stats.num_drafted - s.stats.num_accepted for s in sequences) > 0
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_takes_memory_only_where_it_is_written(dtype: torch.dtype) -> None:
+    config = DecoderConfig(8, 64, 64, 4, 4, 64, 100, 65536, 1e-5)
+    before = resident_bytes()
+    cache = KVCache(config, 8, 8192, dtype, CPU)
+    assert cache.keys.shape == cache.values.shape == (8, 8, 4, 8192, 64)
+    assert resident_bytes() - before < cache.keys.nbytes // 10
+    assert cache.keys.dtype is dtype and not cache.values[0, 0].any()
+    cache.keys[0, 0] = 1
+    assert cache.keys[0, 0].all() and not cache.keys[0, 1].any()
