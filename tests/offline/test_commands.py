@@ -68,7 +68,8 @@ def test_calibration_makes_an_artifact_that_routes(
     artifact.check_model(checkpoint.fingerprint, codec.template_hash, calibrated)
     manifest = artifact.manifest
     assert [record.name for record in manifest.domains] == ["digits", "letters"]
-    assert all(record.measured_speedup for record in [*manifest.domains, manifest.mixed])
+    records = [*manifest.domains, manifest.mixed]
+    assert all(record.measured_speedup for record in records if not record.mask.is_empty), "drafts are measured"
     assert manifest.versions.keys() >= {"torch", "transformers"}
     ids = codec.encode_chat([{"role": "user", "content": "01234 56789 40312"}])
     request = GenerationRequest(ids, SamplingParams(), StopConditions(4))
