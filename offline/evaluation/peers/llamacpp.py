@@ -114,7 +114,7 @@ def rope_theta(checkpoint: Checkpoint) -> float:
     """The base of plain RoPE; scaled kinds are not converted."""
     parameters = checkpoint.described.rope_parameters
     if parameters["rope_type"] != "default":
-        raise SettingsMistake(f"--methods: llama-cpp runs folders with plain RoPE, not {parameters['rope_type']!r}")
+        raise SettingsMistake(f"--methods: llama-cpp runs models with plain RoPE here, not {parameters['rope_type']!r}")
     return float(parameters["rope_theta"])
 
 
