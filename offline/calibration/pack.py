@@ -7,13 +7,13 @@ from offline.calibration.anchors import Anchors
 from offline.calibration.collect import Collection
 from offline.calibration.scoring.decoding import heldout_jobs, mask_decoding
 from offline.calibration.search.verdicts import Verdict, Verdicts
-from offline.evaluation.measure import PLAIN, measure
+from offline.evaluation.measure import measure
 from offline.evaluation.summary import MEAN, Interval, summarise
 from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED, PromptSet
 from offline.records import StageRecord, digest_of, reused_or_made, versions
 from offline.settings import CalibrationSettings
-from server.engine import DomainRecord, Manifest, Route, RoutingArtifact
+from server.engine import PLAIN, DomainRecord, Manifest, Route, RoutingArtifact
 
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
@@ -55,7 +55,7 @@ def decode_heldout(
     decoding = mask_decoding(loaded, [job.ids for job in jobs], verdicts.rule, MEASURED_TOKENS)
     mixed = Route(MIXED, verdicts.mixed.mask)
     runners = {
-        PLAIN: decoding.runner("plain", lambda job: mixed),
+        PLAIN: decoding.runner(PLAIN, lambda job: mixed),
         "own": decoding.runner("skip", lambda job: Route(job.domain, masks[job.domain])),
         MIXED: decoding.runner("skip", lambda job: mixed),
     }

@@ -14,7 +14,6 @@ from offline.loaded_model import LoadedModel
 from offline.settings import EvaluationSettings
 from server.engine import Engine, GenerationRequest, Route, SamplingParams, SequenceStats, StopConditions
 
-PLAIN = "plain"
 SETTLING_SECONDS = 0.02
 """Pause before an answer is timed: the threads of the method before spin on for some milliseconds."""
 

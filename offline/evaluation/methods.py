@@ -5,11 +5,10 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from offline.evaluation.measure import PLAIN
 from offline.evaluation.peers.base import PEERS
 from offline.prompts import MIXED
 from offline.settings import EvaluationSettings
-from server.engine import methods
+from server.engine import PLAIN, methods
 
 BASELINES = ("fixed", "random")
 """Skipping drafts with masks of the artifact that no router picked: always one domain's, or any domain's."""

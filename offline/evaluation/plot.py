@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from offline.evaluation.measure import PLAIN
 from offline.evaluation.summary import ResultRow
+from server.engine import PLAIN
 
 
 def draw_speedups(rows: Sequence[ResultRow], path: Path) -> None:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from offline.evaluation.measure import PLAIN, Sample
+from offline.evaluation.measure import Sample
 from offline.records import Strict
-from server.engine import SequenceStats
+from server.engine import PLAIN, SequenceStats
 
 RESAMPLES = 1000
 MEAN = "mean"

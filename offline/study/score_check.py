@@ -14,12 +14,12 @@ from offline.calibration.scoring.replay import DraftRule, Trace
 from offline.calibration.scoring.score import MaskScorer, score_traces
 from offline.calibration.search.initial_masks import flipped
 from offline.calibration.search.search import Searcher
-from offline.evaluation.measure import PLAIN, Job, Runner, measure
+from offline.evaluation.measure import Job, Runner, measure
 from offline.evaluation.summary import Interval, summarise
 from offline.prompts import MIXED
 from offline.records import StageRecord, digest_of, reused_or_made
 from offline.settings import SettingsMistake, StudySettings
-from server.engine import Route, RoutingArtifact, SkipMask
+from server.engine import PLAIN, Route, RoutingArtifact, SkipMask
 
 LEAST_SPEEDUP = 0.6
 """Slower masks are left out: no search dwells on them, and they would make a correlation look easy."""
@@ -50,7 +50,7 @@ def correlate(done: Calibration, settings: StudySettings) -> Correlation:
         decoding = mask_decoding(done.loaded, prompts, verdicts.rule, settings.continuation_tokens)
         routes = {f"mask-{i}": Route(MIXED, mask) for i, mask in enumerate(predicted)}
         runners = {name: decoding.runner("skip", always(route)) for name, route in routes.items()}
-        runners[PLAIN] = decoding.runner("plain", lambda job: Route(MIXED, SkipMask()))
+        runners[PLAIN] = decoding.runner(PLAIN, lambda job: Route(MIXED, SkipMask()))
         rates = fastest_rates(runners, jobs, settings.repeats)
         points = [(score, rates[f"mask-{i}"] / rates[PLAIN]) for i, score in enumerate(predicted.values())]
         best_half = sorted(points)[len(points) // 2 :]

@@ -9,7 +9,7 @@ from offline.calibration.collect import DomainPrompts, Part
 from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, reused_or_made
 from offline.settings import CalibrationSettings
-from server.engine import Engine, EngineConfig, GenerationRequest, SamplingParams, StopConditions
+from server.engine import PLAIN, Engine, EngineConfig, GenerationRequest, SamplingParams, StopConditions
 
 WRITERS = 8
 """Prompts that are answered at once."""
@@ -43,7 +43,7 @@ def write_texts(loaded: LoadedModel, domain: DomainPrompts, settings: Calibratio
 
 def make_texts(loaded: LoadedModel, prompts: list[list[int]], length: int) -> list[Text]:
     longest = max(map(len, prompts)) + length
-    engine = Engine(loaded.model, EngineConfig(max_batch=WRITERS, max_length=longest, method="plain"))
+    engine = Engine(loaded.model, EngineConfig(max_batch=WRITERS, max_length=longest, method=PLAIN))
     stop = StopConditions(length, loaded.checkpoint.eos_ids)
     sequences = engine.generate([GenerationRequest(ids, SamplingParams(), stop) for ids in prompts])
     return [Text(prompt_ids=s.request.prompt_ids, output_ids=s.output_ids) for s in sequences]

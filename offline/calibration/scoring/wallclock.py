@@ -14,6 +14,7 @@ from offline.calibration.scoring.score import Score
 from offline.loaded_model import LoadedModel
 from server.engine import (
     EMPTY_MASK,
+    PLAIN,
     GenerationRequest,
     Route,
     SamplingParams,
@@ -29,8 +30,8 @@ class WallClock:
         self.prompts = [text.prompt_ids for text in texts]
         self.engine = mask_decoding(loaded, self.prompts, rule, max_tokens).engine
         self.stop = StopConditions(max_tokens, loaded.checkpoint.eos_ids)
-        self.decode("plain", EMPTY_MASK)
-        self.plain_rate, _ = self.decode("plain", EMPTY_MASK)
+        self.decode(PLAIN, EMPTY_MASK)
+        self.plain_rate, _ = self.decode(PLAIN, EMPTY_MASK)
 
     def __call__(self, mask: SkipMask) -> Score:
         rate, acceptance = self.decode("skip", mask)

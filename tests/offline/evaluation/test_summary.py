@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from offline.evaluation.measure import PLAIN, Answer, Job, Runner, Sample, measure
+from offline.evaluation.measure import Answer, Job, Runner, Sample, measure
 from offline.evaluation.summary import MEAN, bootstrap_medians, interval, summarise, table
-from server.engine import SequenceStats
+from server.engine import PLAIN, SequenceStats
 
 
 def sample(method: str, domain: str, seed: int, tokens: int, seconds: float, repeat: int = 0, **stats: int) -> Sample:
