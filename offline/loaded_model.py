@@ -19,8 +19,14 @@ class LoadedModel:
     @classmethod
     def open(cls, settings: CommandSettings) -> "LoadedModel":
         """Loads the model; raises `CheckpointError` with one sentence where it cannot be."""
-        checkpoint = load_model(settings.model, settings.torch_dtype, settings.torch_device, settings.trust_remote_code)
-        return cls(checkpoint, Decoder(checkpoint), TextCodec(checkpoint.tokenizer))
+        checkpoint = load_model(
+            settings.model,
+            settings.torch_dtype,
+            settings.torch_device,
+            settings.trust_remote_code,
+            settings.quantization,
+        )
+        return cls(checkpoint, Decoder(checkpoint, settings.activations), TextCodec(checkpoint.tokenizer))
 
     @property
     def dtype(self) -> str:
@@ -31,7 +37,7 @@ class LoadedModel:
     def digest(self) -> str:
         """Identifies weights, chat template, precision and kind of device: results depend on these too."""
         device = self.checkpoint.device.type
-        return digest_of(self.checkpoint.fingerprint, self.codec.template_hash, self.dtype, device)
+        return digest_of(self.checkpoint.fingerprint, self.codec.template_hash, self.model.precision, device)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt in the model's chat template; raises `PromptError` where that refuses it."""

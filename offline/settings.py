@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from server.engine import DEFAULT_ARTIFACT, DtypeName, parse_device, parse_dtype
+from server.engine import DEFAULT_ARTIFACT, Activations, DtypeName, Quantization, parse_device, parse_dtype
 
 
 class ObjectiveName(StrEnum):
@@ -48,6 +48,12 @@ class CommandSettings(BaseSettings):
     )
     device: str = Field("auto", description="torch device; auto takes a GPU where there is one")
     dtype: DtypeName = Field("auto", description="auto is the checkpoint's own")
+    quantization: Quantization = Field(
+        "auto", description="bits of the weights: auto keeps a GGUF file's, none dequantises, int8 and int4 round"
+    )
+    activations: Activations = Field(
+        "auto", description="what weights of few bits are multiplied with: int8, or exact ones as with float32"
+    )
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from server.engine import (
+    Activations,
     Checkpoint,
     Decoder,
     Engine,
     EngineConfig,
     GrammarCompiler,
+    Quantization,
     Route,
     RoutingArtifact,
     TextCodec,
@@ -40,6 +42,8 @@ class Source:
     dtype: torch.dtype | None
     device: torch.device
     trust_remote_code: bool = False
+    quantization: Quantization = "auto"
+    activations: Activations = "auto"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class ServedModel:
 def load(source: Source, config: EngineConfig) -> ServedModel:
     """Loads and checks everything; raises `CheckpointError` or `ArtifactError` with one clear sentence."""
     artifact = RoutingArtifact.load(source.artifact) if source.artifact else None
-    checkpoint = load_model(source.model, source.dtype, source.device, source.trust_remote_code)
+    checkpoint = load_model(source.model, source.dtype, source.device, source.trust_remote_code, source.quantization)
     codec = TextCodec(checkpoint.tokenizer)
     if artifact and source.artifact:
         artifact.check_model(checkpoint.fingerprint, codec.template_hash, source.artifact)
@@ -93,7 +97,7 @@ def load(source: Source, config: EngineConfig) -> ServedModel:
             source.name,
             config.method,
         )
-    model = Decoder(checkpoint)
-    # The decoder has its own fused copies; together they would take twice the model's memory.
-    checkpoint.weights.clear()
+    model = Decoder(checkpoint, source.activations)
+    # The decoder has its own packed copies; together they would take twice the model's memory.
+    checkpoint.forget_weights()
     return ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))

@@ -12,8 +12,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from server.app import AppConfig
 from server.engine import (
     DEFAULT_ARTIFACT,
+    Activations,
     DtypeName,
     EngineConfig,
+    Quantization,
     method_named,
     methods,
     parse_device,
@@ -52,7 +54,11 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes CUDA where there is one."""
     dtype: DtypeName = "auto"
-    """Precision of the weights; auto keeps the checkpoint's own."""
+    """Precision of cache, activations and weights of 16 bits or more; auto keeps the checkpoint's own."""
+    quantization: Quantization = "auto"
+    """Bits of the weights; auto keeps a GGUF file's, none dequantises them, int8 and int4 round any model's."""
+    activations: Activations = "auto"
+    """What weights of few bits are multiplied with: 8-bit activations or, as with float32, exact ones."""
     method: str | None = None
     """How tokens are drafted; without it, cascade with an artifact and lookup without one."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
@@ -116,6 +122,8 @@ class Settings(BaseSettings):
             dtype=parse_dtype(self.dtype),
             device=parse_device(self.device),
             trust_remote_code=self.trust_remote_code,
+            quantization=self.quantization,
+            activations=self.activations,
         )
 
     @property

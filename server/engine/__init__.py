@@ -9,7 +9,7 @@ from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
 from server.engine.model.default_model import DEFAULT_ARTIFACT, load_model, public_name
 from server.engine.model.kernels import kernel_build
-from server.engine.model.placement import DtypeName, parse_device, parse_dtype
+from server.engine.model.placement import Activations, DtypeName, Quantization, parse_device, parse_dtype
 from server.engine.model.weights import CheckpointError
 from server.engine.requests import GenerationRequest, PromptTooLongError
 from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
@@ -49,6 +49,7 @@ __all__ = [
     "PLAIN",
     "UNADJUSTED",
     "UNROUTED",
+    "Activations",
     "Adjustments",
     "ArtifactError",
     "ChatError",
@@ -72,6 +73,7 @@ __all__ = [
     "Manifest",
     "Method",
     "PromptTooLongError",
+    "Quantization",
     "Route",
     "Router",
     "RoutingArtifact",

@@ -29,10 +29,10 @@ def assisted_runners(
 
 
 def hf_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model of transformers over the very tensors that the engine was made of; folders and GGUF files alike."""
+    """The model of transformers over the weights that the engine was made of, dequantised where they have few bits."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(checkpoint.described, dtype=checkpoint.dtype)
-    model.load_state_dict(checkpoint.weights, strict=False, assign=True)
+    model.load_state_dict(checkpoint.dense_weights(), strict=False, assign=True)
     model.tie_weights()
     # Its RoPE tables are no weights, and on the meta device they were never made.
     model.model.rotary_emb = type(model.model.rotary_emb)(checkpoint.described)

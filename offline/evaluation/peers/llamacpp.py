@@ -120,7 +120,7 @@ def rope_theta(checkpoint: Checkpoint) -> float:
 
 def write_gguf(path: Path, loaded: LoadedModel, theta: float) -> None:
     """Writes the checkpoint's weights under GGUF's names; matrices in its dtype, vectors in fp32."""
-    config, weights = loaded.checkpoint.config, loaded.checkpoint.weights
+    config, weights = loaded.checkpoint.config, loaded.checkpoint.dense_weights()
     architecture = architecture_of(weights)
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     describe(writer, config, theta)

@@ -6,7 +6,7 @@ Remote code is never run unless asked for.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,8 +27,10 @@ from server.engine.model.gguf.file import GgufFile, open_gguf
 from server.engine.model.gguf.tokenizer import GgufVocabulary, build_tokenizer, end_ids, tokenizer_settings
 from server.engine.model.gguf.weights import own_dtype, read_gguf_weights
 from server.engine.model.hub import local_model
+from server.engine.model.placement import ROUNDED_BITS, Quantization
+from server.engine.model.quantization.codes import QuantizedWeight
 from server.engine.model.rope import longest_context, rope_tables
-from server.engine.model.weights import CheckpointError, check_weights, read_weights
+from server.engine.model.weights import CheckpointError, read_weights
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -36,6 +38,8 @@ SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded model: weights under their Hugging Face names, plus RoPE tables `rope` [2, max_length, head_dim].
+
+    Matrices of few bits are in `quantized`, all other tensors in `weights`.
 
     `path` is the folder or GGUF file that it was read from, `described` what transformers would make it of.
     """
@@ -52,6 +56,33 @@ class Checkpoint:
     fingerprint: str
     dtype: torch.dtype
     device: torch.device
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head is the embeddings."""
+        head, embeddings = (
+            self.quantized.get(name, self.weights.get(name)) for name in ("lm_head.weight", "model.embed_tokens.weight")
+        )
+        return head is embeddings
+
+    def dense(self, name: str) -> Tensor:
+        """A weight in the checkpoint's dtype, dequantised where it is of few bits."""
+        if name in self.quantized:
+            return self.quantized[name].dense().to(self.device, self.dtype)
+        return self.weights[name].to(self.dtype)
+
+    def dense_weights(self) -> dict[str, Tensor]:
+        """All weights in the checkpoint's dtype; tied ones are one tensor."""
+        dense = {name: self.dense(name) for name in [*self.weights, *self.quantized]}
+        if self.is_tied:
+            dense["lm_head.weight"] = dense["model.embed_tokens.weight"]
+        return dense
+
+    def forget_weights(self) -> None:
+        """Drops the weights, which a decoder has its own packed copies of."""
+        self.weights.clear()
+        self.quantized.clear()
 
 
 @dataclass(frozen=True)
@@ -67,12 +98,17 @@ class Description:
 
 
 def load_checkpoint(
-    name_or_path: str, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool = False
+    name_or_path: str,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    quantization: Quantization = "none",
 ) -> Checkpoint:
     """Loads a folder, a GGUF file or either of the hub's, by the names that `hub.local_model` takes.
 
     dtype None keeps the checkpoint's own. A quantised file's is bfloat16, an F16 file's float32 on a CPU and float16
-    elsewhere (`gguf.weights.own_dtype` says why).
+    elsewhere (`gguf.weights.own_dtype` says why). `quantization` auto keeps the weights of a quantised file at their
+    bits, none dequantises them, and int8 or int4 rounds those of any model.
 
     Raises `CheckpointError` where it is missing, incomplete or of an unsupported architecture.
     """
@@ -83,22 +119,27 @@ def load_checkpoint(
         config = read_shape(described.config)
         rope = rope_tables(described.config, config.max_length, described.rope_divisors)
     used_dtype = dtype or described.dtype
-    read = read_gguf_weights(file, config, used_dtype, device) if file else read_weights(path, used_dtype, device)
-    weights, digests = read
-    if described.config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    check_weights(config, weights, path)
+    if file:
+        stored = read_gguf_weights(file, config, used_dtype, device, keeps_bits=quantization != "none")
+    else:
+        stored = read_weights(path, used_dtype, device)
+    if quantization in ROUNDED_BITS:
+        stored.round(ROUNDED_BITS[quantization])
+    if described.config.tie_word_embeddings:
+        stored.tie_head()
+    stored.check(config, path)
     return Checkpoint(
         name=name_or_path,
         path=path,
         described=described.config,
         config=config,
-        weights=weights,
+        weights=stored.weights,
+        quantized=stored.quantized,
         rope=rope.to(device),
         tokenizer=described.tokenizer,
         eos_ids=described.eos_ids,
         defaults=described.defaults,
-        fingerprint=fingerprint(vars(config), digests),
+        fingerprint=fingerprint(vars(config), stored.digests),
         dtype=used_dtype,
         device=device,
     )

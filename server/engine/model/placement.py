@@ -1,10 +1,17 @@
-"""Where a model runs and in which precision: from the names that flags take to torch's own values."""
+"""Where a model runs and in which precision: the names that flags take, and what they stand for."""
 
 from typing import Literal
 
 import torch
 
+from server.engine.model.quantization.rounding import Bits
+
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["auto", "none", "int8", "int4"]
+"""Of the weights: `auto` keeps a quantised file's, `none` dequantises them, the others round those of any model."""
+ROUNDED_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
+Activations = Literal["auto", "int8", "exact"]
+"""What the kernels multiply weights of few bits with: activations rounded to 8 bits, or fp32."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -27,3 +34,8 @@ def parse_device(name: str) -> torch.device:
 def parse_dtype(name: DtypeName) -> torch.dtype | None:
     """The precision of this name; None for `auto`, which stands for the checkpoint's own."""
     return DTYPES.get(name)
+
+
+def rounds_activations(activations: Activations, dtype: torch.dtype) -> bool:
+    """Whether activations are rounded; `auto` does so unless the model runs in fp32."""
+    return activations == "int8" or (activations == "auto" and dtype != torch.float32)

@@ -1,6 +1,8 @@
 """Weights from safetensors files, under their Hugging Face names."""
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,26 +11,59 @@ from torch import Tensor
 
 from server.engine.config import DecoderConfig
 from server.engine.model.fingerprint import digest_tensor
+from server.engine.model.quantization.codes import QuantizedWeight
+from server.engine.model.quantization.rounding import Bits, RoundedWeight, can_round
 
 
 class CheckpointError(Exception):
     """The folder, file or name cannot be served; the message is one sentence."""
 
 
-def read_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Tensor], dict[str, bytes]]:
+@dataclass(frozen=True)
+class StoredWeights:
+    """What model files hold: matrices that stay at their few bits, all other tensors, and digests of both."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+    digests: dict[str, bytes] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
+        yield from self.weights.items()
+        yield from self.quantized.items()
+
+    def round(self, bits: Bits) -> None:
+        """Has every matrix that can be rounded to so many bits."""
+        for name, weight in list(self):
+            if can_round(weight):
+                self.weights.pop(name, None)
+                self.quantized[name] = RoundedWeight(weight, bits)
+
+    def tie_head(self) -> None:
+        """Makes the embeddings the output head too."""
+        head, embeddings = "lm_head.weight", "model.embed_tokens.weight"
+        if embeddings in self.weights:
+            self.weights[head] = self.weights[embeddings]
+        if embeddings in self.quantized:
+            self.quantized[head] = self.quantized[embeddings]
+
+    def check(self, config: DecoderConfig, folder: Path) -> None:
+        """Refuses missing weights and wrong shapes, so that nothing reads outside a tensor later."""
+        check_shapes(config, {name: weight.shape for name, weight in self}, folder)
+
+
+def read_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> StoredWeights:
     """All tensors of the folder's safetensors files, and their digests as they are on disk."""
-    weights: dict[str, Tensor] = {}
-    digests: dict[str, bytes] = {}
+    stored = StoredWeights()
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     tensor = file.get_tensor(name)
-                    digests[name] = digest_tensor(tensor)
-                    weights[name] = tensor.to(device, dtype)
+                    stored.digests[name] = digest_tensor(tensor)
+                    stored.weights[name] = tensor.to(device, dtype)
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return weights, digests
+    return stored
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -45,16 +80,15 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def check_weights(config: DecoderConfig, weights: dict[str, Tensor], folder: Path) -> None:
-    """Refuses missing weights and wrong shapes, so that nothing reads outside a tensor later."""
+def check_shapes(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     too_small = [name for name, size in vars(config).items() if isinstance(size, int) and size < 1]
     if too_small:
         raise CheckpointError(f"{folder}: its config says {too_small[0]} is {getattr(config, too_small[0])}")
     if config.num_heads % config.num_kv_heads:
         raise CheckpointError(f"{folder}: {config.num_heads} heads cannot share {config.num_kv_heads} key heads")
-    missing = [name for name in config.weight_shapes if name not in weights]
+    missing = [name for name in config.weight_shapes if name not in shapes]
     if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")
     for name, shape in config.weight_shapes.items():
-        if tuple(weights[name].shape) != shape:
-            raise CheckpointError(f"{folder}: {name} has shape {tuple(weights[name].shape)}, its config says {shape}")
+        if tuple(shapes[name]) != shape:
+            raise CheckpointError(f"{folder}: {name} has shape {tuple(shapes[name])}, its config says {shape}")

@@ -1,12 +1,15 @@
 """The CPU kernels: every build agrees with torch, and a row's result does not depend on the other rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Type
 
-from server.engine import EMPTY_MASK, Decoder, SkipMask, TokenBatch, load_checkpoint
+from server.engine import EMPTY_MASK, Activations, Checkpoint, Decoder, SkipMask, TokenBatch, load_checkpoint
 from server.engine.model import kernels
+from tests.gguf_files import TOKENS, wide_config, write_gguf
 from tests.tiny import CPU, save_random_model, tiny_config
 
 SHAPES = {
@@ -15,9 +18,21 @@ SHAPES = {
     "multi-head with biases": {"num_key_value_heads": 4, "head_dim": 16, "attention_bias": True, "mlp_bias": True},
     "wide": {"num_key_value_heads": 2, "head_dim": 64, "hidden_size": 96, "intermediate_size": 208},
 }
+FORMATS = [Type.Q4_1, Type.Q5_0, Type.Q8_0, Type.Q4_K, Type.Q6_K, Type.Q2_K]
+"""Types for each way in which the kernels read codes and scales."""
 BUILDS = [name for name, needed in kernels.BUILDS if needed <= kernels.processor_flags()]
 
 pytestmark = pytest.mark.skipif(kernels.build() is None, reason="no kernels for this processor")
+
+
+@pytest.fixture(params=BUILDS)
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each build that this processor runs, in use for the test."""
+    path = next((Path(kernels.__file__).parent / "native").glob(f"{request.param}.*so"))
+    monkeypatch.setattr(kernels, "build", lambda: path)
+    kernels.library.cache_clear()
+    yield request.param
+    kernels.library.cache_clear()
 
 
 def decoders(folder: Path, dtype: torch.dtype) -> tuple[Decoder, Decoder]:
@@ -28,6 +43,15 @@ def decoders(folder: Path, dtype: torch.dtype) -> tuple[Decoder, Decoder]:
         return native, Decoder(load_checkpoint(str(folder), dtype, CPU))
 
 
+def a_checkpoint(folder: Path, shape: dict[str, int], dtype: torch.dtype, kind: Type | None) -> Checkpoint:
+    """A random model, read from a GGUF file of one type where one is given."""
+    if kind is None:
+        return load_checkpoint(str(save_random_model(folder, tiny_config(**shape))), dtype, CPU)
+    wide = wide_config(**{**shape, "head_dim": 64, "num_hidden_layers": 2, "vocab_size": len(TOKENS)})
+    write_gguf(folder / "model.gguf", save_random_model(folder, wide), kind)
+    return load_checkpoint(str(folder / "model.gguf"), dtype, CPU, quantization="auto")
+
+
 def error(states: torch.Tensor, exact: torch.Tensor) -> float:
     """Root mean square of the difference."""
     return float((states - exact).square().mean().sqrt())
@@ -35,19 +59,12 @@ def error(states: torch.Tensor, exact: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("build", BUILDS)
 @torch.inference_mode()
-def test_hidden_states_and_logits_agree_with_torch(
-    build: str, shape: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = next((Path(kernels.__file__).parent / "native").glob(f"{build}.*so"))
-    monkeypatch.setattr(kernels, "build", lambda: path)
-    kernels.library.cache_clear()
+def test_hidden_states_and_logits_agree_with_torch(build: str, shape: str, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = save_random_model(tmp_path, tiny_config(**SHAPES[shape]))
     native, plain = decoders(folder, dtype)
     exact = decoders(folder, torch.float32)[1]
     assert native.native is not None
-    kernels.library.cache_clear()
     for mask in (EMPTY_MASK, SkipMask(frozenset({0, 2}), frozenset({1}))):
         rows = [(0, 0, list(range(7, 30))), (1, 0, [5, 9]), (3, 0, list(range(40, 49)))]
         states = []
@@ -64,12 +81,21 @@ def test_hidden_states_and_logits_agree_with_torch(
                 assert error(mine, reference) <= 1.2 * error(other, reference)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "activations"),
+    [
+        (torch.float32, None, "auto"),
+        (torch.bfloat16, None, "auto"),
+        *((torch.bfloat16, kind, activations) for kind in FORMATS for activations in ("int8", "exact")),
+    ],
+)
 @torch.inference_mode()
-def test_a_row_gives_the_same_bits_alone_and_among_others(dtype: torch.dtype, tmp_path: Path) -> None:
-    """What makes speculation lossless in bf16: verifying many tokens equals decoding them one by one."""
-    folder = save_random_model(tmp_path, tiny_config(num_key_value_heads=2, head_dim=32, vocab_size=262))
-    model = Decoder(load_checkpoint(str(folder), dtype, CPU))
+def test_a_row_gives_the_same_bits_alone_and_among_others(
+    build: str, dtype: torch.dtype, kind: Type | None, activations: Activations, tmp_path: Path
+) -> None:
+    """What makes speculation lossless: verifying many tokens equals decoding them one by one."""
+    shape = {"num_key_value_heads": 2, "head_dim": 32, "vocab_size": 262}
+    model = Decoder(a_checkpoint(tmp_path, shape, dtype, kind), activations)
     ids = torch.randint(6, 262, (40,), generator=torch.Generator().manual_seed(0)).tolist()
     cache, other = model.new_cache(3, 64), model.new_cache(3, 64)
     for cached in (cache, other):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import gguf
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from server.engine.config import DecoderConfig
 from server.engine.model.fingerprint import digest_tensor
+from server.engine.model.gguf.codes import READERS, codes_of
 from server.engine.model.gguf.file import GgufFile, GgufTensor
-from server.engine.model.weights import CheckpointError
+from server.engine.model.quantization.codes import Codes
+from server.engine.model.weights import CheckpointError, StoredWeights
 
 FLOATS = {
     GGMLQuantizationType.F32: torch.float32,
@@ -45,21 +48,47 @@ LAYER_PARTS = {
 NOT_WEIGHTS = frozenset({"rope_freqs.weight"})
 
 
+@dataclass(frozen=True, eq=False)
+class GgufWeight:
+    """A matrix as its file has it, in memory that is read when it is asked for."""
+
+    blocks: NDArray[np.uint8]
+    type: GGMLQuantizationType
+    shape: torch.Size
+
+    @property
+    def kind(self) -> str:
+        return self.type.name
+
+    def dense(self) -> Tensor:
+        return dequantize(self.blocks, self.type, self.shape, torch.float32)
+
+    def codes(self) -> Codes:
+        return codes_of(self.blocks, self.type)
+
+
 def read_gguf_weights(
-    file: GgufFile, config: DecoderConfig, dtype: torch.dtype, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, bytes]]:
-    """All weights, and their digests as they are on disk, which do not depend on `dtype`."""
+    file: GgufFile, config: DecoderConfig, dtype: torch.dtype, device: torch.device, keeps_bits: bool = False
+) -> StoredWeights:
+    """All weights, and their digests as they are on disk, which do not depend on `dtype`.
+
+    `keeps_bits`: matrices of the types of `codes.READERS` stay as they are, and vectors in fp32.
+    """
     check_types(file)
-    weights: dict[str, Tensor] = {}
-    digests: dict[str, bytes] = {}
+    stored = StoredWeights()
     with one_thread():
         for name, tensor in file.tensors.items():
-            if name not in NOT_WEIGHTS:
-                full_name = weight_name(file, name)
-                blocks = read_blocks(file, name, config)
-                digests[full_name] = digest_tensor(stored(tensor, blocks))
-                weights[full_name] = dequantize(blocks, tensor.type, tensor.shape, dtype).to(device)
-    return weights, digests
+            if name in NOT_WEIGHTS:
+                continue
+            full_name = weight_name(file, name)
+            blocks = read_blocks(file, name, config)
+            stored.digests[full_name] = digest_tensor(as_stored(tensor, blocks))
+            if keeps_bits and tensor.type in READERS and len(tensor.shape) == 2:
+                stored.quantized[full_name] = GgufWeight(blocks, tensor.type, torch.Size(tensor.shape))
+            else:
+                own = torch.float32 if keeps_bits and len(tensor.shape) == 1 else dtype
+                stored.weights[full_name] = dequantize(blocks, tensor.type, tensor.shape, own).to(device)
+    return stored
 
 
 @contextmanager
@@ -114,7 +143,7 @@ def read_blocks(file: GgufFile, name: str, config: DecoderConfig) -> NDArray[np.
     return blocks.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(file.tensors[name].blocks.shape)
 
 
-def stored(tensor: GgufTensor, blocks: NDArray[np.uint8]) -> Tensor:
+def as_stored(tensor: GgufTensor, blocks: NDArray[np.uint8]) -> Tensor:
     """The numbers as they are on disk; of a quantised tensor, its bytes."""
     raw = torch.from_numpy(blocks)
     return raw.view(FLOATS[tensor.type]).view(tensor.shape) if tensor.type in FLOATS else raw

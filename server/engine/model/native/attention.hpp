@@ -14,9 +14,9 @@ namespace {
 template <class T>
 class Attention {
  public:
-  Attention(const Shape& shape, const float* cos, const float* sin, Team& team, Residual<T>& residual)
+  Attention(const Shape& shape, const float* cos, const float* sin, Team& team, Residual& residual)
       : shape_(shape),
-        width_(panels(shape.qkv_width()) * LANES),
+        width_((shape.heads + 2 * shape.kv_heads) * shape.head_dim),
         cos_(cos),
         sin_(sin),
         team_(team),
@@ -32,39 +32,37 @@ class Attention {
   // waiting for the others.
   void apply(const Rows& rows, const Layer& layer, int index, int rank) {
     const int ranks = team_.size();
-    const Activation<T>* x = residual_.normalised(rows.count, layer.attention_norm, rank);
+    const Inputs x = residual_.normalised(rows.count, layer.attention_norm, rank, layer.query, layer.key, layer.value);
     if (shape_.kv_heads % ranks == 0) {
       const Part kv = part(shape_.kv_heads, rank, ranks);
-      project_heads(rows.count, x, layer, kv);
+      const int key_panels = shape_.head_dim / LANES, query_panels = key_panels * shape_.groups();
+      project(x, layer, {kv.first * query_panels, kv.last * query_panels},
+              {kv.first * key_panels, kv.last * key_panels});
       place(rows, layer, index, {0, rows.count}, kv);
       mixing_.mix_all(rows, index, kv, 0, 1, rank);
     } else {
       const Part kv{0, shape_.kv_heads};
-      project(rows.count, x, layer, part(width_ / LANES, rank, ranks));
+      project(x, layer, part(panels(layer.query.outputs), rank, ranks), part(panels(layer.key.outputs), rank, ranks));
       team_.barrier();
       place(rows, layer, index, part(rows.count, rank, ranks), kv);
       team_.barrier();
       mixing_.mix_all(rows, index, kv, rank, ranks, rank);
     }
     team_.barrier();
-    residual_.add(rows.count, mixing_.mixed(), shape_.heads * shape_.head_dim, (const T*)layer.output,
-                  layer.output_bias, rank);
+    residual_.add(rows.count, mixing_.mixed(), layer.output, rank);
   }
 
  private:
-  // Some panels of [queries, keys, values] of all rows.
-  void project(int count, const Activation<T>* x, const Layer& layer, Part some) {
-    multiply(some, count, x, (const T*)layer.qkv, shape_.hidden, [&](int row, int i, f32x16 acc) {
-      store16(&qkv_[size_t(row) * width_ + i], layer.qkv_bias ? acc + load(layer.qkv_bias + i) : acc);
-    });
-  }
-
-  // The queries, keys and values of some key heads.
-  void project_heads(int count, const Activation<T>* x, const Layer& layer, Part kv) {
-    const int dim_panels = shape_.head_dim / LANES, groups = shape_.groups();
-    project(count, x, layer, {kv.first * groups * dim_panels, kv.last * groups * dim_panels});
-    for (int before : {shape_.heads, shape_.heads + shape_.kv_heads})
-      project(count, x, layer, {(before + kv.first) * dim_panels, (before + kv.last) * dim_panels});
+  // Some panels of the queries, and of both keys and values, of all rows.
+  void project(const Inputs& x, const Layer& layer, Part queries, Part keys) {
+    const auto write_from = [this](int start) {
+      return [this, start](int row, int first, f32x16 sums) {
+        store16(&qkv_[size_t(row) * width_ + start + first], sums);
+      };
+    };
+    multiply(queries, x, layer.query, write_from(0));
+    multiply(keys, x, layer.key, write_from(layer.query.outputs));
+    multiply(keys, x, layer.value, write_from(layer.query.outputs + layer.key.outputs));
   }
 
   // Head norms and RoPE of some rows and key heads; their queries go to the mixing, keys and values to the cache.
@@ -101,10 +99,10 @@ class Attention {
   }
 
   const Shape shape_;
-  const int width_;          // of a row of queries, keys and values, in whole vectors
+  const int width_;          // of a row of queries, keys and values
   const float *cos_, *sin_;  // [positions][head_dim]
   Team& team_;
-  Residual<T>& residual_;
+  Residual& residual_;
   Mixing<T> mixing_;
   std::vector<float> qkv_;
 };

@@ -11,10 +11,9 @@
 
 extern "C" {
 
-void* decoder_new(const Shape* shape, const Layer* layers, const float* norm, const void* head, const float* head_bias,
-                  const void* embeddings, const float* cos, const float* sin) {
-  if (shape->is_bf16) return new Decoder<bf16>(*shape, layers, norm, head, head_bias, embeddings, cos, sin);
-  return new Decoder<float>(*shape, layers, norm, head, head_bias, embeddings, cos, sin);
+void* decoder_new(const Shape* shape, const Layer* layers, const Edges* edges) {
+  if (shape->is_bf16) return new Decoder<bf16>(*shape, layers, *edges);
+  return new Decoder<float>(*shape, layers, *edges);
 }
 
 void decoder_forward(void* decoder, const Rows* rows) { static_cast<Model*>(decoder)->forward(*rows); }

@@ -1,5 +1,5 @@
 // The decoder: embeddings, the sub-layers that are not skipped, the last norm, and the head, which gives logits.
-// `Model` is what Python holds; `Decoder<float>` and `Decoder<bf16>` are the same code for two types of weights.
+// `Model` is what Python holds; `Decoder<float>` and `Decoder<bf16>` are the same code for two types of cache.
 
 #pragma once
 
@@ -23,17 +23,13 @@ struct Model {
 template <class T>
 class Decoder final : public Model {
  public:
-  Decoder(const Shape& shape, const Layer* layers, const float* norm, const void* head, const float* head_bias,
-          const void* embeddings, const float* cos, const float* sin)
+  Decoder(const Shape& shape, const Layer* layers, const Edges& edges)
       : shape_(shape),
         layers_(layers, layers + shape.num_layers),
-        norm_(norm),
-        head_((const T*)head),
-        head_bias_(head_bias),
-        embeddings_((const T*)embeddings),
+        edges_(edges),
         team_(shape.num_threads),
         residual_(shape, team_),
-        attention_(shape, cos, sin, team_, residual_),
+        attention_(shape, edges.cos, edges.sin, team_, residual_),
         mlp_(shape, team_, residual_) {}
 
   // Hidden states after the last norm, in fp32.
@@ -41,19 +37,14 @@ class Decoder final : public Model {
     resize(rows);
     team_.run([&](int rank) {
       sublayers(rows, rank);
-      residual_.normalise(part(rows.count, rank, team_.size()), norm_, rows.hidden);
+      residual_.normalise(part(rows.count, rank, team_.size()), edges_.norm, rows.hidden);
     });
   }
 
   // Logits [count][vocabulary] of hidden states that `forward` gave.
   void logits(int count, const float* hidden, float* out) override {
-    rounded_.resize(size_t(count) * shape_.hidden);
-    team_.run([&](int rank) {
-      auto [first, last] = part(count, rank, team_.size());
-      for (int i = first * shape_.hidden; i < last * shape_.hidden; i++) store(&rounded_[i], hidden[i]);
-      team_.barrier();
-      head(count, rounded_.data(), out, rank);
-    });
+    residual_.resize(count);
+    team_.run([&](int rank) { head(residual_.rounded(count, hidden, rank, edges_.head), out, rank); });
   }
 
   void greedy(const Rows& rows, const Greedy& greedy) override {
@@ -62,7 +53,7 @@ class Decoder final : public Model {
     picks_.resize(size_t(ranks) * rows.count);
     team_.run([&](int rank) {
       sublayers(rows, rank);
-      const Part own = head(rows.count, residual_.normalised(rows.count, norm_, rank), greedy.logits, rank);
+      const Part own = head(residual_.normalised(rows.count, edges_.norm, rank, edges_.head), greedy.logits, rank);
       for (int r = 0; r < rows.count; r++)
         picks_[rank * rows.count + r] = pick(greedy.logits + size_t(r) * shape_.vocabulary, own, greedy.probabilities);
       team_.barrier();
@@ -79,7 +70,7 @@ class Decoder final : public Model {
   }
 
   void sublayers(const Rows& rows, int rank) {
-    residual_.embed(rows, embeddings_, rank);
+    residual_.embed(rows, edges_.embeddings, rank);
     for (int layer = 0; layer < shape_.num_layers; layer++) {
       if (!rows.is_skipped[2 * layer]) attention_.apply(rows, layers_[layer], layer, rank);
       if (!rows.is_skipped[2 * layer + 1]) mlp_.apply(rows, layers_[layer], rank);
@@ -87,28 +78,23 @@ class Decoder final : public Model {
   }
 
   // Logits of this rank's share of the vocabulary, which it returns.
-  Part head(int count, const Activation<T>* x, float* out, int rank) {
+  Part head(const Inputs& x, float* out, int rank) {
     const Part own = part(panels(shape_.vocabulary), rank, team_.size());
-    multiply(own, count, x, head_, shape_.hidden, [&](int row, int first, f32x16 acc) {
+    multiply(own, x, edges_.head, [&](int row, int first, f32x16 sums) {
       float* to = out + size_t(row) * shape_.vocabulary + first;
-      if (!head_bias_ && first + LANES <= shape_.vocabulary) return store16(to, acc);
-      for (int i = 0; i < LANES && first + i < shape_.vocabulary; i++)
-        to[i] = acc[i] + (head_bias_ ? head_bias_[first + i] : 0);
+      if (first + LANES <= shape_.vocabulary) return store16(to, sums);
+      for (int i = 0; first + i < shape_.vocabulary; i++) to[i] = sums[i];
     });
     return {own.first * LANES, std::min(own.last * LANES, shape_.vocabulary)};
   }
 
   const Shape shape_;
   const std::vector<Layer> layers_;
-  const float* norm_;
-  const T* head_;
-  const float* head_bias_;
-  const T* embeddings_;
+  const Edges edges_;
   Team team_;
-  Residual<T> residual_;
+  Residual residual_;
   Attention<T> attention_;
-  Mlp<T> mlp_;
-  std::vector<Activation<T>> rounded_;  // hidden states as the head takes them
+  Mlp mlp_;
   std::vector<Pick> picks_;
 };
 

@@ -5,26 +5,36 @@
 
 #include <cstdint>
 
-// One layer's weights: panels [out / 16][in / 2][16][2] (bf16) or [out / 16][in][16] (fp32), see panels.hpp. Norms,
-// biases and RoPE tables are fp32.
+// A weight in panels of 16 outputs: numbers of 32 or 16 bits (panels.hpp), or codes of 8, 6, 5 or 4 bits (codes.hpp),
+// of which each group of inputs has a scale. The bias is padded to whole panels.
+struct Matrix {
+  int outputs, inputs, bits, group;
+  int zero;           // the code of a zero where groups have no minimum
+  int rounds_inputs;  // whether codes are multiplied with activations of 8 bits
+  const void* weights;
+  const void *scales, *minima;  // of each group: fp16, or integers in these units, fp16, of 256 inputs
+  const void *scale_units, *minimum_units;
+  const float* bias;
+};
+
+// One layer's weights; norms are fp32.
 struct Layer {
-  const float* attention_norm;
-  const void* qkv;
-  const float *qkv_bias, *query_norm, *key_norm;
-  const void* output;
-  const float *output_bias, *mlp_norm;
-  const void* gate_up;
-  const float* gate_up_bias;
-  const void* down;
-  const float* down_bias;
+  const float *attention_norm, *query_norm, *key_norm, *mlp_norm;
+  Matrix query, key, value, output, gate, up, down;
+};
+
+// What is not in a layer. RoPE's tables are [positions][head_dim].
+struct Edges {
+  const float *norm, *cos, *sin;
+  Matrix head, embeddings;
 };
 
 struct Shape {
-  int num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, is_bf16, num_threads;
+  int num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, num_threads;
+  int is_bf16;  // whether the cache is
   float epsilon;
 
   int groups() const { return heads / kv_heads; }  // query heads that share one key head
-  int qkv_width() const { return (heads + 2 * kv_heads) * head_dim; }
 };
 
 // One pass: a row is a token with its position in a sequence; a slot is the sequence's place in the cache. Rows of one

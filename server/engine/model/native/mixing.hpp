@@ -29,7 +29,7 @@ class Mixing {
   }
 
   // The result, [count][heads * head_dim].
-  const Activation<T>* mixed() const { return mixed_.data(); }
+  const float* mixed() const { return mixed_.data(); }
 
   // Attention of all rows to some key heads. Where several ranks share these, `sharers` of them, each takes every
   // such tile in turn.
@@ -61,17 +61,18 @@ class Mixing {
     const auto row = [&](int i) { return first_row + (first_query + i) / groups; };
     const int longest = rows.positions[row(Q - 1)] + 1, num_panels = panels(longest);
     int p = 0;
-    for (; p + 4 <= num_panels; p += 4) score<Q, 4>(queries, cache.keys, p, scores, stride);
+    for (; p + WIDE <= num_panels; p += WIDE) score<Q, WIDE>(queries, cache.keys, p, scores, stride);
     for (; p < num_panels; p++) score<Q, 1>(queries, cache.keys, p, scores, stride);
     f32x16 scale[Q];
     for (int i = 0; i < Q; i++) {
       const float total = soften(scores + i * stride, rows.positions[row(i)] + 1, longest, shares + i * stride);
       scale[i] = splat(1.0f / total);
     }
-    Activation<T>* out[Q];
+    float* out[Q];
     for (int i = 0; i < Q; i++)
       out[i] = &mixed_[(size_t(row(i)) * shape_.heads + kv_head * groups + (first_query + i) % groups) * dim];
-    for (p = 0; p + 4 <= dim / LANES; p += 4) gather<Q, 4>(shares, stride, cache.values, p, longest, scale, out);
+    for (p = 0; p + WIDE <= dim / LANES; p += WIDE)
+      gather<Q, WIDE>(shares, stride, cache.values, p, longest, scale, out);
     for (; p < dim / LANES; p++) gather<Q, 1>(shares, stride, cache.values, p, longest, scale, out);
   }
 
@@ -90,13 +91,12 @@ class Mixing {
   static float soften(float* scores, int length, int longest, Activation<T>* shares) {
     const int end = panels(longest) * LANES;
     for (int t = length; t < end; t++) scores[t] = -INFINITY;
-    f32x16 highest = splat(-INFINITY);
+    f32x16 peaks = splat(-INFINITY);
     for (int t = 0; t < length; t += LANES) {
-      f32x16 block = load(scores + t);
-      highest = block > highest ? block : highest;
+      const f32x16 block = load(scores + t);
+      peaks = block > peaks ? block : peaks;
     }
-    float peak = highest[0];
-    for (int i = 1; i < LANES; i++) peak = std::max(peak, highest[i]);
+    const float peak = highest(peaks);
     f32x16 total{};
     for (int t = 0; t < end; t += LANES) {
       const f32x16 block = load(scores + t);
@@ -110,7 +110,7 @@ class Mixing {
   // The values of P panels of dimensions, summed by the shares of Q queries.
   template <int Q, int P>
   void gather(const Activation<T>* shares, int stride, const T* values, int panel, int longest,
-              const f32x16 (&scale)[Q], Activation<T>* const (&out)[Q]) const {
+              const f32x16 (&scale)[Q], float* const (&out)[Q]) const {
     f32x16 acc[Q][P] = {};
     accumulate<false>(acc, shares, stride, values + panel * 2 * LANES, 2 * shape_.head_dim, 2 * LANES, longest);
     for (int i = 0; i < Q; i++)
@@ -118,8 +118,8 @@ class Mixing {
   }
 
   const Shape shape_;
-  std::vector<float> scores_;
-  std::vector<Activation<T>> queries_, shares_, mixed_;
+  std::vector<float> scores_, mixed_;
+  std::vector<Activation<T>> queries_, shares_;
 };
 
 }  // namespace

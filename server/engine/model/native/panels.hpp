@@ -5,6 +5,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "team.hpp"
 #include "vectors.hpp"
@@ -78,51 +79,21 @@ inline void accumulate(f32x16 (&acc)[R][P], const Activation<T>* x, size_t x_str
     }
 }
 
-constexpr int TILE = 6;  // rows of activations that fit the registers beside four panels
+#ifdef __AVX512F__
+constexpr bool IS_AVX512 = true;
+#else
+constexpr bool IS_AVX512 = false;
+#endif
+constexpr int TILE = IS_AVX512 ? 6 : 3;  // rows of activations that fit the registers beside `WIDE` panels
+constexpr int WIDE = IS_AVX512 ? 4 : 2;
 
 // Calls body(count) with 1 to TILE rows as a compile-time constant, so that their sums can live in registers.
 template <class F>
 inline void with_constant(int count, F&& body) {
-  switch (count) {
-    case 1: return body(std::integral_constant<int, 1>{});
-    case 2: return body(std::integral_constant<int, 2>{});
-    case 3: return body(std::integral_constant<int, 3>{});
-    case 4: return body(std::integral_constant<int, 4>{});
-    case 5: return body(std::integral_constant<int, 5>{});
-    case 6: return body(std::integral_constant<int, 6>{});
-  }
-}
-
-// Never inlined: among its callers' variables the sums find fewer registers, which costs 2% of a pass with AVX2.
-template <int R, int P, class T, class F>
-[[gnu::noinline]] void multiply_block(int row, const Activation<T>* x, const T* w, int inputs, int panel, F& finish) {
-  f32x16 acc[R][P] = {};
-  const size_t panel_size = size_t(inputs) * LANES;
-  accumulate<(R > 1)>(acc, x + size_t(row) * inputs, inputs, w + panel * panel_size, 2 * LANES, panel_size, inputs);
-  for (int r = 0; r < R; r++)
-    for (int p = 0; p < P; p++) finish(row + r, (panel + p) * LANES, acc[r][p]);
-}
-
-// Rows in tiles of about the same height: 7 rows are 3 and 4, not 6 and 1.
-template <int P, class T, class F>
-inline void multiply_rows(int count, const Activation<T>* x, const T* w, int inputs, int panel, F& finish) {
-  const int tiles = (count + TILE - 1) / TILE;
-  for (int tile = 0; tile < tiles; tile++) {
-    auto [row, end] = part(count, tile, tiles);
-    with_constant(end - row,
-                  [&, row = row](auto height) { multiply_block<height, P>(row, x, w, inputs, panel, finish); });
-  }
-}
-
-// Calls finish(row, first output, 16 sums) for each of `count` rows and some panels. A group of panels stays in the
-// nearest cache while all rows use it.
-template <class T, class F>
-inline void multiply(Part some, int count, const Activation<T>* x, const T* w, int inputs, F&& finish) {
-  auto [p, last] = some;
-  if (count == 1)
-    for (; p + 8 <= last; p += 8) multiply_block<1, 8>(0, x, w, inputs, p, finish);
-  for (; p + 4 <= last; p += 4) multiply_rows<4>(count, x, w, inputs, p, finish);
-  for (; p < last; p++) multiply_rows<1>(count, x, w, inputs, p, finish);
+  const auto call = [&]<int... N>(std::integer_sequence<int, N...>) {
+    ((count == N + 1 && (body(std::integral_constant<int, N + 1>{}), true)) || ...);
+  };
+  call(std::make_integer_sequence<int, TILE>());
 }
 
 }  // namespace

@@ -6,72 +6,73 @@
 #include <algorithm>
 #include <vector>
 
-#include "interface.hpp"
-#include "panels.hpp"
+#include "matrix.hpp"
 
 namespace {
 
-template <class T>
 class Residual {
  public:
-  Residual(const Shape& shape, Team& team) : shape_(shape), team_(team) {}
+  Residual(const Shape& shape, Team& team) : shape_(shape), team_(team), rounding_(team) {}
 
-  void resize(size_t count) {
-    x_.resize(count * shape_.hidden);
-    normed_.resize(std::max(count, size_t(team_.size()) * FEW_ROWS) * shape_.hidden);
+  void resize(int count) {
+    x_.resize(size_t(count) * shape_.hidden);
+    normed_.resize(size_t(std::max(count, team_.size() * FEW_ROWS)) * shape_.hidden);
+    rounding_.resize(count, std::max({shape_.hidden, shape_.intermediate, shape_.heads * shape_.head_dim}));
   }
 
-  void embed(const Rows& rows, const T* embeddings, int rank) {
+  void embed(const Rows& rows, const Matrix& embeddings, int rank) {
     auto [first, last] = part(rows.count, rank, team_.size());
-    for (int r = first; r < last; r++)
-      for (int i = 0; i < shape_.hidden; i++)
-        x_[size_t(r) * shape_.hidden + i] = to_float(embeddings[size_t(rows.ids[r]) * shape_.hidden + i]);
+    for (int r = first; r < last; r++) read_output(embeddings, rows.ids[r], &x_[size_t(r) * shape_.hidden]);
     team_.barrier();
   }
 
-  template <class Out>
-  void normalise(Part some, const float* weight, Out* out) const {
+  void normalise(Part some, const float* weight, float* out) const {
     for (int r = some.first; r < some.last; r++) {
       const float* row = &x_[size_t(r) * shape_.hidden];
       float scale = inverse_rms(row, shape_.hidden, shape_.epsilon);
-      Out* to = out + size_t(r) * shape_.hidden;
+      float* to = out + size_t(r) * shape_.hidden;
       int i = 0;
       for (; i + LANES <= shape_.hidden; i += LANES) store16(to + i, load(row + i) * scale * load(weight + i));
-      for (; i < shape_.hidden; i++) store(to + i, row[i] * scale * weight[i]);
+      for (; i < shape_.hidden; i++) to[i] = row[i] * scale * weight[i];
     }
   }
 
-  // All rows normalised, for this rank to read: its own copy where they are few, else a shared one.
-  const Activation<T>* normalised(int count, const float* weight, int rank) {
-    if (count > FEW_ROWS) {
-      normalise(part(count, rank, team_.size()), weight, normed_.data());
-      team_.barrier();
-      return normed_.data();
+  // All rows normalised, as these matrices take them: this rank's own copy where they are few, else a shared one.
+  template <class... M>
+  Inputs normalised(int count, const float* weight, int rank, const M&... readers) {
+    if (count <= FEW_ROWS) {
+      float* own = &normed_[size_t(rank) * FEW_ROWS * shape_.hidden];
+      normalise({0, count}, weight, own);
+      return rounded(count, own, rank, readers...);
     }
-    Activation<T>* own = &normed_[size_t(rank) * FEW_ROWS * shape_.hidden];
-    normalise(Part{0, count}, weight, own);
-    return own;
+    normalise(part(count, rank, team_.size()), weight, normed_.data());
+    team_.barrier();
+    return rounded(count, normed_.data(), rank, readers...);
   }
 
-  // x += weight * input + bias, the residual connection.
-  void add(int count, const Activation<T>* input, int inputs, const T* weight, const float* bias, int rank) {
+  // Rows that all ranks have written, as these matrices take them.
+  template <class... M>
+  Inputs rounded(int count, const float* rows, int rank, const Matrix& reader, const M&... others) {
+    return rounding_.round(count, reader.inputs, rows, (form(reader) | ... | form(others)), rank);
+  }
+
+  // x += weight * input, the residual connection.
+  void add(int count, const float* input, const Matrix& weight, int rank) {
+    const Inputs inputs = rounded(count, input, rank, weight);
     const Part own = part(panels(shape_.hidden), rank, team_.size());
-    multiply(own, count, input, weight, inputs, [&](int row, int first, f32x16 acc) {
+    multiply(own, inputs, weight, [&](int row, int first, f32x16 sums) {
       float* x = &x_[size_t(row) * shape_.hidden];
-      if (!bias && first + LANES <= shape_.hidden) return store16(x + first, load(x + first) + acc);
-      for (int i = 0; i < LANES && first + i < shape_.hidden; i++)
-        x[first + i] += acc[i] + (bias ? bias[first + i] : 0);
+      if (first + LANES <= shape_.hidden) return store16(x + first, load(x + first) + sums);
+      for (int i = 0; first + i < shape_.hidden; i++) x[first + i] += sums[i];
     });
     team_.barrier();
   }
 
  private:
-  static constexpr int FEW_ROWS = 8;  // so few that normalising them twice is cheaper than one barrier
-
   const Shape shape_;
   Team& team_;
-  std::vector<float> x_;
-  std::vector<Activation<T>> normed_;
+  Rounding rounding_;
+  std::vector<float> x_, normed_;
 };
 
 }  // namespace

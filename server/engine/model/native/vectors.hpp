@@ -58,6 +58,12 @@ inline float sum(f32x16 v) {  // a tree: the order is fixed and the latency shor
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+inline float highest(f32x16 v) {
+  float out = v[0];
+  for (int i = 1; i < LANES; i++) out = v[i] > out ? v[i] : out;
+  return out;
+}
+
 // What an RMS norm multiplies `size` numbers by, before their weights.
 inline float inverse_rms(const float* x, int size, float epsilon) {
   float squares = 0;

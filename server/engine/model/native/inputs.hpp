@@ -1,0 +1,99 @@
+// The rows that matrices are multiplied with, in the form that each takes: fp32, bf16, or codes of 8 bits.
+
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "interface.hpp"
+#include "panels.hpp"
+#include "team.hpp"
+
+namespace {
+
+constexpr int BLOCK = 32;    // inputs that are rounded to codes together
+constexpr int FEW_ROWS = 8;  // so few that a copy for each rank is cheaper than one barrier
+
+// A block's inputs are scale * code. Its sum, and those of its halves, are of the rounded inputs.
+struct BlockScale {
+  float scale, sum, halves[2];
+};
+
+struct Inputs {
+  int count;
+  const float* floats;
+  const Activation<bf16>* halves;
+  const int8_t* codes;
+  const BlockScale* blocks;
+
+  // What weights of type T are multiplied with.
+  template <class T>
+  const Activation<T>* as() const {
+    if constexpr (std::is_same_v<Activation<T>, float>)
+      return floats;
+    else
+      return halves;
+  }
+};
+
+enum Form { FLOATS = 1, HALVES = 2, CODES = 4 };
+
+inline int form(const Matrix& w) {
+  if (w.bits == 16) return std::is_same_v<Activation<bf16>, bf16> ? HALVES : FLOATS;
+  return w.bits < 16 && w.rounds_inputs ? CODES : FLOATS;
+}
+
+// The nearest of 255 steps between the largest magnitude and its negative.
+inline BlockScale round_block(const float* x, int8_t* codes) {
+  typedef int8_t i8x16 __attribute__((vector_size(16), aligned(1)));
+  f32x16 values[2] = {load(x), load(x + LANES)}, sizes[2];
+  for (int i = 0; i < 2; i++) sizes[i] = values[i] < 0 ? -values[i] : values[i];
+  const float largest = highest(sizes[0] > sizes[1] ? sizes[0] : sizes[1]);
+  BlockScale out{largest / 127, 0, {}};
+  const float inverse = largest > 0 ? 127 / largest : 0;
+  for (int i = 0; i < 2; i++) {
+    const f32x16 whole = (values[i] * inverse + 12582912.0f) - 12582912.0f;  // rounds, as in `exp16`
+    *(i8x16*)(codes + i * LANES) = __builtin_convertvector(__builtin_convertvector(whole, i32x16), i8x16);
+    out.halves[i] = sum(whole) * out.scale;
+  }
+  out.sum = out.halves[0] + out.halves[1];
+  return out;
+}
+
+class Rounding {
+ public:
+  explicit Rounding(Team& team) : team_(team) {}
+
+  // `width` of the widest rows.
+  void resize(int count, int width) {
+    const size_t rows = std::max(count, team_.size() * FEW_ROWS);
+    halves_.resize(rows * width);
+    codes_.resize(rows * width);
+    blocks_.resize(rows * width / BLOCK);
+  }
+
+  // Rows [count][width] in these forms, for this rank to read. All ranks have written `rows`, unless they are few and
+  // its own.
+  Inputs round(int count, int width, const float* rows, int forms, int rank) {
+    const bool are_few = count <= FEW_ROWS;
+    const size_t first = are_few ? size_t(rank) * FEW_ROWS : 0;
+    const Inputs out{count, rows, &halves_[first * width], &codes_[first * width], &blocks_[first * (width / BLOCK)]};
+    const Part own = are_few ? Part{0, count} : part(count, rank, team_.size());
+    const size_t begin = size_t(own.first) * width, end = size_t(own.last) * width;
+    if (forms & HALVES)
+      for (size_t i = begin; i < end; i++) store(&halves_[first * width + i], rows[i]);
+    if (forms & CODES)
+      for (size_t i = begin; i < end; i += BLOCK)
+        blocks_[first * (width / BLOCK) + i / BLOCK] = round_block(rows + i, &codes_[first * width + i]);
+    if (!are_few && forms != FLOATS) team_.barrier();
+    return out;
+  }
+
+ private:
+  Team& team_;
+  std::vector<Activation<bf16>> halves_;
+  std::vector<int8_t> codes_;
+  std::vector<BlockScale> blocks_;
+};
+
+}  // namespace

@@ -1,0 +1,61 @@
+"""A checkpoint's weights as the CPU kernels take them: matrices in panels, vectors in fp32."""
+
+import torch
+from torch import Tensor
+
+from server.engine.model.arena import Arena
+from server.engine.model.checkpoint import Checkpoint
+from server.engine.model.kernels import NativeDecoder, Parts
+from server.engine.model.panels import Panels, pack
+
+MATRICES = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+VECTORS = {
+    "attention_norm": "input_layernorm",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+}
+
+
+def bind_kernels(checkpoint: Checkpoint, rounds_inputs: bool, num_threads: int) -> NativeDecoder:
+    """The kernels over packed copies of the weights."""
+    packing = Packing(checkpoint)
+    layers = [packing.layer(f"model.layers.{i}.") for i in range(checkpoint.config.num_layers)]
+    return NativeDecoder(checkpoint.config, layers, packing.edges(), checkpoint.dtype, rounds_inputs, num_threads)
+
+
+class Packing:
+    """Packs the weights in the order in which a pass reads them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.arena = Arena()
+
+    def layer(self, prefix: str) -> Parts:
+        matrices = {field: self.panels(prefix + name) for field, name in MATRICES.items()}
+        return {**matrices, **{field: self.vector(prefix + name) for field, name in VECTORS.items()}}
+
+    def edges(self) -> Parts:
+        head = self.panels("lm_head")
+        embeddings = head if self.checkpoint.is_tied else self.panels("model.embed_tokens")
+        cos, sin = (table.float().contiguous() for table in self.checkpoint.rope)
+        return {"norm": self.vector("model.norm"), "cos": cos, "sin": sin, "head": head, "embeddings": embeddings}
+
+    def panels(self, name: str) -> Panels:
+        """The packed weight and bias of one projection."""
+        weight, bias = name + ".weight", self.checkpoint.weights.get(name + ".bias")
+        if weight in self.checkpoint.quantized:
+            return pack(self.checkpoint.quantized[weight].codes(), bias).placed(self.arena)
+        return pack(self.checkpoint.weights[weight], bias).placed(self.arena)
+
+    def vector(self, name: str) -> Tensor | None:
+        values = self.checkpoint.weights.get(name + ".weight")
+        return None if values is None else values.to(torch.float32).contiguous()

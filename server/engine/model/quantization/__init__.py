@@ -1,0 +1,1 @@
+"""Weights of few bits: what they are, and how they are made from numbers."""

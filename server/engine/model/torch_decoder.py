@@ -1,0 +1,119 @@
+"""The forward in torch: for GPUs, and for processors that the kernels were not built for."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from server.engine.config import DecoderConfig
+from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.model.checkpoint import Checkpoint
+from server.engine.model.linear import Linear
+from server.engine.types import EMPTY_MASK, SkipMask
+
+
+@dataclass(frozen=True)
+class Norm:
+    """RMSNorm with its weight; used on hidden states and, in Qwen3, on each query and key head."""
+
+    weight: Tensor
+    epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+class Weights:
+    """A checkpoint's weights by name, made into the parts of a decoder in torch."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.epsilon = checkpoint.config.norm_epsilon
+
+    def norm(self, name: str) -> Norm:
+        return Norm(self.checkpoint.weights[name + ".weight"], self.epsilon)
+
+    def optional_norm(self, name: str) -> Norm | None:
+        return self.norm(name) if name + ".weight" in self.checkpoint.weights else None
+
+    def linear(self, *names: str) -> Linear:
+        """Several projections of the same input as one product."""
+        weights = self.checkpoint.weights
+        biases = [weights[name + ".bias"] for name in names if name + ".bias" in weights]
+        weight = torch.cat([self.checkpoint.dense(name + ".weight") for name in names])
+        return Linear(weight, torch.cat(biases) if biases else None)
+
+
+class Attention:
+    """The attention sub-layer: norm, fused q/k/v projection, RoPE, cache, output projection."""
+
+    def __init__(self, layer: int, config: DecoderConfig, weights: Weights) -> None:
+        prefix = f"model.layers.{layer}."
+        self.layer = layer
+        self.config = config
+        self.norm = weights.norm(prefix + "input_layernorm")
+        self.qkv = weights.linear(*(f"{prefix}self_attn.{name}_proj" for name in "qkv"))
+        self.query_norm = weights.optional_norm(prefix + "self_attn.q_norm")
+        self.key_norm = weights.optional_norm(prefix + "self_attn.k_norm")
+        self.output = weights.linear(prefix + "self_attn.o_proj")
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, batch: TokenBatch) -> Tensor:
+        config = self.config
+        heads = self.qkv(self.norm(x)).view(x.shape[0], -1, config.head_dim)
+        rotated, values = heads.split((config.num_heads + config.num_kv_heads, config.num_kv_heads), 1)
+        if self.query_norm and self.key_norm:
+            queries, keys = rotated.split((config.num_heads, config.num_kv_heads), 1)
+            rotated = torch.cat((self.query_norm(queries), self.key_norm(keys)), 1)
+        swapped = rotated.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+        rotated = rotated * cos + swapped * sin
+        cache.write(self.layer, rotated[:, config.num_heads :], values, batch)
+        return self.output(cache.attend(self.layer, rotated[:, : config.num_heads], batch))
+
+
+class Mlp:
+    """The MLP sub-layer: norm, fused gate/up projection, SwiGLU, down projection."""
+
+    def __init__(self, layer: int, weights: Weights) -> None:
+        prefix = f"model.layers.{layer}."
+        self.norm = weights.norm(prefix + "post_attention_layernorm")
+        self.gate_up = weights.linear(prefix + "mlp.gate_proj", prefix + "mlp.up_proj")
+        self.down = weights.linear(prefix + "mlp.down_proj")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(self.norm(x)).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class TorchDecoder:
+    """Attention and MLP sub-layers over a checkpoint's weights, dequantised where they have few bits."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        config, weights = checkpoint.config, Weights(checkpoint)
+        self.config = config
+        self.embeddings = checkpoint.dense("model.embed_tokens.weight").contiguous()
+        self.cos, self.sin = (table.to(checkpoint.dtype) for table in checkpoint.rope)
+        self.attentions = [Attention(i, config, weights) for i in range(config.num_layers)]
+        self.mlps = [Mlp(i, weights) for i in range(config.num_layers)]
+        self.norm = weights.norm("model.norm")
+        self.head = weights.linear("lm_head")
+
+    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
+        """Hidden states [tokens, hidden_size], as `Decoder.forward`."""
+        cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
+        x = self.embeddings[batch.ids]
+        for layer in range(self.config.num_layers):
+            if layer not in mask.attention:
+                x = x + self.attentions[layer](x, cos, sin, cache, batch)
+            if layer not in mask.mlp:
+                x = x + self.mlps[layer](x)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [tokens, vocabulary_size] in fp32."""
+        return self.head(hidden).float()
+
+    def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
+        """The full model's greedy token after each of the batch's."""
+        tokens: list[int] = self.logits(self.forward(batch, cache, EMPTY_MASK)).argmax(-1).tolist()
+        return tokens

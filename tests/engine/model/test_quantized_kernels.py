@@ -1,0 +1,100 @@
+"""Products with weights of few bits: exact to the weights' values, and to the rounding of activations."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from torch import Tensor
+
+from server.engine import Activations, Decoder, Quantization, TokenBatch, load_checkpoint
+from server.engine.model import kernels
+from server.engine.model.gguf.codes import READERS, codes_of
+from tests.gguf_files import encode, wide_config, write_gguf
+from tests.tiny import CPU, save_random_model
+
+BUILDS = [name for name, needed in kernels.BUILDS if needed <= kernels.processor_flags()]
+
+pytestmark = pytest.mark.skipif(kernels.build() is None, reason="no kernels for this processor")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("wide"), wide_config())
+
+
+@pytest.fixture(params=BUILDS)
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each build that this processor runs, in use for the test."""
+    path = next((Path(kernels.__file__).parent / "native").glob(f"{request.param}.*so"))
+    monkeypatch.setattr(kernels, "build", lambda: path)
+    kernels.library.cache_clear()
+    yield request.param
+    kernels.library.cache_clear()
+
+
+@pytest.mark.parametrize("kind", READERS, ids=lambda kind: kind.name)
+def test_codes_are_the_values_that_the_gguf_package_gives(kind: Type) -> None:
+    raw, values = encode(torch.randn(5, 512), kind, np.random.default_rng(0))
+    assert torch.equal(codes_of(raw, kind).dense(), values)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Blocks of 32 activations on the nearest of 255 steps between the largest magnitude and its negative."""
+    blocks = x.unflatten(-1, (-1, 32))
+    scale = blocks.abs().amax(-1, True) / 127
+    nearest: Tensor = scale * (blocks / scale).nan_to_num().round()
+    return nearest.flatten(-2)
+
+
+@pytest.mark.parametrize("kind", READERS, ids=lambda kind: kind.name)
+@torch.inference_mode()
+def test_logits_are_those_of_the_weights_and_of_the_rounding(
+    build: str, kind: Type, folder: Path, tmp_path: Path
+) -> None:
+    head = write_gguf(tmp_path / "model.gguf", folder, kind)["lm_head.weight"]
+    checkpoint = load_checkpoint(str(tmp_path / "model.gguf"), None, CPU, quantization="auto")
+    hidden = torch.randn(11, 256, generator=torch.Generator().manual_seed(1))
+    hidden[3] = 0
+    # A few activations lie between two steps, where the last bit of a product decides.
+    cases: list[tuple[Activations, Tensor, float]] = [("exact", hidden, 1e-5), ("int8", rounded(hidden), 2e-3)]
+    for activations, inputs, tolerance in cases:
+        decoder = Decoder(checkpoint, activations)
+        expected = (inputs.double() @ head.double().T).float()
+        for count in (1, 2, 11):
+            found = decoder.logits(hidden[:count])
+            assert (found - expected[:count]).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", READERS, ids=lambda kind: kind.name)
+@torch.inference_mode()
+def test_a_file_at_its_bits_is_the_dequantised_model(build: str, kind: Type, folder: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", folder, kind)
+    ids = list(range(7, 60))
+    states = []
+    both: tuple[Quantization, ...] = ("auto", "none")
+    for quantization in both:
+        checkpoint = load_checkpoint(str(tmp_path / "model.gguf"), torch.float32, CPU, quantization=quantization)
+        assert bool(checkpoint.quantized) == (quantization == "auto")
+        model = Decoder(checkpoint)
+        cache = model.new_cache(1, 64)
+        states.append(model.forward(TokenBatch.of([(0, 0, ids)], cache), cache))
+    torch.testing.assert_close(*states, rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_without_kernels_torch_has_the_same_values(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "model.gguf", folder, Type.Q4_K)
+    checkpoint = load_checkpoint(str(tmp_path / "model.gguf"), torch.float32, CPU, quantization="auto")
+    native = Decoder(checkpoint)
+    monkeypatch.setattr(kernels, "is_supported", lambda *_: False)
+    plain = Decoder(checkpoint)
+    assert (native.native is None, plain.native) == (False, None)
+    assert native.precision == "Q4_K weights, float32 activations, float32 cache"
+    assert plain.precision == "Q4_K weights dequantised to float32"
+    hidden = torch.randn(3, 256)
+    torch.testing.assert_close(native.logits(hidden), plain.logits(hidden), rtol=1e-4, atol=1e-4)
