@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from offline.prompts import Prompt, PromptError
 from offline.records import digest_of
 from offline.settings import CommandSettings
-from server.engine import ChatError, Checkpoint, Decoder, TextCodec, load_model
+from server.engine import ChatError, Checkpoint, Decoder, TextCodec, add_draft, load_model
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class LoadedModel:
             settings.trust_remote_code,
             settings.quantization,
         )
-        return cls(checkpoint, Decoder(checkpoint, settings.activations), TextCodec(checkpoint.tokenizer))
+        model = Decoder(checkpoint, settings.activations)
+        add_draft(model, checkpoint, settings.draft_weights)
+        return cls(checkpoint, model, TextCodec(checkpoint.tokenizer))
 
     @property
     def dtype(self) -> str:

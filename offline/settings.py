@@ -11,7 +11,15 @@ import torch
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from server.engine import DEFAULT_ARTIFACT, Activations, DtypeName, Quantization, parse_device, parse_dtype
+from server.engine import (
+    DEFAULT_ARTIFACT,
+    Activations,
+    DraftWeights,
+    DtypeName,
+    Quantization,
+    parse_device,
+    parse_dtype,
+)
 
 
 class ObjectiveName(StrEnum):
@@ -53,6 +61,9 @@ class CommandSettings(BaseSettings):
     )
     activations: Activations = Field(
         "auto", description="what weights of few bits are multiplied with: int8, or exact ones as with float32"
+    )
+    draft_weights: DraftWeights = Field(
+        "none", description="a copy in fewer bits that drafts are computed with; auto takes int4 where that pays"
     )
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")

@@ -15,6 +15,7 @@ from server.engine import (
     Activations,
     Checkpoint,
     Decoder,
+    DraftWeights,
     Engine,
     EngineConfig,
     GrammarCompiler,
@@ -22,8 +23,8 @@ from server.engine import (
     Route,
     RoutingArtifact,
     TextCodec,
+    add_draft,
     load_model,
-    method_named,
 )
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Source:
     trust_remote_code: bool = False
     quantization: Quantization = "auto"
     activations: Activations = "auto"
+    draft_weights: DraftWeights = "none"
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,6 @@ class ServedModel:
     def route(self, domain: str) -> Route | None:
         return self.engine.router.named(domain) if self.engine.router else None
 
-    def can_draft(self, method: str) -> bool:
-        """Whether the method can run here: some methods, skip for instance, need the masks of a routing artifact."""
-        return self.engine.router is not None or not method_named(method).needs_artifact
-
 
 def load(source: Source, config: EngineConfig) -> ServedModel:
     """Loads and checks everything; raises `CheckpointError` or `ArtifactError` with one clear sentence."""
@@ -98,6 +96,7 @@ def load(source: Source, config: EngineConfig) -> ServedModel:
             config.method,
         )
     model = Decoder(checkpoint, source.activations)
+    add_draft(model, checkpoint, source.draft_weights)
     # The decoder has its own packed copies; together they would take twice the model's memory.
     checkpoint.forget_weights()
     return ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))

@@ -13,6 +13,7 @@ from server.app import AppConfig
 from server.engine import (
     DEFAULT_ARTIFACT,
     Activations,
+    DraftWeights,
     DtypeName,
     EngineConfig,
     Quantization,
@@ -59,8 +60,10 @@ class Settings(BaseSettings):
     """Bits of the weights; auto keeps a GGUF file's, none dequantises them, int8 and int4 round any model's."""
     activations: Activations = "auto"
     """What weights of few bits are multiplied with: 8-bit activations or, as with float32, exact ones."""
-    method: str | None = None
-    """How tokens are drafted; without it, cascade with an artifact and lookup without one."""
+    draft_weights: DraftWeights = "auto"
+    """A copy in fewer bits that drafts are computed with; auto takes int4 where that pays."""
+    method: str = "cascade"
+    """How tokens are drafted."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
     """Sequences decoded at once; each holds a slot of the cache."""
     max_length: Annotated[int, Field(ge=2)] | None = None
@@ -94,18 +97,21 @@ class Settings(BaseSettings):
 
     @field_validator("method")
     @classmethod
-    def check_method(cls, value: str | None) -> str | None:
-        return value and method_named(value).name
+    def check_method(cls, value: str) -> str:
+        return method_named(value).name
 
     @model_validator(mode="after")
     def check_together(self) -> Self:
-        """Refuses a device that is not there, and a method without the artifact that it needs."""
+        """Refuses a device that is not there, and a method without the artifact or the weights that it needs."""
         try:
             parse_device(self.device)
         except ValueError as error:
             raise ValueError(f"--device {self.device}: {error}; use --device cpu") from error
-        if self.method and methods()[self.method].needs_artifact and self.artifact_folder is None:
+        method = methods()[self.method]
+        if method.needs_artifact and self.artifact_folder is None:
             raise ValueError(f"--method {self.method} needs --artifact; run `knn-ssd-offline calibrate` for this model")
+        if method.needs_draft_weights and self.draft_weights == "none":
+            raise ValueError(f"--method {self.method} needs --draft-weights; use --draft-weights int4")
         return self
 
     @property
@@ -124,12 +130,12 @@ class Settings(BaseSettings):
             trust_remote_code=self.trust_remote_code,
             quantization=self.quantization,
             activations=self.activations,
+            draft_weights=self.draft_weights,
         )
 
     @property
     def engine_config(self) -> EngineConfig:
-        method = self.method or ("cascade" if self.artifact_folder else "lookup")
-        return EngineConfig(max_batch=self.max_batch, max_length=self.max_length, method=method)
+        return EngineConfig(max_batch=self.max_batch, max_length=self.max_length, method=self.method)
 
     @property
     def queue_limits(self) -> QueueLimits:

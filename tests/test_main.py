@@ -150,6 +150,8 @@ def test_a_model_without_artifact_is_announced(tiny_checkpoint: Path, caplog: py
     source = Source(str(tiny_checkpoint), "tiny", None, torch.float32, torch.device("cpu"))
     served = load(source, EngineConfig(max_batch=1, method="lookup"))
     assert served.domains == []
-    assert not served.can_draft("skip")
+    assert served.engine.lacks("skip") == "a routing artifact"
+    assert served.engine.lacks("low-bit") == "draft weights"
+    assert served.engine.lacks("cascade") is served.engine.lacks("lookup") is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "tiny is served with method lookup" in caplog.text

@@ -8,8 +8,9 @@ from server.engine.masks.router import Router, prompt_vector, similarities
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
 from server.engine.model.default_model import DEFAULT_ARTIFACT, load_model, public_name
+from server.engine.model.draft_weights import add_draft
 from server.engine.model.kernels import kernel_build
-from server.engine.model.placement import Activations, DtypeName, Quantization, parse_device, parse_dtype
+from server.engine.model.placement import Activations, DraftWeights, DtypeName, Quantization, parse_device, parse_dtype
 from server.engine.model.weights import CheckpointError
 from server.engine.requests import GenerationRequest, PromptTooLongError
 from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
@@ -59,6 +60,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "DomainRecord",
+    "DraftWeights",
     "DtypeName",
     "Emission",
     "Engine",
@@ -92,6 +94,7 @@ __all__ = [
     "TokenText",
     "ToolFormat",
     "Vocabulary",
+    "add_draft",
     "held_back",
     "json_rule",
     "kernel_build",

@@ -80,6 +80,15 @@ class Engine:
         self.scheduler.add(sequence)
         return sequence
 
+    def lacks(self, method: str) -> str | None:
+        """What this method cannot draft without and the engine does not have."""
+        known = self.speculator.methods[method]
+        if known.needs_artifact and self.router is None:
+            return "a routing artifact"
+        if known.needs_draft_weights and self.model.draft is self.model:
+            return "draft weights"
+        return None
+
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence now; its slot is free for the next step."""
         if sequence.finish_reason is None:

@@ -94,7 +94,7 @@ def timing_masks(num_layers: int) -> list[SkipMask]:
 @torch.inference_mode()
 def draft_passes(loaded: LoadedModel, cache: KVCache, context: int, mask: SkipMask) -> None:
     """Passes as the engine drafts `CHAIN` tokens, chosen and judged each."""
-    model = loaded.model
+    model = loaded.model.draft
     if model.native:
         model.native.draft(TokenBatch.of([(0, context, [1])], cache), cache, mask, [CHAIN], 0.0)
         return

@@ -97,8 +97,8 @@ def nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
 
 def method(speculation: Speculation, served: ServedModel) -> str | None:
     asked = speculation.method
-    if asked is not None and not served.can_draft(asked):
-        message = f"Method '{asked}' needs a routing artifact, and this server has none."
+    if asked is not None and (missing := served.engine.lacks(asked)):
+        message = f"Method '{asked}' needs {missing}, and this server has none."
         raise BadRequestError(message, "speculation.method", "invalid_value")
     return asked
 

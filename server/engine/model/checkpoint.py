@@ -6,7 +6,7 @@ Remote code is never run unless asked for.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,8 +29,9 @@ from server.engine.model.gguf.weights import own_dtype, read_gguf_weights
 from server.engine.model.hub import local_model
 from server.engine.model.placement import ROUNDED_BITS, Quantization
 from server.engine.model.quantization.codes import QuantizedWeight
+from server.engine.model.quantization.rounding import Bits
 from server.engine.model.rope import longest_context, rope_tables
-from server.engine.model.weights import CheckpointError, read_weights
+from server.engine.model.weights import CheckpointError, StoredWeights, read_weights
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -78,6 +79,12 @@ class Checkpoint:
         if self.is_tied:
             dense["lm_head.weight"] = dense["model.embed_tokens.weight"]
         return dense
+
+    def rounded(self, bits: Bits) -> "Checkpoint":
+        """The same model, every matrix that can be rounded to so many bits."""
+        stored = StoredWeights(dict(self.weights), dict(self.quantized))
+        stored.round(bits)
+        return replace(self, weights=stored.weights, quantized=stored.quantized)
 
     def forget_weights(self) -> None:
         """Drops the weights, which a decoder has its own packed copies of."""

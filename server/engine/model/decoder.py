@@ -13,7 +13,8 @@ from torch import Tensor
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model import kernels
 from server.engine.model.checkpoint import Checkpoint
-from server.engine.model.native_weights import bind_kernels
+from server.engine.model.native_decoder import NativeDecoder, Team
+from server.engine.model.native_weights import pack_decoder
 from server.engine.model.placement import Activations, rounds_activations
 from server.engine.model.torch_decoder import TorchDecoder
 from server.engine.types import EMPTY_MASK, SkipMask
@@ -22,15 +23,24 @@ from server.engine.types import EMPTY_MASK, SkipMask
 class Decoder:
     """A Llama-shaped decoder over a checkpoint's weights; holds no request state."""
 
-    def __init__(self, checkpoint: Checkpoint, activations: Activations = "auto") -> None:
+    draft: "Decoder"
+    """What drafts are computed with: a copy in fewer bits, or the decoder itself."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, activations: Activations = "auto", shared: NativeDecoder | None = None
+    ) -> None:
+        """`shared`: the kernels of a decoder that takes turns with this one; it lends its threads and embeddings."""
         self.config = checkpoint.config
         self.dtype = checkpoint.dtype
         self.device = checkpoint.device
-        is_native = kernels.is_supported(checkpoint.config, checkpoint.dtype, checkpoint.device)
+        self.native: NativeDecoder | None = None
         rounds_inputs = rounds_activations(activations, checkpoint.dtype)
-        self.native = bind_kernels(checkpoint, rounds_inputs, torch.get_num_threads()) if is_native else None
-        self.precision = precision(checkpoint, is_native, rounds_inputs)
+        if kernels.is_supported(checkpoint.config, checkpoint.dtype, checkpoint.device):
+            team = shared.team if shared else Team(torch.get_num_threads())
+            self.native = pack_decoder(checkpoint, rounds_inputs, team, shared.embeddings if shared else None)
         self.body = self.native or TorchDecoder(checkpoint)
+        self.precision = precision(checkpoint, self.native is not None, rounds_inputs)
+        self.draft = self
 
     def new_cache(self, num_slots: int, max_length: int) -> KVCache:
         return KVCache(self.config, num_slots, max_length, self.dtype, self.device)

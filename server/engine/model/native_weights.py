@@ -5,7 +5,7 @@ from torch import Tensor
 
 from server.engine.model.arena import Arena
 from server.engine.model.checkpoint import Checkpoint
-from server.engine.model.kernels import NativeDecoder, Parts
+from server.engine.model.native_decoder import NativeDecoder, Parts, Team
 from server.engine.model.panels import Panels, pack
 
 MATRICES = {
@@ -25,15 +25,21 @@ VECTORS = {
 }
 
 
-def bind_kernels(checkpoint: Checkpoint, rounds_inputs: bool, num_threads: int) -> NativeDecoder:
-    """The kernels over packed copies of the weights."""
+def pack_decoder(
+    checkpoint: Checkpoint, rounds_inputs: bool, team: Team, embeddings: Panels | None = None
+) -> NativeDecoder:
+    """The kernels over packed copies of a checkpoint's weights, in the order in which a pass reads them.
+
+    `embeddings` may be another decoder's: a pass takes one row of them for each token, in few bits or many.
+    """
     packing = Packing(checkpoint)
     layers = [packing.layer(f"model.layers.{i}.") for i in range(checkpoint.config.num_layers)]
-    return NativeDecoder(checkpoint.config, layers, packing.edges(), checkpoint.dtype, rounds_inputs, num_threads)
+    edges = packing.edges(embeddings)
+    return NativeDecoder(checkpoint.config, layers, edges, checkpoint.dtype, rounds_inputs, team)
 
 
 class Packing:
-    """Packs the weights in the order in which a pass reads them."""
+    """A checkpoint's weights, packed into one arena."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -43,11 +49,17 @@ class Packing:
         matrices = {field: self.panels(prefix + name) for field, name in MATRICES.items()}
         return {**matrices, **{field: self.vector(prefix + name) for field, name in VECTORS.items()}}
 
-    def edges(self) -> Parts:
+    def edges(self, embeddings: Panels | None) -> Parts:
         head = self.panels("lm_head")
-        embeddings = head if self.checkpoint.is_tied else self.panels("model.embed_tokens")
+        own = head if self.checkpoint.is_tied else None
         cos, sin = (table.float().contiguous() for table in self.checkpoint.rope)
-        return {"norm": self.vector("model.norm"), "cos": cos, "sin": sin, "head": head, "embeddings": embeddings}
+        return {
+            "norm": self.vector("model.norm"),
+            "cos": cos,
+            "sin": sin,
+            "head": head,
+            "embeddings": embeddings or own or self.panels("model.embed_tokens"),
+        }
 
     def panels(self, name: str) -> Panels:
         """The packed weight and bias of one projection."""

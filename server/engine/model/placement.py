@@ -12,6 +12,8 @@ Quantization = Literal["auto", "none", "int8", "int4"]
 ROUNDED_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
 Activations = Literal["auto", "int8", "exact"]
 """What the kernels multiply weights of few bits with: activations rounded to 8 bits, or fp32."""
+DraftWeights = Literal["none", "int8", "int4", "auto"]
+"""A copy in fewer bits that drafts are computed with; `auto` takes 4 bits where that pays."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

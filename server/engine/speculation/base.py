@@ -5,6 +5,7 @@ A new way to draft is one file in `drafters/` with a class marked `@register`, a
 (`speculation.method`) and of `evaluate`, and a label of the metrics.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar
 
@@ -77,6 +78,8 @@ class Drafter(Protocol):
     and is judged by what was emitted even where another draft was checked."""
     needs_mask: ClassVar[bool] = False
     """Whether it drafts with the sequence's mask, and not at all where that is empty."""
+    needs_draft_weights: ClassVar[bool] = False
+    """Whether it drafts with a low-bit copy of the model, and is absent where there is none."""
     memory: ClassVar[int] = 32
     """Proposals that a sequence's average gain reaches back."""
 
@@ -121,12 +124,22 @@ class Method:
 
     @property
     def needs_artifact(self) -> bool:
-        """Whether masks are taken from a routing artifact."""
-        return any(DRAFTERS[name].needs_mask for name in self.drafters) and MASK_SOURCES[self.masks].needs_artifact
+        """Whether it drafts nothing without the masks of a routing artifact."""
+        return self.all_drafters(lambda kind: kind.needs_mask) and MASK_SOURCES[self.masks].needs_artifact
+
+    @property
+    def needs_draft_weights(self) -> bool:
+        """Whether it drafts nothing without a low-bit copy of the model."""
+        return self.all_drafters(lambda kind: kind.needs_draft_weights)
+
+    def all_drafters(self, needs: Callable[[type[Drafter]], bool]) -> bool:
+        return bool(self.drafters) and all(needs(DRAFTERS[name]) for name in self.drafters)
 
 
 CASCADE = Method(
-    "cascade", "lookup where the text repeats itself, else skip; measured gains and costs decide", ("lookup", "skip")
+    "cascade",
+    "lookup where the text repeats itself, else skip or low-bit; measured gains and costs decide",
+    ("lookup", "skip", "low-bit"),
 )
 
 

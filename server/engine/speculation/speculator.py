@@ -36,7 +36,9 @@ class Speculator:
 
     @classmethod
     def of(cls, parts: DraftingParts, policy: DraftPolicy | None) -> Self:
-        return cls([kind.of(parts) for kind in DRAFTERS.values()], policy)
+        has_draft_weights = parts.model.draft is not parts.model
+        kinds = [kind for kind in DRAFTERS.values() if has_draft_weights or not kind.needs_draft_weights]
+        return cls([kind.of(parts) for kind in kinds], policy)
 
     def draft(self, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
         """Drafts by sequence id; a sequence that is absent is decoded plainly."""
@@ -60,8 +62,8 @@ class Speculator:
         }
 
     def allowed(self, sequence: Sequence) -> tuple[str, ...]:
-        """The drafters of its method, the preferred one first."""
-        return self.methods[sequence.method].drafters
+        """The drafters of its method that are here, the preferred one first."""
+        return tuple(name for name in self.methods[sequence.method].drafters if name in self.drafters)
 
     def pick(self, sequence: Sequence, num_rows: int) -> str:
         options = self.options(sequence)

@@ -11,9 +11,15 @@
 
 extern "C" {
 
-void* decoder_new(const Shape* shape, const Layer* layers, const Edges* edges) {
-  if (shape->is_bf16) return new Decoder<bf16>(*shape, layers, *edges);
-  return new Decoder<float>(*shape, layers, *edges);
+void* team_new(int size) { return new Team(size); }
+
+void team_free(void* team) { delete static_cast<Team*>(team); }
+
+// The team outlives the decoder; one decoder at a time uses it.
+void* decoder_new(const Shape* shape, const Layer* layers, const Edges* edges, void* team) {
+  Team& threads = *static_cast<Team*>(team);
+  if (shape->is_bf16) return new Decoder<bf16>(*shape, layers, *edges, threads);
+  return new Decoder<float>(*shape, layers, *edges, threads);
 }
 
 void decoder_forward(void* decoder, const Rows* rows) { static_cast<Model*>(decoder)->forward(*rows); }

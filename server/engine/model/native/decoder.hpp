@@ -23,11 +23,11 @@ struct Model {
 template <class T>
 class Decoder final : public Model {
  public:
-  Decoder(const Shape& shape, const Layer* layers, const Edges& edges)
+  Decoder(const Shape& shape, const Layer* layers, const Edges& edges, Team& team)
       : shape_(shape),
         layers_(layers, layers + shape.num_layers),
         edges_(edges),
-        team_(shape.num_threads),
+        team_(team),
         residual_(shape, team_),
         attention_(shape, edges.cos, edges.sin, team_, residual_),
         mlp_(shape, team_, residual_) {}
@@ -91,7 +91,7 @@ class Decoder final : public Model {
   const Shape shape_;
   const std::vector<Layer> layers_;
   const Edges edges_;
-  Team team_;
+  Team& team_;
   Residual residual_;
   Attention<T> attention_;
   Mlp mlp_;

@@ -30,7 +30,7 @@ struct Edges {
 };
 
 struct Shape {
-  int num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, num_threads;
+  int num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary;
   int is_bf16;  // whether the cache is
   float epsilon;
 

@@ -1,6 +1,7 @@
 """The drafters, a file each; a new one is imported here, which registers it."""
 
 from server.engine.speculation.drafters.lookup import LookupDrafter
+from server.engine.speculation.drafters.low_bit import LowBitDrafter
 from server.engine.speculation.drafters.skip import SkipDrafter
 
-__all__ = ["LookupDrafter", "SkipDrafter"]
+__all__ = ["LookupDrafter", "LowBitDrafter", "SkipDrafter"]

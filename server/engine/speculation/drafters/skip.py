@@ -1,69 +1,21 @@
 """Drafts with the model itself, some attention and MLP sub-layers left out."""
 
-from collections import defaultdict
-from typing import Self
-
-from server.engine.kvcache.slots import KVCache, TokenBatch
-from server.engine.model.decoder import Decoder
-from server.engine.sampling.distribution import draw_with_confidence
-from server.engine.sampling.sampler import adjusted
 from server.engine.sequence import Sequence
-from server.engine.speculation.base import Drafter, DraftingParts, Proposals, register
+from server.engine.speculation.base import Proposals, register
+from server.engine.speculation.drafters.chain import ChainDrafter
 from server.engine.types import SkipMask
 
 
 @register
-class SkipDrafter(Drafter):
-    """Chains of the masked model, a token a pass; sequences with the same mask are drafted as one batch.
-
-    A chain ends at its limit, at a stop token, and after a token whose top probability is under
-    `confidence`: at 0.5, after the first token that the draft itself would bet against.
-    """
+class SkipDrafter(ChainDrafter):
+    """Chains of the masked model, with draft weights of the masked low-bit copy; none where the mask is empty."""
 
     name = "skip"
     summary = "the model with its route's sub-layers skipped"
     needs_mask = True
 
-    def __init__(self, model: Decoder, cache: KVCache, confidence: float) -> None:
-        self.model = model
-        self.cache = cache
-        self.confidence = confidence
-
-    @classmethod
-    def of(cls, parts: DraftingParts) -> Self:
-        return cls(parts.model, parts.cache, parts.confidence)
+    def mask(self, sequence: Sequence) -> SkipMask:
+        return sequence.route.mask
 
     def propose(self, sequences: list[Sequence]) -> Proposals:
-        groups: dict[SkipMask, list[Sequence]] = defaultdict(list)
-        for sequence in sequences:
-            if not sequence.route.mask.is_empty and sequence.draft_limit > 0:
-                groups[sequence.route.mask].append(sequence)
-        proposals: Proposals = {}
-        for mask, group in groups.items():
-            proposals |= self.chains(group, mask)
-        return proposals
-
-    def chains(self, group: list[Sequence], mask: SkipMask) -> Proposals:
-        """Chains of one mask; where all are greedy the kernels run them whole, without a return to Python."""
-        if self.model.native and all(sequence.is_plainly_greedy for sequence in group):
-            batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
-            limits = [sequence.draft_limit for sequence in group]
-            chains = self.model.native.draft(batch, self.cache, mask, limits, self.confidence)
-            return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True)}
-        drafts: Proposals = {sequence.id: [] for sequence in group}
-        active = group
-        while active:
-            rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
-            batch = TokenBatch.of(rows, self.cache)
-            logits = self.model.logits(self.model.forward(batch, self.cache, mask))
-            spans = [s.span(drafts[s.id]) for s in active]
-            draws = [draw for span in spans for draw in span.draws]
-            tokens, tops = draw_with_confidence(adjusted(logits, spans), draws)
-            for sequence, token in zip(active, tokens, strict=True):
-                drafts[sequence.id].append(token)
-            active = [s for s, top in zip(active, tops, strict=True) if self.goes_on(s, drafts[s.id], top)]
-        return drafts
-
-    def goes_on(self, sequence: Sequence, draft: list[int], top: float) -> bool:
-        is_end = draft[-1] in sequence.request.stop.token_ids
-        return len(draft) < sequence.draft_limit and top >= self.confidence and not is_end
+        return super().propose([sequence for sequence in sequences if not sequence.route.mask.is_empty])

@@ -1,0 +1,77 @@
+"""A copy of a model in fewer bits, which drafts are computed with; the model itself checks them.
+
+A pass is bound by the bytes of the weights that it reads, and four bits of each agree with sixteen in nine places of
+ten (ML-SpecQD, arXiv 2503.13565).
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.model.checkpoint import Checkpoint
+from server.engine.model.decoder import Decoder
+from server.engine.model.placement import ROUNDED_BITS, DraftWeights
+from server.engine.model.weights import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+AGREEMENT = 0.9
+"""Share of a 4-bit copy's choices that are taken to be the model's, before anything was drafted."""
+LENGTH = 3
+"""Tokens of the draft whose gain decides."""
+NEEDED_GAIN = 1.1
+POSITION = 64
+ROUNDS = 7
+
+
+def add_draft(model: Decoder, checkpoint: Checkpoint, choice: DraftWeights) -> None:
+    """Gives the model a copy to draft with; `auto` makes one of 4 bits and keeps it where it promises to pay.
+
+    Raises `CheckpointError` where a copy is asked for and there are no kernels to run it.
+    """
+    if choice == "none" or (choice == "auto" and model.native is None):
+        return
+    if model.native is None:
+        raise CheckpointError(f"--draft-weights {choice} needs the CPU kernels, which do not run here; leave it out")
+    bits = ROUNDED_BITS["int4" if choice == "auto" else choice]
+    if choice == "auto" and model.native.weight_bits < 1.5 * bits:
+        return
+    copy = Decoder(checkpoint.rounded(bits), "int8", shared=model.native)
+    gain = predicted_gain(model, copy)
+    assert copy.native is not None
+    said = f"{copy.native.nbytes / 1e6:.0f} MB, predicted speed {gain:.2f} of plain"
+    if choice == "auto" and gain < NEEDED_GAIN:
+        logger.info("no draft weights: a copy in int%d would not pay (%s)", bits, said)
+        return
+    logger.info("draft weights: int%d, %s", bits, said)
+    model.draft = copy
+
+
+def predicted_gain(model: Decoder, copy: Decoder) -> float:
+    """Speed over plain decoding with drafts of `LENGTH` tokens of which `AGREEMENT` agree, by passes timed here."""
+    cache = model.new_cache(1, POSITION + LENGTH + 1)
+    plain, check, draft = quartiles(
+        lambda: one_pass(model, cache, 1), lambda: one_pass(model, cache, LENGTH + 1), lambda: one_pass(copy, cache, 1)
+    )
+    tokens = sum(AGREEMENT**i for i in range(LENGTH + 1))
+    return tokens * plain / (LENGTH * draft + check)
+
+
+@torch.inference_mode()
+def one_pass(model: Decoder, cache: KVCache, rows: int) -> None:
+    with model.lone_threads():
+        model.greedy(TokenBatch.of([(0, POSITION, [0] * rows)], cache), cache)
+
+
+def quartiles(*passes: Callable[[], None]) -> list[float]:
+    """Lower quartile of the seconds of each, all timed in turn after one warm-up."""
+    seconds: list[list[float]] = [[] for _ in passes]
+    for _ in range(ROUNDS + 1):
+        for each, taken in zip(passes, seconds, strict=True):
+            started = time.perf_counter()
+            each()
+            taken.append(time.perf_counter() - started)
+    return [sorted(taken[1:])[ROUNDS // 4] for taken in seconds]

@@ -1,0 +1,191 @@
+"""The CPU kernels' decoder over packed weights, and the memory that its passes write to."""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from server.engine.config import DecoderConfig
+from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.model.kernels import Chain, Edges, Greedy, Layer, Matrix, Rows, Shape, library
+from server.engine.model.panels import Panels
+from server.engine.types import EMPTY_MASK, SkipMask
+
+Parts = Mapping[str, Panels | Tensor | None]
+"""Matrices and vectors by the names of the kernels' fields, None where the model has no such part."""
+
+
+class Team:
+    """The threads that compute a pass together; decoders that take turns share them."""
+
+    def __init__(self, num_threads: int) -> None:
+        kernels = library()
+        assert kernels is not None
+        self.kernels = kernels
+        self.handle = kernels.team_new(num_threads)
+
+    def __del__(self) -> None:
+        self.kernels.team_free(self.handle)
+
+
+class NativeDecoder:
+    """The C++ decoder over packed weights; keeps every tensor that it points to alive."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: Sequence[Parts],
+        edges: Parts,
+        cache_dtype: torch.dtype,
+        rounds_inputs: bool,
+        team: Team,
+    ) -> None:
+        """`rounds_inputs`: codes of few bits are multiplied with activations of 8 bits, else with fp32."""
+        kernels = library()
+        assert kernels is not None
+        self.handle: int | None = None
+        self.kernels = kernels
+        self.config = config
+        self.parts = [edges, *layers]
+        self.team = team
+        shape = Shape(
+            config.num_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.vocabulary_size,
+            int(cache_dtype == torch.bfloat16),
+            config.norm_epsilon,
+        )
+        pointers = (Layer * len(layers))(*(Layer(**pointed(layer, rounds_inputs)) for layer in layers))
+        self.handle = kernels.decoder_new(
+            byref(shape), pointers, byref(Edges(**pointed(edges, rounds_inputs))), team.handle
+        )
+        self.masks: dict[SkipMask, array[int]] = {}
+        self.scratch = Scratch(0, config)
+
+    @property
+    def embeddings(self) -> Panels:
+        panels = self.parts[0]["embeddings"]
+        assert isinstance(panels, Panels)
+        return panels
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights; a tensor that two parts share counts once."""
+        return sum(
+            {id(part): part.nbytes for parts in self.parts for part in parts.values() if part is not None}.values()
+        )
+
+    @property
+    def weight_bits(self) -> float:
+        """Average bits of a weight that a pass reads, scales included."""
+        matrices = [self.parts[0]["head"], *(part for layer in self.parts[1:] for part in layer.values())]
+        panels = [part for part in matrices if isinstance(part, Panels)]
+        return 8 * sum(each.nbytes for each in panels) / sum(each.outputs * each.inputs for each in panels)
+
+    def __del__(self) -> None:
+        if self.handle is not None:
+            self.kernels.decoder_free(self.handle)
+
+    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
+        """Hidden states [tokens, hidden_size] in fp32, as `Decoder.forward`."""
+        hidden = torch.empty(batch.num_tokens, self.config.hidden_size)
+        flat = flattened(batch)
+        self.kernels.decoder_forward(self.handle, byref(self.rows(flat, batch.num_tokens, hidden, cache, mask)))
+        return hidden
+
+    def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
+        """The full model's greedy token after each of the batch's."""
+        flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, EMPTY_MASK)
+        self.kernels.decoder_greedy(self.handle, byref(rows), byref(scratch.sure))
+        return scratch.tokens[: batch.num_tokens].tolist()
+
+    def draft(
+        self, batch: TokenBatch, cache: KVCache, mask: SkipMask, limits: list[int], confidence: float
+    ) -> list[list[int]]:
+        """Greedy chains after the batch's single tokens, as `SkipDrafter` describes them."""
+        flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
+        stride = max(limits)
+        most, drafted = array("i", limits), array("i", bytes(4 * stride * len(limits)))
+        lengths = array("i", bytes(4 * len(limits)))
+        chain = Chain(stride, confidence, *(values.buffer_info()[0] for values in (most, drafted, lengths)))
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, mask)
+        self.kernels.decoder_draft(self.handle, byref(rows), byref(scratch.unsure), byref(chain))
+        return [drafted[i * stride : i * stride + length].tolist() for i, length in enumerate(lengths)]
+
+    def rows(self, flat: "array[int]", count: int, hidden: Tensor, cache: KVCache, mask: SkipMask) -> Rows:
+        """`flat` has `count` ids, positions and slots; the caller keeps it and `hidden` alive through the call."""
+        first = flat.buffer_info()[0]
+        return Rows(
+            count,
+            cache.num_slots,
+            cache.max_length,
+            first,
+            first + count * flat.itemsize,
+            first + 2 * count * flat.itemsize,
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+            self.skipped(mask),
+            hidden.data_ptr(),
+        )
+
+    def scratch_of(self, num_tokens: int) -> "Scratch":
+        if num_tokens > self.scratch.capacity:
+            self.scratch = Scratch(num_tokens, self.config)
+        return self.scratch
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [tokens, vocabulary_size] of hidden states in fp32."""
+        hidden = hidden.float().contiguous()
+        out = torch.empty(hidden.shape[0], self.config.vocabulary_size)
+        self.kernels.decoder_logits(self.handle, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
+        return out
+
+    def skipped(self, mask: SkipMask) -> int:
+        """Address of a byte for each sub-layer in turn, 1 where the mask leaves it out."""
+        if mask not in self.masks:
+            layers = range(self.config.num_layers)
+            self.masks[mask] = array("B", [i in part for i in layers for part in (mask.attention, mask.mlp)])
+        return self.masks[mask].buffer_info()[0]
+
+
+class Scratch:
+    """What greedy passes of up to `capacity` tokens write; reused by the next one."""
+
+    def __init__(self, capacity: int, config: DecoderConfig) -> None:
+        self.capacity = capacity
+        self.hidden = torch.empty(capacity, config.hidden_size)
+        self.logits = torch.empty(capacity, config.vocabulary_size)
+        self.tokens = array("i", bytes(4 * capacity))
+        self.probabilities = array("f", bytes(4 * capacity))
+        tokens, logits = self.tokens.buffer_info()[0], self.logits.data_ptr()
+        self.sure = Greedy(tokens, None, logits)
+        self.unsure = Greedy(tokens, self.probabilities.buffer_info()[0], logits)
+
+
+def flattened(batch: TokenBatch) -> "array[int]":
+    """Ids, positions and slots of all tokens, one after the other."""
+    return array("i", [value for values in batch.flat for value in values])
+
+
+def pointed(parts: Parts, rounds_inputs: bool) -> dict[str, Matrix | int | None]:
+    """What the kernels' structs have for these parts."""
+    return {
+        name: matrix(part, rounds_inputs) if isinstance(part, Panels) else address(part) for name, part in parts.items()
+    }
+
+
+def matrix(panels: Panels, rounds_inputs: bool) -> Matrix:
+    numbers = panels.outputs, panels.inputs, panels.bits, panels.group, panels.zero, int(rounds_inputs)
+    tensors = panels.weights, panels.scales, panels.minima, panels.scale_units, panels.minimum_units, panels.bias
+    return Matrix(*numbers, *map(address, tensors))
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

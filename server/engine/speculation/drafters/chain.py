@@ -1,0 +1,69 @@
+"""Drafts by cheaper passes of the model: what the drafters share that decode their drafts token by token."""
+
+from collections import defaultdict
+from typing import Self
+
+from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.model.decoder import Decoder
+from server.engine.sampling.distribution import draw_with_confidence
+from server.engine.sampling.sampler import adjusted
+from server.engine.sequence import Sequence
+from server.engine.speculation.base import Drafter, DraftingParts, Proposals
+from server.engine.types import SkipMask
+
+
+class ChainDrafter(Drafter):
+    """Chains of a cheaper pass of the model, a token a pass; sequences with the same mask are drafted as one batch.
+
+    A chain ends at its limit, at a stop token, and after a token whose top probability is under
+    `confidence`: at 0.5, after the first token that the draft itself would bet against.
+    """
+
+    def __init__(self, model: Decoder, cache: KVCache, confidence: float) -> None:
+        """`model` computes the drafts; it has the cache of the model that checks them."""
+        self.model = model
+        self.cache = cache
+        self.confidence = confidence
+
+    @classmethod
+    def of(cls, parts: DraftingParts) -> Self:
+        return cls(parts.model.draft, parts.cache, parts.confidence)
+
+    def mask(self, sequence: Sequence) -> SkipMask:
+        """The sub-layers that this sequence's drafts leave out."""
+        raise NotImplementedError
+
+    def propose(self, sequences: list[Sequence]) -> Proposals:
+        groups: dict[SkipMask, list[Sequence]] = defaultdict(list)
+        for sequence in sequences:
+            if sequence.draft_limit > 0:
+                groups[self.mask(sequence)].append(sequence)
+        proposals: Proposals = {}
+        for mask, group in groups.items():
+            proposals |= self.chains(group, mask)
+        return proposals
+
+    def chains(self, group: list[Sequence], mask: SkipMask) -> Proposals:
+        """Chains of one mask; where all are greedy the kernels run them whole, without a return to Python."""
+        if self.model.native and all(sequence.is_plainly_greedy for sequence in group):
+            batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
+            limits = [sequence.draft_limit for sequence in group]
+            chains = self.model.native.draft(batch, self.cache, mask, limits, self.confidence)
+            return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True)}
+        drafts: Proposals = {sequence.id: [] for sequence in group}
+        active = group
+        while active:
+            rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
+            batch = TokenBatch.of(rows, self.cache)
+            logits = self.model.logits(self.model.forward(batch, self.cache, mask))
+            spans = [s.span(drafts[s.id]) for s in active]
+            draws = [draw for span in spans for draw in span.draws]
+            tokens, tops = draw_with_confidence(adjusted(logits, spans), draws)
+            for sequence, token in zip(active, tokens, strict=True):
+                drafts[sequence.id].append(token)
+            active = [s for s, top in zip(active, tops, strict=True) if self.goes_on(s, drafts[s.id], top)]
+        return drafts
+
+    def goes_on(self, sequence: Sequence, draft: list[int], top: float) -> bool:
+        is_end = draft[-1] in sequence.request.stop.token_ids
+        return len(draft) < sequence.draft_limit and top >= self.confidence and not is_end
