@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from offline.prompts import Prompt, PromptError
-from offline.records import digest_of
+from offline.records import digest_of, log
 from offline.settings import CommandSettings
-from server.engine import ChatError, Checkpoint, Decoder, TextCodec, load_model
+from server.engine import ChatError, Checkpoint, Decoder, TextCodec, load_model, use_threads
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,12 @@ class LoadedModel:
 
     @classmethod
     def open(cls, settings: CommandSettings) -> "LoadedModel":
-        """Loads the model; raises `CheckpointError` with one sentence where it cannot be."""
+        """Sets the number of threads and loads the model; raises `CheckpointError` with one sentence if it cannot."""
+        threads = use_threads(settings.threads)
         checkpoint = load_model(settings.model, settings.torch_dtype, settings.torch_device, settings.trust_remote_code)
-        return cls(checkpoint, Decoder(checkpoint), TextCodec(checkpoint.tokenizer))
+        loaded = cls(checkpoint, Decoder(checkpoint), TextCodec(checkpoint.tokenizer))
+        log.info("threads: %s", threads)
+        return loaded
 
     @property
     def dtype(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from server.engine import DEFAULT_ARTIFACT, DtypeName, parse_device, parse_dtype
+from server.engine import DEFAULT_ARTIFACT, MAX_THREADS, DtypeName, parse_device, parse_dtype
 
 
 class ObjectiveName(StrEnum):
@@ -48,6 +48,12 @@ class CommandSettings(BaseSettings):
     )
     device: str = Field("auto", description="torch device; auto takes a GPU where there is one")
     dtype: DtypeName = Field("auto", description="auto is the checkpoint's own")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_THREADS,
+        description="threads that compute on the CPU; without it, as many as affinity and cgroup quota allow",
+    )
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 

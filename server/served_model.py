@@ -22,6 +22,7 @@ from server.engine import (
     TextCodec,
     load_model,
     method_named,
+    use_threads,
 )
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 class Source:
     """Where a model comes from and how it is to be loaded.
 
-    `model` None is the default model; `dtype` None keeps the checkpoint's own.
+    `model` None is the default model; `dtype` None keeps the checkpoint's own; `threads` None takes all that this
+    process may use.
     """
 
     model: str | None
@@ -40,6 +42,7 @@ class Source:
     dtype: torch.dtype | None
     device: torch.device
     trust_remote_code: bool = False
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class ServedModel:
 def load(source: Source, config: EngineConfig) -> ServedModel:
     """Loads and checks everything; raises `CheckpointError` or `ArtifactError` with one clear sentence."""
     artifact = RoutingArtifact.load(source.artifact) if source.artifact else None
+    threads = use_threads(source.threads)
     checkpoint = load_model(source.model, source.dtype, source.device, source.trust_remote_code)
     codec = TextCodec(checkpoint.tokenizer)
     if artifact and source.artifact:
@@ -96,4 +100,6 @@ def load(source: Source, config: EngineConfig) -> ServedModel:
     model = Decoder(checkpoint)
     # The decoder has its own fused copies; together they would take twice the model's memory.
     checkpoint.weights.clear()
-    return ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))
+    served = ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))
+    logger.info("threads: %s", threads)
+    return served

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from server.app import AppConfig
 from server.engine import (
     DEFAULT_ARTIFACT,
+    MAX_THREADS,
     DtypeName,
     EngineConfig,
     method_named,
@@ -53,6 +54,8 @@ class Settings(BaseSettings):
     """Where the model runs; auto takes CUDA where there is one."""
     dtype: DtypeName = "auto"
     """Precision of the weights; auto keeps the checkpoint's own."""
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
+    """Threads that compute on the CPU; without it, as many as affinity and cgroup quota allow."""
     method: str | None = None
     """How tokens are drafted; without it, cascade with an artifact and lookup without one."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
@@ -115,6 +118,7 @@ class Settings(BaseSettings):
             artifact=self.artifact_folder,
             dtype=parse_dtype(self.dtype),
             device=parse_device(self.device),
+            threads=self.threads,
             trust_remote_code=self.trust_remote_code,
         )
 

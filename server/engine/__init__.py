@@ -10,6 +10,7 @@ from server.engine.model.decoder import Decoder
 from server.engine.model.default_model import DEFAULT_ARTIFACT, load_model, public_name
 from server.engine.model.kernels import kernel_build
 from server.engine.model.placement import DtypeName, parse_device, parse_dtype
+from server.engine.model.threads import MAX_THREADS, use_threads
 from server.engine.model.weights import CheckpointError
 from server.engine.requests import GenerationRequest, PromptTooLongError
 from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
@@ -44,6 +45,7 @@ __all__ = [
     "HERMES",
     "LLAMA",
     "MAX_DRAFT",
+    "MAX_THREADS",
     "MISTRAL",
     "OTHER_DOMAIN",
     "PLAIN",
@@ -102,4 +104,5 @@ __all__ = [
     "prompt_vector",
     "public_name",
     "similarities",
+    "use_threads",
 ]
