@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from offline.prompts import Prompt, PromptError
-from offline.records import digest_of
+from offline.records import digest_of, log
 from offline.settings import CommandSettings
-from server.engine import ChatError, Checkpoint, Decoder, TextCodec, add_draft, load_model
+from server.engine import ChatError, Checkpoint, Decoder, TextCodec, add_draft, load_model, use_threads
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class LoadedModel:
 
     @classmethod
     def open(cls, settings: CommandSettings) -> "LoadedModel":
-        """Loads the model; raises `CheckpointError` with one sentence where it cannot be."""
+        """Sets the number of threads and loads the model; raises `CheckpointError` with one sentence if it cannot."""
+        threads = use_threads(settings.threads)
         checkpoint = load_model(
             settings.model,
             settings.torch_dtype,
@@ -28,6 +29,7 @@ class LoadedModel:
         )
         model = Decoder(checkpoint, settings.activations)
         add_draft(model, checkpoint, settings.draft_weights)
+        log.info("threads: %s", threads)
         return cls(checkpoint, model, TextCodec(checkpoint.tokenizer))
 
     @property

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 
 from server.engine import (
     DEFAULT_ARTIFACT,
+    MAX_THREADS,
     Activations,
     DraftWeights,
     DtypeName,
@@ -64,6 +65,12 @@ class CommandSettings(BaseSettings):
     )
     draft_weights: DraftWeights = Field(
         "none", description="a copy in fewer bits that drafts are computed with; auto takes int4 where that pays"
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_THREADS,
+        description="threads that compute on the CPU; without it, as many as affinity and cgroup quota allow",
     )
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")

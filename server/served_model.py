@@ -25,6 +25,7 @@ from server.engine import (
     TextCodec,
     add_draft,
     load_model,
+    use_threads,
 )
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ logger = logging.getLogger(__name__)
 class Source:
     """Where a model comes from and how it is to be loaded.
 
-    `model` None is the default model; `dtype` None keeps the checkpoint's own.
+    `model` None is the default model; `dtype` None keeps the checkpoint's own; `threads` None takes all that this
+    process may use.
     """
 
     model: str | None
@@ -46,6 +48,7 @@ class Source:
     quantization: Quantization = "auto"
     activations: Activations = "auto"
     draft_weights: DraftWeights = "none"
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class ServedModel:
 def load(source: Source, config: EngineConfig) -> ServedModel:
     """Loads and checks everything; raises `CheckpointError` or `ArtifactError` with one clear sentence."""
     artifact = RoutingArtifact.load(source.artifact) if source.artifact else None
+    threads = use_threads(source.threads)
     checkpoint = load_model(source.model, source.dtype, source.device, source.trust_remote_code, source.quantization)
     codec = TextCodec(checkpoint.tokenizer)
     if artifact and source.artifact:
@@ -99,4 +103,6 @@ def load(source: Source, config: EngineConfig) -> ServedModel:
     add_draft(model, checkpoint, source.draft_weights)
     # The decoder has its own packed copies; together they would take twice the model's memory.
     checkpoint.forget_weights()
-    return ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))
+    served = ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))
+    logger.info("threads: %s", threads)
+    return served

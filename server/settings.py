@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from server.app import AppConfig
 from server.engine import (
     DEFAULT_ARTIFACT,
+    MAX_THREADS,
     Activations,
     DraftWeights,
     DtypeName,
@@ -62,6 +63,8 @@ class Settings(BaseSettings):
     """What weights of few bits are multiplied with: 8-bit activations or, as with float32, exact ones."""
     draft_weights: DraftWeights = "auto"
     """A copy in fewer bits that drafts are computed with; auto takes int4 where that pays."""
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
+    """Threads that compute on the CPU; without it, as many as affinity and cgroup quota allow."""
     method: str = "cascade"
     """How tokens are drafted."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
@@ -127,6 +130,7 @@ class Settings(BaseSettings):
             artifact=self.artifact_folder,
             dtype=parse_dtype(self.dtype),
             device=parse_device(self.device),
+            threads=self.threads,
             trust_remote_code=self.trust_remote_code,
             quantization=self.quantization,
             activations=self.activations,

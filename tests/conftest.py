@@ -1,5 +1,6 @@
 """Fixtures: a tiny model, its codec, and a two-domain artifact for it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.tiny import CPU, save_random_model, tiny_config
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tiny models are fastest on one thread, and threads that wait for each other suffer on a busy machine."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 

@@ -146,6 +146,18 @@ def test_an_unsupported_architecture_is_refused(refusal: Refusal, tmp_path: Path
     assert "GPT2LMHeadModel" in line and "supported: LlamaForCausalLM" in line
 
 
+def test_threads_are_announced_and_torch_follows(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = Source(str(tiny_checkpoint), "tiny", None, torch.float32, torch.device("cpu"), threads=3)
+    before = torch.get_num_threads()
+    try:
+        with caplog.at_level("INFO", "server"):
+            load(source, EngineConfig(max_batch=1, method="lookup"))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert "threads: 3 (--threads; without it 1 (OMP_NUM_THREADS: 1))" in caplog.messages
+
+
 def test_a_model_without_artifact_is_announced(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = Source(str(tiny_checkpoint), "tiny", None, torch.float32, torch.device("cpu"))
     served = load(source, EngineConfig(max_batch=1, method="lookup"))

@@ -43,6 +43,14 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_settings([]).app_config.cors_origins == ()
 
 
+def test_threads_are_those_asked_for_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings([]).source.threads is None
+    assert read_settings(["--threads", "3"]).source.threads == 3
+    monkeypatch.setenv("KNNSSD_THREADS", "5")
+    assert read_settings([]).source.threads == 5
+    assert read_settings(["--threads", "3"]).source.threads == 3
+
+
 def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("one\n\n two \n")
@@ -63,6 +71,10 @@ def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     [
         (["--port", "70000"], r"--port \(KNNSSD_PORT\): .*65535"),
         (["--max-batch", "many"], "--max-batch .* integer"),
+        (["--threads", "0"], r"--threads \(KNNSSD_THREADS\): .*greater than or equal to 1"),
+        (["--threads", "-2"], "--threads .*greater than or equal to 1"),
+        (["--threads", "1025"], "--threads .*less than or equal to 1024"),
+        (["--threads", "1.5"], "--threads .* integer"),
         (["--method", "magic"], "--method .*'cascade'"),
         (["--method", "skip", "--model", "m"], "--method skip needs --artifact"),
         (["--unknown", "1"], "unrecognized arguments: --unknown"),

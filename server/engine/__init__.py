@@ -11,6 +11,7 @@ from server.engine.model.default_model import DEFAULT_ARTIFACT, load_model, publ
 from server.engine.model.draft_weights import add_draft
 from server.engine.model.kernels import kernel_build
 from server.engine.model.placement import Activations, DraftWeights, DtypeName, Quantization, parse_device, parse_dtype
+from server.engine.model.threads import MAX_THREADS, use_threads
 from server.engine.model.weights import CheckpointError
 from server.engine.requests import GenerationRequest, PromptTooLongError
 from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
@@ -45,6 +46,7 @@ __all__ = [
     "HERMES",
     "LLAMA",
     "MAX_DRAFT",
+    "MAX_THREADS",
     "MISTRAL",
     "OTHER_DOMAIN",
     "PLAIN",
@@ -107,4 +109,5 @@ __all__ = [
     "prompt_vector",
     "public_name",
     "similarities",
+    "use_threads",
 ]

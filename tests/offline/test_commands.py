@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from offline.__main__ import main
@@ -253,6 +254,33 @@ def test_settings_come_from_the_environment_too(
     monkeypatch.setenv("KNNSSD_JSON", "1")
     assert main(["evaluate", "--methods", "plain", "--limit", "1", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_threads_are_a_setting_of_every_command(
+    prompts: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
+) -> None:
+    common = ["evaluate", "--model", str(tiny_checkpoint), "--prompts", str(prompts), "--methods", "plain"]
+    few = ["--limit", "1", "--max-new-tokens", "3"]
+    monkeypatch.setenv("KNNSSD_THREADS", "2")
+    before = torch.get_num_threads()
+    try:
+        assert main([*common, *few]) == 0
+        assert main([*common, *few, "--threads", "3"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    said = [message.split()[1] for message in messages.messages if message.startswith("threads: ")]
+    assert said == ["2", "3"]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1025", "two"])
+def test_a_wrong_number_of_threads_is_refused(
+    number: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("evaluate", "calibrate", "study"):
+        options = [] if command == "evaluate" else ["--out", str(tmp_path)]
+        assert main([command, "--prompts", str(prompts), *options, "--threads", number]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("knn-ssd-offline: --threads: Input should be")
 
 
 def test_help_lists_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:

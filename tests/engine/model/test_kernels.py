@@ -1,13 +1,27 @@
 """The CPU kernels: every build agrees with torch, and a row's result does not depend on the other rows."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from server.engine import EMPTY_MASK, Activations, Checkpoint, Decoder, SkipMask, TokenBatch, load_checkpoint
+from server.engine import (
+    EMPTY_MASK,
+    Activations,
+    Checkpoint,
+    Decoder,
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    SamplingParams,
+    SkipMask,
+    StopConditions,
+    TokenBatch,
+    load_checkpoint,
+)
 from server.engine.model import kernels
 from tests.gguf_files import TOKENS, wide_config, write_gguf
 from tests.tiny import CPU, save_random_model, tiny_config
@@ -140,3 +154,51 @@ def test_greedy_tokens_are_those_of_the_logits(model: Decoder, tmp_path: Path) -
         batch = TokenBatch.of([(0, 0, list(range(6, 40)))], cache)
         tokens = decoder.greedy(batch, cache)
         assert tokens == decoder.logits(decoder.forward(batch, cache)).argmax(-1).tolist()
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads of decoders that are made; it is as before afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("build", BUILDS)
+def test_any_number_of_threads_gives_the_same_tokens(
+    build: str, dtype: torch.dtype, threads: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also more than there are processors, and more than there are parts of the work."""
+    path = next((Path(kernels.__file__).parent / "native").glob(f"{build}.*so"))
+    monkeypatch.setattr(kernels, "build", lambda: path)
+    kernels.library.cache_clear()
+    folder = save_random_model(tmp_path, tiny_config(head_dim=16))
+    requests = [GenerationRequest([7 + i, 8, 9], SamplingParams(0.0), StopConditions(20)) for i in range(3)]
+    texts = []
+    for num_threads in (1, 2, 3, 16, 8 * len(os.sched_getaffinity(0)) + 1):
+        threads(num_threads)
+        engine = Engine(Decoder(load_checkpoint(str(folder), dtype, CPU)), EngineConfig(max_batch=3, method="plain"))
+        texts.append([sequence.output_ids for sequence in engine.generate(requests)])
+    kernels.library.cache_clear()
+    assert all(text == texts[0] for text in texts)
+
+
+@torch.inference_mode()
+def test_a_decoders_threads_end_with_it(threads: Callable[[int], None], tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU)
+
+    def running() -> set[str]:
+        return {task.name for task in Path("/proc/self/task").iterdir()}
+
+    threads(7)
+    for num_passes in (0, 1, 5):
+        others = running()
+        model = Decoder(checkpoint)
+        cache = model.new_cache(1, 64)
+        for position in range(num_passes):
+            model.greedy(TokenBatch.of([(0, position, [9])], cache), cache)
+        own = running() - others
+        assert len(own) >= 6
+        del model
+        assert not own & running()
