@@ -85,7 +85,7 @@ class Engine:
         known = self.speculator.methods[method]
         if known.needs_artifact and self.router is None:
             return "a routing artifact"
-        if known.needs_draft_weights and self.model.draft is self.model:
+        if known.needs_draft_weights and self.model.low_bit is None:
             return "draft weights"
         return None
 

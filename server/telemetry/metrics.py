@@ -125,7 +125,7 @@ class Metrics:
         described = {"model": served.name, "fingerprint": checkpoint.fingerprint, "method": engine.config.method}
         runs_on = "kernels" if engine.model.native else "torch"
         where = {"dtype": str(checkpoint.dtype), "device": str(checkpoint.device), "runs_on": runs_on}
-        drafts = "none" if engine.model.draft is engine.model else engine.model.draft.precision
+        drafts = engine.model.low_bit.precision if engine.model.low_bit else "none"
         self.model.info({**described, **where, "precision": engine.model.precision, "draft_weights": drafts})
         domains = served.domains or [UNROUTED.domain]
         for metric in (self.drafts, self.drafted, self.accepted, self.routes, self.similarity):

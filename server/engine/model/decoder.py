@@ -23,9 +23,6 @@ from server.engine.types import EMPTY_MASK, SkipMask
 class Decoder:
     """A Llama-shaped decoder over a checkpoint's weights; holds no request state."""
 
-    draft: "Decoder"
-    """What drafts are computed with: a copy in fewer bits, or the decoder itself."""
-
     def __init__(
         self, checkpoint: Checkpoint, activations: Activations = "auto", shared: NativeDecoder | None = None
     ) -> None:
@@ -40,7 +37,12 @@ class Decoder:
             self.native = pack_decoder(checkpoint, rounds_inputs, team, shared.embeddings if shared else None)
         self.body = self.native or TorchDecoder(checkpoint)
         self.precision = precision(checkpoint, self.native is not None, rounds_inputs)
-        self.draft = self
+        self.low_bit: Decoder | None = None
+
+    @property
+    def draft(self) -> "Decoder":
+        """What drafts are computed with: a copy in fewer bits where there is one, else the decoder itself."""
+        return self.low_bit or self
 
     def new_cache(self, num_slots: int, max_length: int) -> KVCache:
         return KVCache(self.config, num_slots, max_length, self.dtype, self.device)

@@ -47,7 +47,7 @@ def add_draft(model: Decoder, checkpoint: Checkpoint, choice: DraftWeights) -> N
         logger.info("no draft weights: a copy in int%d would not pay (%s)", bits, said)
         return
     logger.info("draft weights: int%d, %s", bits, said)
-    model.draft = copy
+    model.low_bit = copy
 
 
 def predicted_gain(model: Decoder, copy: Decoder) -> float:

@@ -36,7 +36,7 @@ class Speculator:
 
     @classmethod
     def of(cls, parts: DraftingParts, policy: DraftPolicy | None) -> Self:
-        has_draft_weights = parts.model.draft is not parts.model
+        has_draft_weights = parts.model.low_bit is not None
         kinds = [kind for kind in DRAFTERS.values() if has_draft_weights or not kind.needs_draft_weights]
         return cls([kind.of(parts) for kind in kinds], policy)
 
