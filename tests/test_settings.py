@@ -20,12 +20,12 @@ def test_defaults_serve_the_default_model() -> None:
     assert settings.queue_limits.max_sequences == settings.max_batch + settings.max_queue
 
 
-def test_a_model_without_an_artifact_is_looked_up_only() -> None:
+def test_a_model_without_an_artifact_drafts_by_what_needs_none() -> None:
     settings = read_settings(["--model", "some/model-7b", "--dtype", "bfloat16"])
     assert settings.source.name == "model-7b"
     assert settings.source.artifact is None
     assert settings.source.dtype is torch.bfloat16
-    assert settings.engine_config.method == "lookup"
+    assert settings.engine_config.method == "cascade"
 
 
 @pytest.mark.parametrize("name", ["files/model-7b.gguf", "org/repo:model-7b.gguf", "org/repo:q4/model-7b.gguf"])

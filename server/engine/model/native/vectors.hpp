@@ -49,19 +49,24 @@ inline void store16(bf16* to, f32x16 v) {  // round to nearest even
   *(u16x16*)to = __builtin_convertvector(bits, u16x16);
 }
 
-inline float sum(f32x16 v) {  // a tree: the order is fixed and the latency short
+// A tree over the lanes: the order is fixed and the latency short.
+template <class F>
+inline float reduce(f32x16 v, F&& join) {
   typedef float f32x8 __attribute__((vector_size(32)));
   typedef float f32x4 __attribute__((vector_size(16)));
-  f32x8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-  f32x4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-  return (four[0] + four[2]) + (four[1] + four[3]);
+  const f32x8 eight = join(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  const f32x4 four =
+      join(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+  return join(join(four[0], four[2]), join(four[1], four[3]));
+}
+
+inline float sum(f32x16 v) {
+  return reduce(v, [](auto a, auto b) { return a + b; });
 }
 
 inline float highest(f32x16 v) {
-  float out = v[0];
-  for (int i = 1; i < LANES; i++) out = v[i] > out ? v[i] : out;
-  return out;
+  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // What an RMS norm multiplies `size` numbers by, before their weights.
