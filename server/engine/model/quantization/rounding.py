@@ -14,6 +14,8 @@ CHUNK = 1 << 18
 """Weights rounded at a time: what the processor's cache holds."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Ranges that are tried, as shares of the group's own: a smaller one clips its ends and has finer steps."""
+LARGEST = 65504.0
+"""The largest float16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,9 @@ def rounded(weight: Tensor, bits: Bits) -> Codes:
 
     8 bits have a scale, the largest magnitude over 127. 4 bits have a scale and a minimum: for each of some ranges
     codes are chosen, then scale and minimum by linear regression on them; the best of these is kept.
+
+    Scales and minima are float16, so that larger weights than 65504 with 4 bits, and than 8e6 with 8, are clipped to
+    these, and a group of 8 bits with nothing over 3e-6 becomes zeros.
     """
     groups = weight.contiguous().view(-1, GROUP)
     parts = [rounded_groups(part.float(), bits) for part in groups.split(CHUNK // GROUP)]
@@ -61,6 +66,7 @@ def rounded_groups(groups: Tensor, bits: Bits) -> tuple[Tensor, Tensor, Tensor]:
         scale = float16(groups.abs().amax(1, True) / 127)
         codes = (groups / nonzero(scale)).round_().clamp_(-127, 127).add_(128)
         return codes.to(torch.uint8), scale.half(), scale.half()
+    groups = finite(groups)
     low, high = groups.aminmax(dim=1, keepdim=True)
     candidates = [fitted(groups, low * shrink, (high - low) * shrink / 15) for shrink in SHRINKS]
     errors = [(scale * codes + minimum - groups).square_().sum(1) for codes, scale, minimum in candidates]
@@ -85,4 +91,8 @@ def nonzero(values: Tensor) -> Tensor:
 
 
 def float16(values: Tensor) -> Tensor:
-    return values.half().float()
+    return finite(values).half().float()
+
+
+def finite(values: Tensor) -> Tensor:
+    return values.clamp(-LARGEST, LARGEST)
