@@ -84,6 +84,8 @@ class Checkpoint:
         """The same model, every matrix that can be rounded to so many bits."""
         stored = StoredWeights(dict(self.weights), dict(self.quantized))
         stored.round(bits)
+        if self.is_tied:
+            stored.tie_head()
         return replace(self, weights=stored.weights, quantized=stored.quantized)
 
     def forget_weights(self) -> None:

@@ -41,13 +41,19 @@ def add_draft(model: Decoder, checkpoint: Checkpoint, choice: DraftWeights) -> N
         return
     copy = Decoder(checkpoint.rounded(bits), "int8", shared=model.native)
     gain = predicted_gain(model, copy)
-    assert copy.native is not None
-    said = f"{copy.native.nbytes / 1e6:.0f} MB, predicted speed {gain:.2f} of plain"
+    said = f"{added_bytes(model, copy) / 1e6:.0f} MB, predicted speed {gain:.2f} of plain"
     if choice == "auto" and gain < NEEDED_GAIN:
         logger.info("no draft weights: a copy in int%d would not pay (%s)", bits, said)
         return
     logger.info("draft weights: int%d, %s", bits, said)
     model.low_bit = copy
+
+
+def added_bytes(model: Decoder, copy: Decoder) -> int:
+    """Bytes of the copy's weights that are not the model's too, as the embeddings are."""
+    assert model.native and copy.native
+    shared = model.native.memory
+    return sum(nbytes for address, nbytes in copy.native.memory.items() if address not in shared)
 
 
 def predicted_gain(model: Decoder, copy: Decoder) -> float:

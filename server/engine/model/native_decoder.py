@@ -75,11 +75,13 @@ class NativeDecoder:
         return panels
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the weights; a tensor that two parts share counts once."""
-        return sum(
-            {id(part): part.nbytes for parts in self.parts for part in parts.values() if part is not None}.values()
-        )
+    def memory(self) -> dict[int, int]:
+        """Bytes of each tensor of the weights by its address; two parts or two decoders may share one."""
+        parts = [part for parts in self.parts for part in parts.values() if part is not None]
+        tensors = [
+            tensor for part in parts for tensor in (part.tensors.values() if isinstance(part, Panels) else [part])
+        ]
+        return {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
 
     @property
     def weight_bits(self) -> float:

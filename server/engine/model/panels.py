@@ -40,12 +40,16 @@ class Panels:
 
     def placed(self, arena: Arena) -> "Panels":
         """The same panels in an arena's memory."""
-        placed: dict[str, Any] = {k: arena.place(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        placed: dict[str, Any] = {name: arena.place(tensor) for name, tensor in self.tensors.items()}
         return replace(self, **placed)
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    @property
     def nbytes(self) -> int:
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 def pack(weight: Tensor | Codes, bias: Tensor | None = None) -> Panels:
