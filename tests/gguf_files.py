@@ -35,6 +35,8 @@ SCALES = {
     Type.IQ1_M: (),
 }
 """Where a block has its float16 scales; first, where it is not named here."""
+MIDDLES = {Type.Q2_K: 1.5, Type.Q4_K: 7.5, Type.Q5_K: 15.5}
+"""The middle code of types whose blocks have a unit of scales and one of minima."""
 
 Metadata = dict[str, Any]
 
@@ -46,15 +48,32 @@ def wide_config(**changes: Any) -> LlamaConfig:
 
 
 def random_blocks(kind: Type, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Blocks [rows, bytes of a row] of a type, with small scales and whatever else."""
+    """Blocks [rows, bytes of a row] of a type, with small scales and whatever else; their mean is about zero."""
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (shape[0] * shape[1] // per_block, block_bytes), np.uint8)
-    # Without this bit no float16 among them is infinite, wherever a type hides its scale.
-    blocks &= 0xBF
+    if kind not in MIDDLES:
+        # Without this bit no float16 among them is infinite, wherever a type hides its scale.
+        blocks &= 0xBF
     for start in SCALES.get(kind, (0,)):
         scales = rng.uniform(0.0005, 0.002, (len(blocks), 1)).astype(np.float16)
         blocks[:, start : start + 2] = scales.view(np.uint8)
+    if kind in MIDDLES:
+        set_minima(blocks, kind, scales)
     return blocks.reshape(shape[0], -1)
+
+
+def set_minima(blocks: NDArray[np.uint8], kind: Type, scales: NDArray[np.float16]) -> None:
+    """Makes minima of a block's scales, in units that take each group's mean to zero; else all outputs are alike.
+
+    The lowest bit of a minimum stays as it is, so that one that was taken for a scale would be noticed.
+    """
+    unit, minimum_unit = SCALES[kind]
+    blocks[:, unit : unit + 2] = scales.view(np.uint8)
+    blocks[:, minimum_unit : minimum_unit + 2] = (MIDDLES[kind] * scales).astype(np.float16).view(np.uint8)
+    nibbles = blocks[:, :16] if kind == Type.Q2_K else blocks[:, 12:16]
+    nibbles[:] = nibbles & 31 | (nibbles & 14) << 4
+    if kind != Type.Q2_K:
+        blocks[:, 8:12] = blocks[:, 4:8] & 254 | blocks[:, 8:12] & 1
 
 
 def encode(weight: Tensor, kind: Type, rng: np.random.Generator) -> tuple[NDArray[Any], Tensor]:

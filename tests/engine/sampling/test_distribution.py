@@ -19,7 +19,10 @@ from server.engine import (
     SkipMask,
     StopConditions,
     TokenBatch,
+    add_draft,
+    load_checkpoint,
 )
+from server.engine.model import kernels
 from server.engine.sampling.distribution import (
     Draw,
     draw_tokens,
@@ -28,6 +31,7 @@ from server.engine.sampling.distribution import (
     probabilities,
 )
 from server.engine.speculation.verification import Verification
+from tests.tiny import CPU, save_random_model, tiny_config
 
 DRAWS = 2000
 
@@ -102,11 +106,25 @@ def second_tokens(model: Decoder, method: str, mask: SkipMask, prompt: list[int]
     return counts
 
 
+@pytest.fixture(scope="module")
+def model_with_copy(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """A model of few bits that the kernels run, with a copy in 4 bits."""
+    if kernels.build() is None:
+        pytest.skip("no kernels for this processor")
+    folder = save_random_model(tmp_path_factory.mktemp("small"), tiny_config(head_dim=16))
+    checkpoint = load_checkpoint(str(folder), torch.bfloat16, CPU, quantization="int8")
+    model = Decoder(checkpoint)
+    add_draft(model, checkpoint, "int4")
+    return model
+
+
 @pytest.mark.parametrize("is_broken", [False, True])
+@pytest.mark.parametrize(("fixture", "method"), [("model", "skip"), ("model_with_copy", "low-bit")])
 def test_speculatively_sampled_tokens_follow_the_plain_distribution(
-    model: Decoder, is_broken: bool, monkeypatch: pytest.MonkeyPatch
+    fixture: str, method: str, is_broken: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chi-square test with the power to fail: with a verification that accepts everything it does."""
+    model: Decoder = request.getfixturevalue(fixture)
     prompt = [1, 4, 70, 80, 90]
     with torch.inference_mode():
         engine = Engine(model, EngineConfig(max_batch=1))
@@ -118,7 +136,7 @@ def test_speculatively_sampled_tokens_follow_the_plain_distribution(
             return Verification([*drafted, own[-1]][:room], len(drafted), len(drafted))
 
         monkeypatch.setattr("server.engine.engine.verify", accept_all)
-    counts = second_tokens(model, "skip", SkipMask(frozenset({0, 2}), frozenset({1})), prompt, first)
+    counts = second_tokens(model, method, SkipMask(frozenset({0, 2}), frozenset({1})), prompt, first)
     support = expected > 0
     outside = counts[~support].sum()
     shares = expected[support] / expected[support].sum()
