@@ -92,17 +92,17 @@ def load(source: Source, config: EngineConfig) -> ServedModel:
     codec = TextCodec(checkpoint.tokenizer)
     if artifact and source.artifact:
         artifact.check_model(checkpoint.fingerprint, codec.template_hash, source.artifact)
-    else:
-        logger.warning(
-            "no routing artifact: %s is served with method %s and no layer is skipped; "
-            "`knn-ssd-offline calibrate` makes an artifact for --artifact",
-            source.name,
-            config.method,
-        )
     model = Decoder(checkpoint, source.activations)
     add_draft(model, checkpoint, source.draft_weights)
     # The decoder has its own packed copies; together they would take twice the model's memory.
     checkpoint.forget_weights()
     served = ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))
     logger.info("threads: %s", threads)
+    if artifact is None:
+        logger.warning(
+            "no routing artifact: %s is served with method %s and no layer is skipped; "
+            "`knn-ssd-offline calibrate` makes an artifact for --artifact",
+            source.name,
+            config.method,
+        )
     return served

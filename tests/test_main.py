@@ -14,6 +14,7 @@ import openai
 import pytest
 import torch
 import uvicorn
+from gguf import GGMLQuantizationType as Type
 
 from server.__main__ import Server, listen, main
 from server.app import AppConfig, create_app
@@ -24,11 +25,14 @@ from server.engine import (
     RoutingArtifact,
     SamplingParams,
     StopConditions,
+    kernel_build,
 )
 from server.generation import Prompt
 from server.served_model import Source, load
+from server.settings import read_settings
 from server.worker import UnavailableError
 from tests.api.live import make_worker
+from tests.gguf_files import wide_config, write_gguf
 from tests.tiny import save_random_model, tiny_config
 
 
@@ -167,3 +171,22 @@ def test_a_model_without_artifact_is_announced(tiny_checkpoint: Path, caplog: py
     assert served.engine.lacks("cascade") is served.engine.lacks("lookup") is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "tiny is served with method lookup" in caplog.text
+
+
+@pytest.mark.skipif(kernel_build() == "none", reason="no kernels for this processor")
+def test_a_file_is_served_at_its_bits_with_the_copy_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, save_random_model(tmp_path, wide_config(head_dim=64)), Type.Q8_0)
+    settings = read_settings(["--model", str(path), "--method", "low-bit"])
+    served = load(settings.source, settings.engine_config)
+    model = served.engine.model
+    assert model.precision == "Q8_0 weights, 8-bit activations, bfloat16 cache"
+    assert model.low_bit is not None and model.low_bit.precision.startswith("int4 weights")
+    assert not served.checkpoint.quantized and not served.checkpoint.weights
+    assert served.engine.lacks("low-bit") is None
+
+
+def test_draft_weights_without_kernels_are_refused_in_one_line(refusal: Refusal, tiny_checkpoint: Path) -> None:
+    for flags in (("--draft-weights", "int8"), ("--method", "low-bit")):
+        line = refusal("--model", str(tiny_checkpoint), *flags)
+        assert "need the CPU kernels, which do not run this model here" in line

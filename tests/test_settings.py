@@ -51,6 +51,40 @@ def test_threads_are_those_asked_for_or_none(monkeypatch: pytest.MonkeyPatch) ->
     assert read_settings(["--threads", "3"]).source.threads == 3
 
 
+def test_weights_keep_their_bits_and_a_copy_is_made_where_it_pays() -> None:
+    source = read_settings([]).source
+    assert (source.quantization, source.activations, source.draft_weights) == ("auto", "auto", "auto")
+
+
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [
+        ("quantization", ["auto", "none", "int8", "int4"]),
+        ("activations", ["auto", "int8", "exact"]),
+        ("draft-weights", ["none", "int8", "int4", "auto"]),
+    ],
+)
+def test_bits_are_those_asked_for(flag: str, values: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = flag.replace("-", "_")
+    for value in values:
+        assert getattr(read_settings([f"--{flag}", value]).source, name) == value
+        monkeypatch.setenv(f"KNNSSD_{name.upper()}", value)
+        assert getattr(read_settings([]).source, name) == value
+
+
+def test_a_method_that_drafts_with_a_copy_alone_has_one() -> None:
+    """Whether or not it promises to pay; other methods leave that open."""
+    used = {
+        (method, asked): read_settings(["--method", method, "--draft-weights", asked]).source.draft_weights
+        for method in ("low-bit", "cascade", "lookup")
+        for asked in ("auto", "int8")
+    }
+    assert used["low-bit", "auto"] == "int4"
+    assert used["cascade", "auto"] == used["lookup", "auto"] == "auto"
+    assert {asked for (_, given), asked in used.items() if given == "int8"} == {"int8"}
+    assert read_settings(["--method", "cascade", "--draft-weights", "none"]).source.draft_weights == "none"
+
+
 def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("one\n\n two \n")
@@ -77,6 +111,10 @@ def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
         (["--threads", "1.5"], "--threads .* integer"),
         (["--method", "magic"], "--method .*'cascade'"),
         (["--method", "skip", "--model", "m"], "--method skip needs --artifact"),
+        (["--method", "low-bit", "--draft-weights", "none"], "--method low-bit needs --draft-weights; use .* int4"),
+        (["--quantization", "int2"], r"--quantization \(KNNSSD_QUANTIZATION\): .*'auto', 'none', 'int8' or 'int4'"),
+        (["--activations", "none"], "--activations .*'auto', 'int8' or 'exact'"),
+        (["--draft-weights", "exact"], "--draft-weights .*'none', 'int8', 'int4' or 'auto'"),
         (["--unknown", "1"], "unrecognized arguments: --unknown"),
         (["--port"], "expected one argument"),
     ],

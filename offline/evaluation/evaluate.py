@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 
 from offline.evaluation.measure import Decoding, Job, Runner, Sample, end_ids, measure
-from offline.evaluation.methods import MethodSettings, needs_artifact
+from offline.evaluation.methods import MethodSettings, needs_artifact, needs_draft_weights
 from offline.evaluation.peers.base import PEERS, peer_runners, runnable
 from offline.evaluation.summary import ResultRow, summarise
 from offline.loaded_model import LoadedModel
@@ -55,6 +55,7 @@ def evaluate(settings: MethodSettings) -> Evaluation:
     prompts = read_prompts(settings.prompts)
     artifact = RoutingArtifact.load(folder) if folder else None
     loaded = LoadedModel.open(settings)
+    check_draft_weights(loaded, settings)
     if artifact is not None and folder is not None:
         artifact.check_model(loaded.checkpoint.fingerprint, loaded.codec.template_hash, folder)
     if settings.limit is not None:
@@ -80,6 +81,13 @@ def evaluate(settings: MethodSettings) -> Evaluation:
         routing_accuracy=routing_accuracy(samples, artifact),
         results=summarise(sorted(samples, key=lambda s: list(runners).index(s.method)), settings.seed, inexact),
     )
+
+
+def check_draft_weights(loaded: LoadedModel, settings: MethodSettings) -> None:
+    """Refuses methods that would draft nothing, and be measured as plain decoding."""
+    needing = [name for name in settings.methods if needs_draft_weights(name)]
+    if needing and loaded.model.low_bit is None:
+        raise SettingsMistake(f"--draft-weights: {needing[0]} needs a copy of the model; use --draft-weights int4")
 
 
 def usable_jobs(loaded: LoadedModel, encoded: Sequence[tuple[list[int], str]], settings: MethodSettings) -> list[Job]:

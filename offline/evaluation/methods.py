@@ -24,6 +24,11 @@ def needs_artifact(name: str) -> bool:
     return name in BASELINES or (name in methods() and methods()[name].needs_artifact)
 
 
+def needs_draft_weights(name: str) -> bool:
+    """Whether a method drafts with a low-bit copy of the model and with nothing else."""
+    return name in methods() and methods()[name].needs_draft_weights
+
+
 class MethodSettings(EvaluationSettings):
     """Measures methods side by side on the same prompts: speed, acceptance, exactness, routing."""
 

@@ -11,7 +11,18 @@ import uvicorn
 
 from server.__main__ import listen
 from server.app import AppConfig, create_app
-from server.engine import Checkpoint, Decoder, Emission, Engine, EngineConfig, RoutingArtifact, StepStats, TextCodec
+from server.engine import (
+    Checkpoint,
+    Decoder,
+    DraftWeights,
+    Emission,
+    Engine,
+    EngineConfig,
+    RoutingArtifact,
+    StepStats,
+    TextCodec,
+    add_draft,
+)
 from server.served_model import ServedModel
 from server.telemetry.metrics import Metrics
 from server.tickets import QueueLimits
@@ -46,11 +57,13 @@ def make_worker(
     *,
     max_batch: int = 4,
     limits: QueueLimits | None = None,
+    draft_weights: DraftWeights = "none",
 ) -> tuple[Worker, GatedEngine]:
     """A worker for the tiny model, and its engine."""
-    engine = GatedEngine(
-        Decoder(checkpoint), EngineConfig(max_batch=max_batch, baseline_share=0, is_adaptive=False), artifact
-    )
+    model = Decoder(checkpoint)
+    add_draft(model, checkpoint, draft_weights)
+    config = EngineConfig(max_batch=max_batch, baseline_share=0, is_adaptive=False)
+    engine = GatedEngine(model, config, artifact)
     served = ServedModel("tiny", checkpoint, TextCodec(checkpoint.tokenizer), engine)
     return Worker(lambda: served, limits or QueueLimits(64, 100_000), Metrics()), engine
 

@@ -12,7 +12,7 @@ from offline.__main__ import main
 from offline.calibration.search.search import DomainMasks
 from offline.evaluation.evaluate import Evaluation, stream
 from offline.evaluation.measure import Job
-from offline.evaluation.methods import known_methods
+from offline.evaluation.methods import known_methods, needs_draft_weights
 from offline.evaluation.peers.base import LLAMA_CPP
 from offline.records import log
 from server.engine import (
@@ -25,9 +25,11 @@ from server.engine import (
     SamplingParams,
     StopConditions,
     TextCodec,
+    kernel_build,
 )
+from tests.tiny import save_random_model, tiny_config
 
-METHODS = [name for name in known_methods() if name != LLAMA_CPP]
+METHODS = [name for name in known_methods() if name != LLAMA_CPP and not needs_draft_weights(name)]
 FAST = ["--budget", "6", "--continuation-tokens", "12", "--search-prompts", "3", "--heldout-prompts", "3"]
 
 
@@ -171,6 +173,20 @@ def test_evaluation_in_batches_with_sampling_stays_exact(
     assert found.routing_accuracy is None, "no label is a domain of this artifact"
 
 
+@pytest.mark.skipif(kernel_build() == "none", reason="no kernels for this processor")
+def test_low_bit_drafts_are_measured(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_random_model(tmp_path, tiny_config(head_dim=16))
+    code = main(
+        f"evaluate --model {folder} -p {prompts} --json --limit 2 --max-new-tokens 12 "
+        "--methods low-bit --quantization int8 --draft-weights int4".split()
+    )
+    found = Evaluation.model_validate_json(capsys.readouterr().out)
+    assert code == 0
+    (row,) = [row for row in found.results if (row.method, row.domain) == ("low-bit", "mean")]
+    assert row.exact == 1.0
+    assert row.acceptance is not None and row.acceptance > 0
+
+
 def test_methods_without_an_artifact_need_none(
     tiny_checkpoint: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +204,14 @@ def test_methods_without_an_artifact_need_none(
         ("evaluate --model {model} --prompts {missing} --methods plain", "does not exist"),
         ("evaluate --model {model} --prompts {prompts} --methods magic", "unknown method 'magic'"),
         ("evaluate --model {model} --prompts {prompts} --methods knn", "--artifact: knn needs a routing artifact"),
+        ("evaluate --model {model} --prompts {prompts} --methods low-bit", "--draft-weights: low-bit needs a copy"),
+        (
+            "evaluate --model {model} --prompts {prompts} --methods lookup --draft-weights int4",
+            "draft weights in int4 need the CPU kernels",
+        ),
+        ("evaluate --model m --prompts p --draft-weights int2", "--draft-weights: Input should be 'none'"),
+        ("evaluate --model m --prompts p --quantization 4", "--quantization: Input should be 'auto'"),
+        ("collect --model m --prompts p --out o --activations half", "--activations: Input should be 'auto'"),
         ("evaluate --model {model} --prompts {prompts} --artifact {missing}", "no routing artifact in"),
         (
             "evaluate --model {model} --prompts {prompts} --artifact {artifact} --methods fixed --fixed-domain cooking",

@@ -35,7 +35,7 @@ def add_draft(model: Decoder, checkpoint: Checkpoint, choice: DraftWeights) -> N
     if choice == "none" or (choice == "auto" and model.native is None):
         return
     if model.native is None:
-        raise CheckpointError(f"--draft-weights {choice} needs the CPU kernels, which do not run here; leave it out")
+        raise CheckpointError(f"draft weights in {choice} need the CPU kernels, which do not run this model here")
     bits = ROUNDED_BITS["int4" if choice == "auto" else choice]
     if choice == "auto" and model.native.weight_bits < 1.5 * bits:
         return

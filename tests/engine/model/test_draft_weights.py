@@ -169,7 +169,7 @@ def test_a_copy_without_kernels_is_refused(checkpoint: Checkpoint, monkeypatch: 
     monkeypatch.setattr(kernels, "is_supported", lambda *_: False)
     choices: tuple[DraftWeights, ...] = ("int4", "int8")
     for choice in choices:
-        with pytest.raises(CheckpointError, match=f"--draft-weights {choice} needs the CPU kernels") as caught:
+        with pytest.raises(CheckpointError, match=f"draft weights in {choice} need the CPU kernels") as caught:
             with_draft(checkpoint, choice)
         assert "\n" not in str(caught.value)
     nothing: tuple[DraftWeights, ...] = ("none", "auto")
