@@ -98,3 +98,6 @@ def test_without_kernels_torch_has_the_same_values(
     assert plain.precision == "Q4_K weights dequantised to float32"
     hidden = torch.randn(3, 256)
     torch.testing.assert_close(native.logits(hidden), plain.logits(hidden), rtol=1e-4, atol=1e-4)
+    half = Decoder(load_checkpoint(str(tmp_path / "model.gguf"), None, CPU, quantization="auto"))
+    cache = half.new_cache(1, 8)
+    assert half.forward(TokenBatch.of([(0, 0, [5, 6, 7])], cache), cache).dtype == torch.bfloat16
