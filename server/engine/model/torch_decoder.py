@@ -32,15 +32,14 @@ class Weights:
         self.epsilon = checkpoint.config.norm_epsilon
 
     def norm(self, name: str) -> Norm:
-        return Norm(self.checkpoint.weights[name + ".weight"], self.epsilon)
+        return Norm(self.checkpoint.dense(name + ".weight"), self.epsilon)
 
     def optional_norm(self, name: str) -> Norm | None:
         return self.norm(name) if name + ".weight" in self.checkpoint.weights else None
 
     def linear(self, *names: str) -> Linear:
         """Several projections of the same input as one product."""
-        weights = self.checkpoint.weights
-        biases = [weights[name + ".bias"] for name in names if name + ".bias" in weights]
+        biases = [self.checkpoint.dense(name + ".bias") for name in names if name + ".bias" in self.checkpoint.weights]
         weight = torch.cat([self.checkpoint.dense(name + ".weight") for name in names])
         return Linear(weight, torch.cat(biases) if biases else None)
 
