@@ -18,6 +18,12 @@ from server.engine import Activations, Checkpoint, Decoder, Quantization, TextCo
 
 ROWS = 128
 """Rows of logits that are held at once: 78 MB for a vocabulary of 152,000."""
+SAME = "would be the same as none/exact:"
+NOT_QUANTISED: dict[Quantization, str] = {
+    "auto": f"{SAME} this model's own weights have no few bits",
+    "int8": f"{SAME} no matrix of this model has rows of whole groups of 32",
+    "int4": f"{SAME} no matrix of this model has rows of whole groups of 32",
+}
 
 
 class Variant(Protocol):
@@ -132,14 +138,6 @@ def decoder_variants(
     variants = [DecoderVariant.of(name, checkpoint, VARIANTS[name][1]) for name in names]
     checkpoint.forget_weights()
     return variants
-
-
-SAME = "would be the same as none/exact:"
-NOT_QUANTISED: dict[Quantization, str] = {
-    "auto": f"{SAME} this model's own weights have no few bits",
-    "int8": f"{SAME} no matrix of this model has rows of whole groups of 32",
-    "int4": f"{SAME} no matrix of this model has rows of whole groups of 32",
-}
 
 
 def llamacpp_variant(settings: FidelitySettings, reference: Checkpoint, longest: int) -> Variant:
