@@ -10,6 +10,10 @@ from offline.evaluation.evaluate import evaluate
 from offline.evaluation.methods import MethodSettings
 from offline.evaluation.plot import draw_speedups
 from offline.evaluation.summary import table
+from offline.fidelity.fidelity import fidelity
+from offline.fidelity.fidelity import table as fidelity_table
+from offline.fidelity.plot import draw_fidelity
+from offline.fidelity.variants import FidelitySettings
 from offline.prompts import PromptError
 from offline.settings import CalibrationSettings, SettingsMistake, StudySettings, read_settings
 from offline.study.study import study
@@ -25,6 +29,7 @@ Commands:
   pack        4: the routing artifact
   study       checks a calibration: its score, its search, its budget
   evaluate    speed, acceptance and exactness of methods side by side
+  fidelity    what few bits and 8-bit activations cost in fidelity and give in speed
 
 `knn-ssd-offline COMMAND --help` lists the options; each is a KNNSSD_* environment variable too.
 Finished stages are reused, so a command that was interrupted goes on where it was."""
@@ -54,13 +59,16 @@ def main(arguments: list[str] | None = None) -> int:
 def run(command: str, options: list[str]) -> None:
     if command == "evaluate":
         run_evaluation(read_settings(MethodSettings, command, options))
+    elif command == "fidelity":
+        run_fidelity(read_settings(FidelitySettings, command, options))
     elif command == "study":
         print(study(read_settings(StudySettings, command, options)).model_dump_json())
     elif command == "calibrate" or command in list(Stage):
         last = Stage.PACK if command == "calibrate" else Stage(command)
         print(calibrate(read_settings(CalibrationSettings, command, options), last).message)
     else:
-        raise SettingsMistake(f"unknown command {command!r}; known are calibrate, {', '.join(Stage)}, study, evaluate")
+        known = ["calibrate", *Stage, "study", "evaluate", "fidelity"]
+        raise SettingsMistake(f"unknown command {command!r}; known are {', '.join(known)}")
 
 
 def run_evaluation(settings: MethodSettings) -> None:
@@ -72,6 +80,14 @@ def run_evaluation(settings: MethodSettings) -> None:
         if evaluation.routing_accuracy is not None:
             print(f"\nrouted to their own domain: {evaluation.routing_accuracy:.1%}\n")
     print(evaluation.model_dump_json())
+
+
+def run_fidelity(settings: FidelitySettings) -> None:
+    found = fidelity(settings)
+    print(fidelity_table(found.results), file=sys.stderr)
+    print(found.model_dump_json())
+    if settings.plot is not None:
+        draw_fidelity(found.results, settings.plot)
 
 
 if __name__ == "__main__":

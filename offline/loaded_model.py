@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from offline.prompts import Prompt, PromptError
 from offline.records import digest_of, log
-from offline.settings import CommandSettings
+from offline.settings import BitsSettings
 from server.engine import ChatError, Checkpoint, Decoder, TextCodec, add_draft, load_model, use_threads
 
 
@@ -17,7 +17,7 @@ class LoadedModel:
     codec: TextCodec
 
     @classmethod
-    def open(cls, settings: CommandSettings) -> "LoadedModel":
+    def open(cls, settings: BitsSettings) -> "LoadedModel":
         """Sets the number of threads and loads the model; raises `CheckpointError` with one sentence if it cannot."""
         threads = use_threads(settings.threads)
         checkpoint = load_model(

@@ -35,7 +35,7 @@ class SettingsMistake(Exception):
 
 
 class CommandSettings(BaseSettings):
-    """The settings that every command has: a model, prompts, and where to run."""
+    """The settings that every command has: a model, prompts, where to run, and in which dtype."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -57,15 +57,6 @@ class CommandSettings(BaseSettings):
     )
     device: str = Field("auto", description="torch device; auto takes a GPU where there is one")
     dtype: DtypeName = Field("auto", description="auto is the checkpoint's own")
-    quantization: Quantization = Field(
-        "auto", description="bits of the weights: auto keeps a GGUF file's, none dequantises, int8 and int4 round"
-    )
-    activations: Activations = Field(
-        "auto", description="what weights of few bits are multiplied with: int8, or exact ones as with float32"
-    )
-    draft_weights: DraftWeights = Field(
-        "none", description="a copy in fewer bits that drafts are computed with; auto takes int4 where that pays"
-    )
     threads: int | None = Field(
         None,
         ge=1,
@@ -75,7 +66,7 @@ class CommandSettings(BaseSettings):
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 
-    @field_validator("prompts", "methods", mode="before", check_fields=False)
+    @field_validator("prompts", "methods", "variants", mode="before", check_fields=False)
     @classmethod
     def split_commas(cls, value: object) -> object:
         return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
@@ -96,7 +87,21 @@ class CommandSettings(BaseSettings):
         return value
 
 
-class CalibrationSettings(CommandSettings):
+class BitsSettings(CommandSettings):
+    """The settings of commands that run the model at one number of bits."""
+
+    quantization: Quantization = Field(
+        "auto", description="bits of the weights: auto keeps a GGUF file's, none dequantises, int8 and int4 round"
+    )
+    activations: Activations = Field(
+        "auto", description="what weights of few bits are multiplied with: int8, or exact ones as with float32"
+    )
+    draft_weights: DraftWeights = Field(
+        "none", description="a copy in fewer bits that drafts are computed with; auto takes int4 where that pays"
+    )
+
+
+class CalibrationSettings(BitsSettings):
     """Learns which sub-layers a draft can skip for each domain, and writes a routing artifact."""
 
     out: Path = Field(description="folder of the artifact; the stages keep their files in its work/")
@@ -127,7 +132,7 @@ class StudySettings(CalibrationSettings):
     rival: Path | None = Field(None, description="another artifact of the model, to decode the same prompts with")
 
 
-class EvaluationSettings(CommandSettings):
+class EvaluationSettings(BitsSettings):
     """How `evaluate` measures; which methods it measures is added by `MethodSettings`, which knows the peers."""
 
     artifact: Path | None = Field(

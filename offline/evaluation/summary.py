@@ -183,6 +183,11 @@ def table(rows: Sequence[ResultRow]) -> str:
         ]
         for row in rows
     ]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as columns: the first two hold names, the others numbers, which end below each other."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     formats = [f"{{:{'<' if i < 2 else '>'}{width}}}" for i, width in enumerate(widths)]
     return "\n".join("  ".join(formats).format(*line) for line in lines)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
-from server.engine import KVCache, SkipMask, TokenBatch
+from server.engine import Decoder, KVCache, SkipMask, TokenBatch
 
 LONGEST_DRAFT = 12
 """Longest draft that is considered; verification is measured up to one row more."""
@@ -70,7 +70,7 @@ def make_cost(loaded: LoadedModel, digest: str) -> MeasuredCost:
     context = min(CONTEXT, loaded.model.config.max_length - LONGEST_DRAFT - 1)
     cache = loaded.model.new_cache(1, context + LONGEST_DRAFT + 1)
     drafts = [partial(draft_passes, loaded, cache, context, mask) for mask in masks]
-    checks = [partial(full_pass, loaded, cache, context, rows) for rows in range(1, LONGEST_DRAFT + 2)]
+    checks = [partial(full_pass, loaded.model, cache, context, rows) for rows in range(1, LONGEST_DRAFT + 2)]
     times = interleaved_quartiles([*drafts, *checks], ROUNDS)
     per_token = [seconds / CHAIN for seconds in times[: len(masks)]]
     fitted = fit(num_layers, masks, per_token, times[len(masks) :])
@@ -105,9 +105,9 @@ def draft_passes(loaded: LoadedModel, cache: KVCache, context: int, mask: SkipMa
 
 
 @torch.inference_mode()
-def full_pass(loaded: LoadedModel, cache: KVCache, context: int, rows: int) -> None:
+def full_pass(model: Decoder, cache: KVCache, context: int, rows: int) -> None:
     """A pass as the engine verifies `rows` tokens."""
-    loaded.model.greedy(TokenBatch.of([(0, context, [1] * rows)], cache), cache)
+    model.greedy(TokenBatch.of([(0, context, [1] * rows)], cache), cache)
 
 
 def interleaved_quartiles(timers: Sequence[Callable[[], None]], rounds: int) -> list[float]:

@@ -88,7 +88,7 @@ class Model:
         self.context = llama_cpp.llama_init_from_model(self.model, running) if self.model else None
         llama_cpp.llama_log_set(SILENCE, None)
         if not self.context:
-            raise SettingsMistake(f"--methods: llama-cpp cannot load this model: {' '.join(errors[:1])}")
+            raise SettingsMistake(f"llama-cpp cannot load this model: {' '.join(errors[:1])}")
         self.greedy = llama_cpp.llama_sampler_init_greedy()
 
     def tokens(self, prompt: list[int]) -> Iterator[int]:

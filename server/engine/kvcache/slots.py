@@ -11,12 +11,12 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from server.engine.config import LANES, DecoderConfig
+from server.engine.memory import reserve
 
 Row = tuple[int, int, list[int]]
 """(slot, position of the first token, token ids)"""
@@ -179,8 +179,7 @@ def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    whole = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(whole).view(dtype).view(shape)
+    return reserve(math.prod(shape) * dtype.itemsize, is_huge=False).view(dtype).view(shape)
 
 
 def slot_range(slots: list[int], device: torch.device) -> slice | Tensor:

@@ -37,7 +37,7 @@ def add_draft(model: Decoder, checkpoint: Checkpoint, choice: DraftWeights) -> N
     if model.native is None:
         raise CheckpointError(f"draft weights in {choice} need the CPU kernels, which do not run this model here")
     bits = ROUNDED_BITS["int4" if choice == "auto" else choice]
-    if choice == "auto" and model.native.weight_bits < 1.5 * bits:
+    if choice == "auto" and model.native.weight_bits < 2 * bits:
         return
     copy = Decoder(checkpoint.rounded(bits), "int8", shared=model.native)
     gain = predicted_gain(model, copy)

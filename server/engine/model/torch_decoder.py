@@ -39,8 +39,7 @@ class Weights:
 
     def linear(self, *names: str) -> Linear:
         """Several projections of the same input as one product."""
-        named = self.checkpoint.weights
-        biases = [self.checkpoint.dense(name + ".bias") for name in names if name + ".bias" in named]
+        biases = [self.checkpoint.dense(name + ".bias") for name in names if name + ".bias" in self.checkpoint.weights]
         weight = torch.cat([self.checkpoint.dense(name + ".weight") for name in names])
         return Linear(weight, torch.cat(biases) if biases else None)
 

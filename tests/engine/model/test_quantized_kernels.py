@@ -8,6 +8,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
+from transformers import Qwen2Config
 
 from server.engine import Activations, Decoder, Quantization, TokenBatch, load_checkpoint
 from server.engine.model import kernels
@@ -98,3 +99,20 @@ def test_without_kernels_torch_has_the_same_values(
     assert plain.precision == "Q4_K weights dequantised to float32"
     hidden = torch.randn(3, 256)
     torch.testing.assert_close(native.logits(hidden), plain.logits(hidden), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_without_kernels_vectors_have_the_dtype_of_the_matrices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {name: value for name, value in wide_config().to_dict().items() if name.startswith(("num_", "hidden_size"))}
+    config = Qwen2Config(**shape, intermediate_size=256, vocab_size=wide_config().vocab_size)
+    write_gguf(tmp_path / "model.gguf", save_random_model(tmp_path, config), Type.Q4_0)
+    monkeypatch.setattr(kernels, "is_supported", lambda *_: False)
+    logits = []
+    both: tuple[Quantization, ...] = ("auto", "none")
+    for quantization in both:
+        model = Decoder(load_checkpoint(str(tmp_path / "model.gguf"), torch.bfloat16, CPU, quantization=quantization))
+        cache = model.new_cache(1, 16)
+        logits.append(model.logits(model.forward(TokenBatch.of([(0, 0, [3, 4, 5])], cache), cache)))
+    assert torch.equal(*logits)

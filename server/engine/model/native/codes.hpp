@@ -15,118 +15,110 @@
 
 namespace {
 
-typedef uint8_t u8x64 __attribute__((vector_size(64), aligned(1)));
-typedef int8_t i8x16 __attribute__((vector_size(16), aligned(1)));
 constexpr int QUADS = BLOCK / 4;
 constexpr int AHEAD = 4096;  // bytes that are fetched before their turn; several rows take longer than the memory
 
 inline constexpr size_t block_bytes(int bits) { return bits == 8 ? 512 : 256 + 64 * size_t(bits - 4); }
 
-inline u8x64 load64(const uint8_t* x) { return *(const u8x64*)x; }
+inline bytes load_bytes(const uint8_t* x) { return *(const bytes*)x; }
 
-// `bit` added where the word has a one.
-inline u8x64 with_bit(u8x64 quad, uint64_t word, uint8_t bit) {
+// `bit` added to each of the quad's bytes whose place in the word has a one.
+inline bytes with_bit(bytes quad, const uint8_t* word, uint8_t bit) {
 #ifdef __AVX512BW__
-  return (u8x64)_mm512_mask_add_epi8((__m512i)quad, word, (__m512i)quad, _mm512_set1_epi8(bit));
+  uint64_t mask;
+  std::memcpy(&mask, word, 8);
+  return (bytes)_mm512_mask_add_epi8((__m512i)quad, mask, (__m512i)quad, _mm512_set1_epi8(bit));
 #else
-  u8x64 out;
+  int32_t mask;
+  std::memcpy(&mask, word, 4);
   const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   const __m256i single = _mm256_set1_epi64x(0x8040201008040201);
-  for (int half = 0; half < 2; half++) {
-    const __m256i bits = _mm256_shuffle_epi8(_mm256_set1_epi32(uint32_t(word >> 32 * half)), spread);
-    const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bits, single), single);
-    __m256i& to = ((__m256i*)&out)[half];
-    to = _mm256_add_epi8(((const __m256i*)&quad)[half], _mm256_and_si256(is_set, _mm256_set1_epi8(bit)));
-  }
-  return out;
+  const __m256i own = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(mask), spread), single);
+  const __m256i is_set = _mm256_cmpeq_epi8(own, single);
+  return (bytes)_mm256_add_epi8((__m256i)quad, _mm256_and_si256(is_set, _mm256_set1_epi8(bit)));
 #endif
 }
 
+// The quads of a block for the outputs from this lane on.
 template <int BITS>
-inline void unpack(const uint8_t* block, u8x64 (&quads)[QUADS]) {
+inline void unpack(const uint8_t* block, int lane, bytes (&quads)[QUADS]) {
   if constexpr (BITS == 8) {
-    for (int i = 0; i < QUADS; i++) quads[i] = load64(block + 64 * i);
+    for (int i = 0; i < QUADS; i++) quads[i] = load_bytes(block + 64 * i + 4 * lane);
     return;
   }
   for (int i = 0; i < QUADS / 2; i++) {
-    const u8x64 both = load64(block + 64 * i);
+    const bytes both = load_bytes(block + 64 * i + 4 * lane);
     quads[i] = both & 15;
     quads[i + QUADS / 2] = both >> 4;
   }
   for (int bit = 4; bit < BITS; bit++)
-    for (int i = 0; i < QUADS; i++) {
-      uint64_t word;
-      std::memcpy(&word, block + 256 + 64 * (bit - 4) + 8 * i, 8);
-      quads[i] = with_bit(quads[i], word, 1 << bit);
-    }
+    for (int i = 0; i < QUADS; i++)
+      quads[i] = with_bit(quads[i], block + 256 + 64 * (bit - 4) + 8 * i + lane / 2, 1 << bit);
 }
 
 // Adds to each output the products of its four codes with four activations. Without the instruction for it, products
 // are added in pairs of 16 bits, which codes of 8 bits would overflow: these go in two halves.
 template <int BITS>
-inline i32x16 dot(i32x16 acc, u8x64 quad, int32_t four) {
+inline ints dot(ints acc, bytes quad, int32_t four) {
 #if defined(__AVX512VNNI__)
-  return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)quad, _mm512_set1_epi32(four));
-#elif defined(__AVX512BW__)
-  const auto sums = [four](u8x64 codes, int factor) {
+  return (ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)quad, _mm512_set1_epi32(four));
+#else
+  const auto sums = [four](bytes codes, int factor) {
+#if defined(__AVX512BW__)
     const __m512i pairs = _mm512_maddubs_epi16((__m512i)codes, _mm512_set1_epi32(four));
-    return (i32x16)_mm512_madd_epi16(pairs, _mm512_set1_epi16(factor));
-  };
-  if constexpr (BITS == 8) return acc + sums(quad & 15, 1) + sums(quad >> 4, 16);
-  return acc + sums(quad, 1);
+    return (ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(factor));
 #else
-  const auto sums = [four](u8x64 codes, int factor) {
-    i32x16 out;
-    for (int half = 0; half < 2; half++) {
-      const __m256i pairs = _mm256_maddubs_epi16(((const __m256i*)&codes)[half], _mm256_set1_epi32(four));
-      ((__m256i*)&out)[half] = _mm256_madd_epi16(pairs, _mm256_set1_epi16(factor));
-    }
-    return out;
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, _mm256_set1_epi32(four));
+    return (ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(factor));
+#endif
   };
   if constexpr (BITS == 8) return acc + sums(quad & 15, 1) + sums(quad >> 4, 16);
   return acc + sums(quad, 1);
 #endif
 }
 
-inline f32x16 load_half(const void* x) {
+inline floats load_half(const uint16_t* x) {
 #ifdef __AVX512F__
-  return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)x));
+  return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)x));
 #else
-  f32x16 out;
-  for (int half = 0; half < 2; half++)
-    ((__m256*)&out)[half] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x + half));
-  return out;
+  return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x));
 #endif
 }
 
-inline f32x16 load_bytes(const int8_t* x) { return __builtin_convertvector(*(const i8x16*)x, f32x16); }
+inline floats load_signed(const int8_t* x) {
+#ifdef __AVX512F__
+  return __builtin_convertvector((ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)x)), floats);
+#else
+  return __builtin_convertvector((ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)x)), floats);
+#endif
+}
 
-// What each group of a panel's inputs has beside its codes, for 16 outputs.
+// What each group of a panel's inputs has beside its codes, for `WIDTH` outputs.
 struct Scale {
-  f32x16 scale, minimum;
+  floats scale, minimum;
 };
 
 template <int GROUP>
 class Scales {
  public:
-  Scales(const Matrix& w, int panel)
+  Scales(const Matrix& w, int panel, int lane)
       : w_(w),
-        first_(size_t(panel) * (w.inputs / GROUP) * LANES),
-        first_unit_(size_t(panel) * (w.inputs / UNIT) * LANES) {}
+        first_(size_t(panel) * (w.inputs / GROUP) * LANES + lane),
+        first_unit_(size_t(panel) * (w.inputs / UNIT) * LANES + lane) {}
 
   Scale operator[](int group) const {
-    const f32x16 scale = read(w_.scales, w_.scale_units, group);
+    const floats scale = read(w_.scales, w_.scale_units, group);
     return {scale, w_.minima ? read(w_.minima, w_.minimum_units, group) : scale * float(-w_.zero)};
   }
 
  private:
   static constexpr int UNIT = 256;
 
-  f32x16 read(const void* values, const void* units, int group) const {
+  floats read(const void* values, const void* units, int group) const {
     const size_t i = first_ + size_t(group) * LANES;
     if (!units) return load_half((const uint16_t*)values + i);
-    return load_bytes((const int8_t*)values + i) *
-           load_half((const uint16_t*)units + first_unit_ + group * GROUP / UNIT * LANES);
+    const size_t unit = first_unit_ + size_t(group * GROUP / UNIT) * LANES;
+    return load_signed((const int8_t*)values + i) * load_half((const uint16_t*)units + unit);
   }
 
   const Matrix& w_;
@@ -144,11 +136,11 @@ struct Codes {
   // One output's weights, as fp32.
   static void read(const Matrix& w, int output, float* to) {
     const uint8_t* block = panel(w, output / LANES);
-    const Scales<GROUP> scales(w, output / LANES);
-    const int lane = output % LANES;
+    const int first = output % LANES / WIDTH * WIDTH, lane = output % WIDTH;
+    const Scales<GROUP> scales(w, output / LANES, first);
     for (int b = 0; b < w.inputs / BLOCK; b++, block += block_bytes(BITS)) {
-      u8x64 quads[QUADS];
-      unpack<BITS>(block, quads);
+      bytes quads[QUADS];
+      unpack<BITS>(block, first, quads);
       for (int i = 0; i < BLOCK; i++) {
         const Scale scale = scales[b * GROUPS + i / GROUP];
         to[b * BLOCK + i] = scale.scale[lane] * float(quads[i / 4][4 * lane + i % 4]) + scale.minimum[lane];
@@ -157,44 +149,55 @@ struct Codes {
   }
 };
 
+constexpr int TALLEST_CODES = WIDTH == 16 ? 8 : 3;  // rows whose sums fit the registers
+
 // With activations of 8 bits.
 template <int BITS, int GROUP>
 struct RoundedCodes : Codes<BITS, GROUP> {
   using Base = Codes<BITS, GROUP>;
-  static constexpr int TALLEST = IS_AVX512 ? 8 : 2;
+  static constexpr int TALLEST = TALLEST_CODES;
 
   template <int R, int P>
   [[gnu::noinline]] static void sums(const Matrix& w, const Inputs& x, int row, int panel, f32x16* out) {
     static_assert(P == 1);
-    const uint8_t* block = Base::panel(w, panel);
-    const Scales<GROUP> scales(w, panel);
     const int blocks = w.inputs / BLOCK;
-    const int8_t* codes = x.codes + size_t(row) * w.inputs;
-    const BlockScale* rows = x.blocks + size_t(row) * blocks;
-    f32x16 acc[R] = {};
-    for (int b = 0; b < blocks; b++, block += block_bytes(BITS)) {
-      for (size_t i = 0; i < block_bytes(BITS); i += 64) __builtin_prefetch(block + AHEAD + i);
-      u8x64 quads[QUADS];
-      unpack<BITS>(block, quads);
+    for (int lane = 0; lane < LANES; lane += WIDTH) {
+      const uint8_t* block = Base::panel(w, panel);
+      const Scales<GROUP> scales(w, panel, lane);
+      floats acc[R] = {};
+      for (int b = 0; b < blocks; b++, block += block_bytes(BITS)) {
+        for (size_t i = 0; i < block_bytes(BITS); i += 64) __builtin_prefetch(block + AHEAD + i);
+        add_block(acc, block, lane, scales, x.codes + size_t(row) * w.inputs + b * BLOCK, w.inputs,
+                  x.blocks + size_t(row) * blocks + b, blocks, b);
+      }
+      for (int r = 0; r < R; r++) put(acc[r], out + r, lane);
+    }
+  }
+
+ private:
+  template <int R>
+  [[gnu::always_inline]] static void add_block(floats (&acc)[R], const uint8_t* block, int lane,
+                                               const Scales<GROUP>& scales, const int8_t* codes, int stride,
+                                               const BlockScale* rows, int blocks, int b) {
+    bytes quads[QUADS];
+    unpack<BITS>(block, lane, quads);
 #pragma GCC unroll 2
-      for (int g = 0; g < Base::GROUPS; g++) {
-        const Scale scale = scales[b * Base::GROUPS + g];
+    for (int g = 0; g < Base::GROUPS; g++) {
+      const Scale scale = scales[b * Base::GROUPS + g];
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          i32x16 dots{};
+      for (int r = 0; r < R; r++) {
+        ints dots{};
 #pragma GCC unroll 8
-          for (int i = g * GROUP / 4; i < (g + 1) * GROUP / 4; i++) {
-            int32_t four;
-            std::memcpy(&four, codes + size_t(r) * w.inputs + b * BLOCK + 4 * i, 4);
-            dots = dot<BITS>(dots, quads[i], four);
-          }
-          const BlockScale& own = rows[size_t(r) * blocks + b];
-          acc[r] += scale.scale * own.scale * __builtin_convertvector(dots, f32x16);
-          acc[r] += scale.minimum * (Base::GROUPS == 1 ? own.sum : own.halves[g]);
+        for (int i = g * GROUP / 4; i < (g + 1) * GROUP / 4; i++) {
+          int32_t four;
+          std::memcpy(&four, codes + size_t(r) * stride + 4 * i, 4);
+          dots = dot<BITS>(dots, quads[i], four);
         }
+        const BlockScale& own = rows[size_t(r) * blocks];
+        acc[r] += scale.scale * own.scale * __builtin_convertvector(dots, floats);
+        acc[r] += scale.minimum * (Base::GROUPS == 1 ? own.sum : own.halves[g]);
       }
     }
-    for (int r = 0; r < R; r++) out[r] = acc[r];
   }
 };
 
@@ -202,27 +205,29 @@ struct RoundedCodes : Codes<BITS, GROUP> {
 template <int BITS, int GROUP>
 struct ExactCodes : Codes<BITS, GROUP> {
   using Base = Codes<BITS, GROUP>;
-  static constexpr int TALLEST = IS_AVX512 ? 8 : 2;
+  static constexpr int TALLEST = TALLEST_CODES;
 
   template <int R, int P>
   [[gnu::noinline]] static void sums(const Matrix& w, const Inputs& x, int row, int panel, f32x16* out) {
     static_assert(P == 1);
-    const uint8_t* block = Base::panel(w, panel);
-    const Scales<GROUP> scales(w, panel);
     const float* rows = x.floats + size_t(row) * w.inputs;
-    f32x16 acc[R] = {};
-    for (int b = 0; b < w.inputs / BLOCK; b++, block += block_bytes(BITS)) {
-      u8x64 quads[QUADS];
-      unpack<BITS>(block, quads);
-      for (int i = 0; i < BLOCK; i++) {
-        const Scale scale = scales[b * Base::GROUPS + i / GROUP];
-        const u32x16 code = (u32x16)quads[i / 4] >> 8 * (i % 4) & 255;
-        const f32x16 weight = scale.scale * __builtin_convertvector((i32x16)code, f32x16) + scale.minimum;
+    for (int lane = 0; lane < LANES; lane += WIDTH) {
+      const uint8_t* block = Base::panel(w, panel);
+      const Scales<GROUP> scales(w, panel, lane);
+      floats acc[R] = {};
+      for (int b = 0; b < w.inputs / BLOCK; b++, block += block_bytes(BITS)) {
+        bytes quads[QUADS];
+        unpack<BITS>(block, lane, quads);
+        for (int i = 0; i < BLOCK; i++) {
+          const Scale scale = scales[b * Base::GROUPS + i / GROUP];
+          const words code = (words)quads[i / 4] >> 8 * (i % 4) & 255;
+          const floats weight = scale.scale * __builtin_convertvector((ints)code, floats) + scale.minimum;
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) acc[r] += weight * rows[size_t(r) * w.inputs + b * BLOCK + i];
+          for (int r = 0; r < R; r++) acc[r] += weight * rows[size_t(r) * w.inputs + b * BLOCK + i];
+        }
       }
+      for (int r = 0; r < R; r++) put(acc[r], out + r, lane);
     }
-    for (int r = 0; r < R; r++) out[r] = acc[r];
   }
 };
 

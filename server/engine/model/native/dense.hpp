@@ -15,12 +15,15 @@ struct Dense {
   // Never inlined: among its callers' variables the sums find fewer registers, which costs 2% of a pass with AVX2.
   template <int R, int P>
   [[gnu::noinline]] static void sums(const Matrix& w, const Inputs& x, int row, int panel, f32x16* out) {
-    f32x16 acc[R][P] = {};
     const size_t panel_size = size_t(w.inputs) * LANES;
-    accumulate<(R > 1)>(acc, x.as<T>() + size_t(row) * w.inputs, w.inputs, (const T*)w.weights + panel * panel_size,
-                        2 * LANES, panel_size, w.inputs);
-    for (int r = 0; r < R; r++)
-      for (int p = 0; p < P; p++) out[r * P + p] = acc[r][p];
+    const T* weights = (const T*)w.weights + panel * panel_size;
+    for (int lane = 0; lane < LANES; lane += WIDTH) {
+      floats acc[R][P] = {};
+      accumulate<(R > 1)>(acc, x.as<T>() + size_t(row) * w.inputs, w.inputs, weights + Pair<T>::element(0, lane),
+                          2 * LANES, panel_size, w.inputs);
+      for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) put(acc[r][p], out + r * P + p, lane);
+    }
   }
 
   // One output's weights, as fp32.

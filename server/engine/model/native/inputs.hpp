@@ -45,16 +45,18 @@ inline int form(const Matrix& w) {
 
 // The nearest of 255 steps between the largest magnitude and its negative.
 inline BlockScale round_block(const float* x, int8_t* codes) {
-  typedef int8_t i8x16 __attribute__((vector_size(16), aligned(1)));
-  f32x16 values[2] = {load(x), load(x + LANES)}, sizes[2];
-  for (int i = 0; i < 2; i++) sizes[i] = values[i] < 0 ? -values[i] : values[i];
-  const float largest = highest(sizes[0] > sizes[1] ? sizes[0] : sizes[1]);
+  float largest = 0;
+  for (int i = 0; i < BLOCK; i++) largest = std::max(largest, std::abs(x[i]));
   BlockScale out{largest / 127, 0, {}};
   const float inverse = largest > 0 ? 127 / largest : 0;
-  for (int i = 0; i < 2; i++) {
-    const f32x16 whole = (values[i] * inverse + 12582912.0f) - 12582912.0f;  // rounds, as in `exp16`
-    *(i8x16*)(codes + i * LANES) = __builtin_convertvector(__builtin_convertvector(whole, i32x16), i8x16);
-    out.halves[i] = sum(whole) * out.scale;
+  for (int half = 0; half < 2; half++) {
+    int32_t total = 0;
+    for (int i = half * BLOCK / 2; i < (half + 1) * BLOCK / 2; i++) {
+      const int32_t whole = int32_t((x[i] * inverse + 12582912.0f) - 12582912.0f);  // rounds, as in `exp16`
+      codes[i] = int8_t(whole);
+      total += whole;
+    }
+    out.halves[half] = float(total) * out.scale;
   }
   out.sum = out.halves[0] + out.halves[1];
   return out;

@@ -63,10 +63,10 @@ class Mixing {
     int p = 0;
     for (; p + WIDE <= num_panels; p += WIDE) score<Q, WIDE>(queries, cache.keys, p, scores, stride);
     for (; p < num_panels; p++) score<Q, 1>(queries, cache.keys, p, scores, stride);
-    f32x16 scale[Q];
+    float scale[Q];
     for (int i = 0; i < Q; i++) {
       const float total = soften(scores + i * stride, rows.positions[row(i)] + 1, longest, shares + i * stride);
-      scale[i] = splat(1.0f / total);
+      scale[i] = 1.0f / total;
     }
     float* out[Q];
     for (int i = 0; i < Q; i++)
@@ -81,10 +81,13 @@ class Mixing {
   void score(const Activation<T>* queries, const T* keys, int panel, float* scores, int stride) const {
     const int dim = shape_.head_dim;
     const float scale = 1.0f / std::sqrt(float(dim));
-    f32x16 acc[Q][P] = {};
-    accumulate<false>(acc, queries, dim, keys + size_t(panel) * LANES * dim, 2 * LANES, size_t(LANES) * dim, dim);
-    for (int i = 0; i < Q; i++)
-      for (int p = 0; p < P; p++) store16(scores + i * stride + (panel + p) * LANES, acc[i][p] * scale);
+    for (int lane = 0; lane < LANES; lane += WIDTH) {
+      floats acc[Q][P] = {};
+      const T* first = keys + size_t(panel) * LANES * dim + Pair<T>::element(0, lane);
+      accumulate<false>(acc, queries, dim, first, 2 * LANES, size_t(LANES) * dim, dim);
+      for (int i = 0; i < Q; i++)
+        for (int p = 0; p < P; p++) *(floats*)(scores + i * stride + (panel + p) * LANES + lane) = acc[i][p] * scale;
+    }
   }
 
   // Exponentials of the scores before `length`, zeros from there on; returns their sum.
@@ -109,12 +112,15 @@ class Mixing {
 
   // The values of P panels of dimensions, summed by the shares of Q queries.
   template <int Q, int P>
-  void gather(const Activation<T>* shares, int stride, const T* values, int panel, int longest,
-              const f32x16 (&scale)[Q], float* const (&out)[Q]) const {
-    f32x16 acc[Q][P] = {};
-    accumulate<false>(acc, shares, stride, values + panel * 2 * LANES, 2 * shape_.head_dim, 2 * LANES, longest);
-    for (int i = 0; i < Q; i++)
-      for (int p = 0; p < P; p++) store16(out[i] + (panel + p) * LANES, acc[i][p] * scale[i]);
+  void gather(const Activation<T>* shares, int stride, const T* values, int panel, int longest, const float (&scale)[Q],
+              float* const (&out)[Q]) const {
+    for (int lane = 0; lane < LANES; lane += WIDTH) {
+      floats acc[Q][P] = {};
+      const T* first = values + panel * 2 * LANES + Pair<T>::element(0, lane);
+      accumulate<false>(acc, shares, stride, first, 2 * shape_.head_dim, 2 * LANES, longest);
+      for (int i = 0; i < Q; i++)
+        for (int p = 0; p < P; p++) *(floats*)(out[i] + (panel + p) * LANES + lane) = acc[i][p] * scale[i];
+    }
   }
 
   const Shape shape_;

@@ -15,7 +15,7 @@
 
 namespace {
 
-// Two consecutive inputs of 16 outputs, and the product with one row's two activations. bf16 panels interleave the
+// Two consecutive inputs of `WIDTH` outputs, and the product with one row's two activations. bf16 panels interleave the
 // pair in 32-bit lanes, which is what the bf16 dot-product instruction takes; its activations are bf16 too.
 template <class T>
 struct Pair;
@@ -23,9 +23,9 @@ struct Pair;
 template <>
 struct Pair<float> {
   using Activation = float;
-  f32x16 even, odd;
-  explicit Pair(const float* w) : even(load(w)), odd(load(w + LANES)) {}
-  f32x16 add(f32x16 acc, const float* x) const { return acc + even * x[0] + odd * x[1]; }
+  floats even, odd;
+  explicit Pair(const float* w) : even(*(const floats*)w), odd(*(const floats*)(w + LANES)) {}
+  floats add(floats acc, const float* x) const { return acc + even * x[0] + odd * x[1]; }
   static int element(int parity, int output) { return parity * LANES + output; }
 };
 
@@ -35,10 +35,10 @@ struct Pair<bf16> {
   using Activation = bf16;
   __m512bh both;
   explicit Pair(const bf16* w) : both((__m512bh)_mm512_loadu_si512(w)) {}
-  f32x16 add(f32x16 acc, const bf16* x) const {
+  floats add(floats acc, const bf16* x) const {
     int32_t pair;
     std::memcpy(&pair, x, 4);
-    return (f32x16)_mm512_dpbf16_ps((__m512)acc, both, (__m512bh)_mm512_set1_epi32(pair));
+    return (floats)_mm512_dpbf16_ps((__m512)acc, both, (__m512bh)_mm512_set1_epi32(pair));
   }
   static int element(int parity, int output) { return 2 * output + parity; }
 };
@@ -46,14 +46,13 @@ struct Pair<bf16> {
 template <>
 struct Pair<bf16> {
   using Activation = float;
-  f32x16 even, odd;
+  floats even, odd;
   explicit Pair(const bf16* w) {
-    u32x16 both;
-    std::memcpy(&both, w, sizeof both);
-    even = (f32x16)(both << 16);
-    odd = (f32x16)(both & 0xffff0000u);
+    const words both = *(const words*)w;
+    even = (floats)(both << 16);
+    odd = (floats)(both & 0xffff0000u);
   }
-  f32x16 add(f32x16 acc, const float* x) const { return acc + even * x[0] + odd * x[1]; }
+  floats add(floats acc, const float* x) const { return acc + even * x[0] + odd * x[1]; }
   static int element(int parity, int output) { return 2 * output + parity; }
 };
 #endif
@@ -64,10 +63,11 @@ using Activation = typename Pair<T>::Activation;
 
 inline int panels(int outputs) { return (outputs + LANES - 1) / LANES; }
 
-// Adds the products of R rows with P panels; `x_stride` apart are the rows, `pair_stride` the pairs of inputs in a
-// panel. The panels behind these may be fetched meanwhile: the processor's own prefetching ends at each page of 4 KB.
+// Adds the products of R rows with the first `WIDTH` outputs of P panels; `x_stride` apart are the rows, `pair_stride`
+// the pairs of inputs in a panel. The panels behind these may be fetched meanwhile: the processor's own prefetching
+// ends at each page of 4 KB.
 template <bool FETCH_NEXT, int R, int P, class T>
-inline void accumulate(f32x16 (&acc)[R][P], const Activation<T>* x, size_t x_stride, const T* w, size_t pair_stride,
+inline void accumulate(floats (&acc)[R][P], const Activation<T>* x, size_t x_stride, const T* w, size_t pair_stride,
                        size_t panel_stride, int inputs) {
   for (int k = 0; k < inputs; k += 2, w += pair_stride)
 #pragma GCC unroll 8
@@ -79,13 +79,8 @@ inline void accumulate(f32x16 (&acc)[R][P], const Activation<T>* x, size_t x_str
     }
 }
 
-#ifdef __AVX512F__
-constexpr bool IS_AVX512 = true;
-#else
-constexpr bool IS_AVX512 = false;
-#endif
-constexpr int TILE = IS_AVX512 ? 6 : 3;  // rows of activations that fit the registers beside `WIDE` panels
-constexpr int WIDE = IS_AVX512 ? 4 : 2;
+constexpr int TILE = WIDTH == 16 ? 6 : 3;  // rows of activations that fit the registers beside `WIDE` panels
+constexpr int WIDE = 4;
 
 // Calls body(count) with 1 to TILE rows as a compile-time constant, so that their sums can live in registers.
 template <class F>

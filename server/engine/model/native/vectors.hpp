@@ -17,12 +17,28 @@ typedef int32_t i32x16 __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t u16x16 __attribute__((vector_size(32), aligned(2)));
 constexpr int LANES = 16;
 
+// As many numbers as one register holds, of AVX-512 or of AVX2: what the products are computed with.
+#ifdef __AVX512F__
+constexpr int WIDTH = 16;
+#else
+constexpr int WIDTH = 8;
+#endif
+typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef int32_t ints __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef uint32_t words __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef uint8_t bytes __attribute__((vector_size(4 * WIDTH), aligned(1)));
+typedef int8_t signed_bytes __attribute__((vector_size(WIDTH), aligned(1)));
+
 // The upper half of a float: its sign, its exponent and 7 bits of its fraction.
 struct bf16 {
   uint16_t bits;
 };
 
+inline floats all(float x) { return floats{} + x; }
 inline f32x16 splat(float x) { return f32x16{} + x; }
+
+// `WIDTH` of sixteen numbers, from this lane on.
+inline void put(floats v, f32x16* to, int lane) { *(floats*)((float*)to + lane) = v; }
 
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) {
