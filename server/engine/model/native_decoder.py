@@ -77,11 +77,16 @@ class NativeDecoder:
     @property
     def memory(self) -> dict[int, int]:
         """Bytes of each tensor of the weights by its address; two parts or two decoders may share one."""
-        parts = [part for parts in self.parts for part in parts.values() if part is not None]
-        tensors = [
-            tensor for part in parts for tensor in (part.tensors.values() if isinstance(part, Panels) else [part])
-        ]
-        return {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+        memory: dict[int, int] = {}
+        for part in (part for parts in self.parts for part in parts.values() if part is not None):
+            tensors = part.tensors.values() if isinstance(part, Panels) else [part]
+            memory |= {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+        return memory
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(self.memory.values())
 
     @property
     def weight_bits(self) -> float:
