@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from server.engine import Checkpoint, Decoder, Quantization, TokenBatch, load_checkpoint
+from server.engine import Activations, Checkpoint, Decoder, Quantization, TokenBatch, load_checkpoint
 from server.engine.model import kernels
 from server.engine.model.gguf.codes import READERS
 from server.engine.model.gguf.weights import FLOATS, SUPPORTED
@@ -228,6 +228,31 @@ def test_a_decoder_needs_no_weights_of_its_checkpoint(
     assert not checkpoint.weights and not checkpoint.quantized
     (tmp_path / "model.gguf").unlink()
     assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.skipif(kernels.build() is None, reason="no kernels for this processor")
+@pytest.mark.parametrize(
+    ("activations", "dtype", "expected"),
+    [
+        ("auto", torch.bfloat16, "8-bit"),
+        ("auto", torch.float32, "float32"),
+        ("int8", torch.float32, "8-bit"),
+        ("exact", torch.bfloat16, "float32"),
+    ],
+)
+def test_activations_are_rounded_unless_the_model_is_exact_or_asked_to_be(
+    activations: Activations, dtype: torch.dtype, expected: str, tmp_path: Path
+) -> None:
+    path = a_model(tmp_path, CONFIGS["llama"], Type.Q4_1)
+    checkpoint = load(path, "auto", dtype)
+    model = Decoder(checkpoint, activations)
+    cache = str(dtype).removeprefix("torch.")
+    assert model.precision == f"Q4_1 weights, {expected} activations, {cache} cache"
+    both: tuple[Activations, ...] = ("exact", "int8")
+    exact, rounded = (logits(Decoder(checkpoint, each)) for each in both)
+    assert not torch.equal(exact, rounded)
+    assert torch.equal(logits(model), rounded if expected == "8-bit" else exact)
+    assert share_off(rounded, exact) < 0.2
 
 
 @pytest.mark.parametrize("quantization", ["auto", "none", "int8", "int4"])
