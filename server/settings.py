@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     quantization: Quantization = "auto"
     """Bits of the weights; auto keeps a GGUF file's, none dequantises them, int8 and int4 round any model's."""
     activations: Activations = "auto"
-    """What weights of few bits are multiplied with: 8-bit activations or, as with float32, exact ones."""
+    """What weights of few bits are multiplied with: activations of 8 or 16 bits, or exact ones; auto is int16."""
     draft_weights: DraftWeights = "auto"
     """A copy in fewer bits that drafts are computed with; auto takes int4 where that pays or a method needs it."""
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None

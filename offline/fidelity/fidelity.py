@@ -1,4 +1,4 @@
-"""The `fidelity` command: what few bits and 8-bit activations cost in fidelity, and what they give in speed.
+"""The `fidelity` command: what few bits and rounded activations cost in fidelity, and what they give in speed.
 
 The reference, the model's weights in fp32, answers prompts; every variant then reads the same prompts and answers.
 """

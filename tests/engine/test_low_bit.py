@@ -34,7 +34,7 @@ from tests.tiny import CPU, save_random_model
 pytestmark = pytest.mark.skipif(kernels.build() is None, reason="no kernels for this processor")
 
 TYPES = [Type.Q4_1, Type.Q5_0, Type.Q8_0, Type.Q4_K, Type.Q6_K]
-MODELS = ["float32", "bfloat16", *(f"{kind.name} {each}" for kind in TYPES for each in ("int8", "exact"))]
+MODELS = ["float32", "bfloat16", *(f"{kind.name} {each}" for kind in TYPES for each in ("int8", "int16", "exact"))]
 METHODS = ["plain", "lookup", "skip", "low-bit", "cascade"]
 MASKS = [SkipMask(), SkipMask(frozenset({1})), SkipMask(frozenset({0}), frozenset({2})), SkipMask(mlp=frozenset({1}))]
 GREEDY, SAMPLED = SamplingParams(), SamplingParams(0.8, top_p=0.95, seed=5)
@@ -65,8 +65,8 @@ def models(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
         else:
             dtype = getattr(torch, kind)
         checkpoint = load_checkpoint(str(path), dtype, CPU, quantization="auto")
-        used: Activations = "exact" if activations == "exact" else "auto"
-        decoder = Decoder(checkpoint, used)
+        kinds: dict[str, Activations] = {"int8": "int8", "int16": "int16", "exact": "exact"}
+        decoder = Decoder(checkpoint, kinds.get(activations, "auto"))
         add_draft(decoder, checkpoint, choice)
         return decoder
 

@@ -15,7 +15,7 @@ from server.engine.model import kernels
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.native_decoder import NativeDecoder, Team
 from server.engine.model.native_weights import pack_decoder
-from server.engine.model.placement import Activations, rounds_activations
+from server.engine.model.placement import Activations, activation_bits
 from server.engine.model.torch_decoder import TorchDecoder
 from server.engine.types import EMPTY_MASK, SkipMask
 
@@ -31,12 +31,12 @@ class Decoder:
         self.dtype = checkpoint.dtype
         self.device = checkpoint.device
         self.native: NativeDecoder | None = None
-        rounds_inputs = rounds_activations(activations, checkpoint.dtype)
+        input_bits = activation_bits(activations, checkpoint.dtype)
         if kernels.is_supported(checkpoint.config, checkpoint.dtype, checkpoint.device):
             team = shared.team if shared else Team(torch.get_num_threads())
-            self.native = pack_decoder(checkpoint, rounds_inputs, team, shared.embeddings if shared else None)
+            self.native = pack_decoder(checkpoint, input_bits, team, shared.embeddings if shared else None)
         self.body = self.native or TorchDecoder(checkpoint)
-        self.precision = precision(checkpoint, self.native is not None, rounds_inputs)
+        self.precision = precision(checkpoint, self.native is not None, input_bits)
         self.low_bit: Decoder | None = None
 
     @property
@@ -77,7 +77,7 @@ class Decoder:
         return self.body.greedy(batch, cache)
 
 
-def precision(checkpoint: Checkpoint, is_native: bool, rounds_inputs: bool) -> str:
+def precision(checkpoint: Checkpoint, is_native: bool, input_bits: int) -> str:
     """What products are computed from, as `bfloat16` or `Q4_1 and Q8_0 weights, 8-bit activations, bfloat16 cache`."""
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     kinds = sorted({weight.kind for weight in checkpoint.quantized.values()})
@@ -86,4 +86,4 @@ def precision(checkpoint: Checkpoint, is_native: bool, rounds_inputs: bool) -> s
     weights = f"{' and '.join(kinds)} weights"
     if not is_native:
         return f"{weights} dequantised to {dtype}"
-    return f"{weights}, {'8-bit' if rounds_inputs else 'float32'} activations, {dtype} cache"
+    return f"{weights}, {'float32' if input_bits == 32 else f'{input_bits}-bit'} activations, {dtype} cache"

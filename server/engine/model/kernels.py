@@ -29,7 +29,7 @@ def fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 class Matrix(Structure):
     _fields_ = [
-        *fields(c_int, "outputs inputs bits group zero rounds_inputs"),
+        *fields(c_int, "outputs inputs bits group zero input_bits"),
         *fields(c_void_p, "weights scales minima scale_units minimum_units bias"),
     ]
 

@@ -39,10 +39,10 @@ class NativeDecoder:
         layers: Sequence[Parts],
         edges: Parts,
         cache_dtype: torch.dtype,
-        rounds_inputs: bool,
+        input_bits: int,
         team: Team,
     ) -> None:
-        """`rounds_inputs`: codes of few bits are multiplied with activations of 8 bits, else with fp32."""
+        """`input_bits`: of the activations that codes are multiplied with: 8, 16, or 32, which are fp32."""
         kernels = library()
         assert kernels is not None
         self.handle: int | None = None
@@ -61,9 +61,9 @@ class NativeDecoder:
             int(cache_dtype == torch.bfloat16),
             config.norm_epsilon,
         )
-        pointers = (Layer * len(layers))(*(Layer(**pointed(layer, rounds_inputs)) for layer in layers))
+        pointers = (Layer * len(layers))(*(Layer(**pointed(layer, input_bits)) for layer in layers))
         self.handle = kernels.decoder_new(
-            byref(shape), pointers, byref(Edges(**pointed(edges, rounds_inputs))), team.handle
+            byref(shape), pointers, byref(Edges(**pointed(edges, input_bits))), team.handle
         )
         self.masks: dict[SkipMask, array[int]] = {}
         self.scratch = Scratch(0, config)
@@ -181,15 +181,15 @@ def flattened(batch: TokenBatch) -> "array[int]":
     return array("i", [value for values in batch.flat for value in values])
 
 
-def pointed(parts: Parts, rounds_inputs: bool) -> dict[str, Matrix | int | None]:
+def pointed(parts: Parts, input_bits: int) -> dict[str, Matrix | int | None]:
     """What the kernels' structs have for these parts."""
     return {
-        name: matrix(part, rounds_inputs) if isinstance(part, Panels) else address(part) for name, part in parts.items()
+        name: matrix(part, input_bits) if isinstance(part, Panels) else address(part) for name, part in parts.items()
     }
 
 
-def matrix(panels: Panels, rounds_inputs: bool) -> Matrix:
-    numbers = panels.outputs, panels.inputs, panels.bits, panels.group, panels.zero, int(rounds_inputs)
+def matrix(panels: Panels, input_bits: int) -> Matrix:
+    numbers = panels.outputs, panels.inputs, panels.bits, panels.group, panels.zero, input_bits
     tensors = panels.weights, panels.scales, panels.minima, panels.scale_units, panels.minimum_units, panels.bias
     return Matrix(*numbers, *map(address, tensors))
 

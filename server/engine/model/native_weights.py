@@ -26,7 +26,7 @@ VECTORS = {
 
 
 def pack_decoder(
-    checkpoint: Checkpoint, rounds_inputs: bool, team: Team, embeddings: Panels | None = None
+    checkpoint: Checkpoint, input_bits: int, team: Team, embeddings: Panels | None = None
 ) -> NativeDecoder:
     """The kernels over packed copies of a checkpoint's weights, in the order in which a pass reads them.
 
@@ -35,7 +35,7 @@ def pack_decoder(
     packing = Packing(checkpoint)
     layers = [packing.layer(f"model.layers.{i}.") for i in range(checkpoint.config.num_layers)]
     edges = packing.edges(embeddings)
-    return NativeDecoder(checkpoint.config, layers, edges, checkpoint.dtype, rounds_inputs, team)
+    return NativeDecoder(checkpoint.config, layers, edges, checkpoint.dtype, input_bits, team)
 
 
 class Packing:

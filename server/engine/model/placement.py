@@ -10,8 +10,8 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none", "int8", "int4"]
 """Of the weights: `auto` keeps a quantised file's, `none` dequantises them, the others round those of any model."""
 ROUNDED_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
-Activations = Literal["auto", "int8", "exact"]
-"""What the kernels multiply weights of few bits with: activations rounded to 8 bits, or fp32."""
+Activations = Literal["auto", "int8", "int16", "exact"]
+"""What the kernels multiply weights of few bits with: activations rounded to 8 or 16 bits, or fp32."""
 DraftWeights = Literal["none", "int8", "int4", "auto"]
 """A copy in fewer bits that drafts are computed with; `auto` takes 4 bits where that pays."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,6 +38,8 @@ def parse_dtype(name: DtypeName) -> torch.dtype | None:
     return DTYPES.get(name)
 
 
-def rounds_activations(activations: Activations, dtype: torch.dtype) -> bool:
-    """Whether activations are rounded; `auto` does so unless the model runs in fp32."""
-    return activations == "int8" or (activations == "auto" and dtype != torch.float32)
+def activation_bits(activations: Activations, dtype: torch.dtype) -> int:
+    """Bits of what the kernels multiply weights of few bits with; `auto` rounds to 16 unless the model runs in fp32."""
+    if activations == "auto":
+        activations = "exact" if dtype == torch.float32 else "int16"
+    return {"int8": 8, "int16": 16, "exact": 32}[activations]

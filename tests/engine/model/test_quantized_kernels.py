@@ -42,10 +42,10 @@ def test_codes_are_the_values_that_the_gguf_package_gives(kind: Type) -> None:
     assert torch.equal(codes_of(raw, kind).dense(), values)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """Blocks of 32 activations on the nearest of 255 steps between the largest magnitude and its negative."""
+def rounded(x: Tensor, steps: int) -> Tensor:
+    """Blocks of 32 activations on the nearest of so many steps from zero to the largest magnitude."""
     blocks = x.unflatten(-1, (-1, 32))
-    scale = blocks.abs().amax(-1, True) / 127
+    scale = blocks.abs().amax(-1, True) / steps
     nearest: Tensor = scale * (blocks / scale).nan_to_num().round()
     return nearest.flatten(-2)
 
@@ -60,7 +60,11 @@ def test_logits_are_those_of_the_weights_and_of_the_rounding(
     hidden = torch.randn(11, 256, generator=torch.Generator().manual_seed(1))
     hidden[3] = 0
     # A few activations lie between two steps, where the last bit of a product decides.
-    cases: list[tuple[Activations, Tensor, float]] = [("exact", hidden, 1e-5), ("int8", rounded(hidden), 2e-3)]
+    cases: list[tuple[Activations, Tensor, float]] = [
+        ("exact", hidden, 1e-5),
+        ("int8", rounded(hidden, 127), 2e-3),
+        ("int16", rounded(hidden, 127 * 128), 2e-5),
+    ]
     for activations, inputs, tolerance in cases:
         decoder = Decoder(checkpoint, activations)
         expected = (inputs.double() @ head.double().T).float()

@@ -151,8 +151,8 @@ struct Codes {
 
 constexpr int TALLEST_CODES = WIDTH == 16 ? 8 : 3;  // rows whose sums fit the registers
 
-// With activations of 8 bits.
-template <int BITS, int GROUP>
+// With activations of 8 bits, or of twice 8.
+template <int BITS, int GROUP, bool IS_FINE>
 struct RoundedCodes : Codes<BITS, GROUP> {
   using Base = Codes<BITS, GROUP>;
   static constexpr int TALLEST = TALLEST_CODES;
@@ -167,37 +167,37 @@ struct RoundedCodes : Codes<BITS, GROUP> {
       floats acc[R] = {};
       for (int b = 0; b < blocks; b++, block += block_bytes(BITS)) {
         for (size_t i = 0; i < block_bytes(BITS); i += 64) __builtin_prefetch(block + AHEAD + i);
-        add_block(acc, block, lane, scales, x.codes + size_t(row) * w.inputs + b * BLOCK, w.inputs,
-                  x.blocks + size_t(row) * blocks + b, blocks, b);
+        bytes quads[QUADS];
+        unpack<BITS>(block, lane, quads);
+#pragma GCC unroll 2
+        for (int g = 0; g < Base::GROUPS; g++) {
+          const Scale scale = scales[b * Base::GROUPS + g];
+#pragma GCC unroll 8
+          for (int r = 0; r < R; r++) {
+            const size_t first = size_t(row + r) * w.inputs + b * BLOCK;
+            ints dots = products(quads, g, x.codes + first);
+            if constexpr (IS_FINE) dots = (dots << 7) + products(quads, g, x.low + first);
+            const BlockScale& own = x.blocks[size_t(row + r) * blocks + b];
+            acc[r] += scale.scale * own.scale * __builtin_convertvector(dots, floats);
+            acc[r] += scale.minimum * (Base::GROUPS == 1 ? own.sum : own.halves[g]);
+          }
+        }
       }
       for (int r = 0; r < R; r++) put(acc[r], out + r, lane);
     }
   }
 
  private:
-  template <int R>
-  [[gnu::always_inline]] static void add_block(floats (&acc)[R], const uint8_t* block, int lane,
-                                               const Scales<GROUP>& scales, const int8_t* codes, int stride,
-                                               const BlockScale* rows, int blocks, int b) {
-    bytes quads[QUADS];
-    unpack<BITS>(block, lane, quads);
-#pragma GCC unroll 2
-    for (int g = 0; g < Base::GROUPS; g++) {
-      const Scale scale = scales[b * Base::GROUPS + g];
+  // Sums of the products of a group's codes with a row's.
+  [[gnu::always_inline]] static ints products(const bytes (&quads)[QUADS], int group, const int8_t* codes) {
+    ints dots{};
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        ints dots{};
-#pragma GCC unroll 8
-        for (int i = g * GROUP / 4; i < (g + 1) * GROUP / 4; i++) {
-          int32_t four;
-          std::memcpy(&four, codes + size_t(r) * stride + 4 * i, 4);
-          dots = dot<BITS>(dots, quads[i], four);
-        }
-        const BlockScale& own = rows[size_t(r) * blocks];
-        acc[r] += scale.scale * own.scale * __builtin_convertvector(dots, floats);
-        acc[r] += scale.minimum * (Base::GROUPS == 1 ? own.sum : own.halves[g]);
-      }
+    for (int i = group * GROUP / 4; i < (group + 1) * GROUP / 4; i++) {
+      int32_t four;
+      std::memcpy(&four, codes + 4 * i, 4);
+      dots = dot<BITS>(dots, quads[i], four);
     }
+    return dots;
   }
 };
 

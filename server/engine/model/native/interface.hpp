@@ -9,8 +9,8 @@
 // of which each group of inputs has a scale. The bias is padded to whole panels.
 struct Matrix {
   int outputs, inputs, bits, group;
-  int zero;           // the code of a zero where groups have no minimum
-  int rounds_inputs;  // whether codes are multiplied with activations of 8 bits
+  int zero;        // the code of a zero where groups have no minimum
+  int input_bits;  // activations that codes are multiplied with: rounded to 8 or 16 bits, or fp32
   const void* weights;
   const void *scales, *minima;  // of each group: fp16, or integers in these units, fp16, of 256 inputs
   const void *scale_units, *minimum_units;

@@ -37,7 +37,9 @@ inline Product dense_product(int rows, int panels) {
 
 template <int BITS, int GROUP>
 inline Product codes_product(const Matrix& w) {
-  return w.rounds_inputs ? product_of<RoundedCodes<BITS, GROUP>>() : product_of<ExactCodes<BITS, GROUP>>();
+  if (w.input_bits == 8) return product_of<RoundedCodes<BITS, GROUP, false>>();
+  if (w.input_bits == 16) return product_of<RoundedCodes<BITS, GROUP, true>>();
+  return product_of<ExactCodes<BITS, GROUP>>();
 }
 
 inline Product product_for(const Matrix& w, int rows, int panels) {
