@@ -1,6 +1,6 @@
 // Products with weights of few bits. A weight is scale * code + minimum, its scale and minimum shared by a group of 16
-// or 32 inputs of one output. Codes are whole numbers, so with activations of 8 bits the products of a group are exact
-// in integers; its sum is scaled once.
+// or 32 inputs of one output. Codes are whole numbers, so with activations of 8 bits, or of 16 as two of 8, the
+// products of a group are exact in integers; its sum is scaled once.
 //
 // The codes of 32 inputs and 16 outputs lie together, a block of eight quads: [16 outputs][4 inputs], a byte each. With
 // less than 8 bits, a byte has the low halves of quads i and i + 4, and the bits above them follow in planes of eight
@@ -129,23 +129,29 @@ template <int BITS, int GROUP>
 struct Codes {
   static constexpr int GROUPS = BLOCK / GROUP;  // of a block
 
-  static const uint8_t* panel(const Matrix& w, int index) {
-    return (const uint8_t*)w.weights + size_t(index) * (w.inputs / BLOCK) * block_bytes(BITS);
+  // Calls body(number, quads, scales) for each block of a panel, with the outputs from this lane on.
+  template <class F>
+  [[gnu::always_inline]] static void each_block(const Matrix& w, int panel, int lane, F&& body) {
+    const int blocks = w.inputs / BLOCK;
+    const uint8_t* block = (const uint8_t*)w.weights + size_t(panel) * blocks * block_bytes(BITS);
+    const Scales<GROUP> scales(w, panel, lane);
+    for (int b = 0; b < blocks; b++, block += block_bytes(BITS)) {
+      for (size_t i = 0; i < block_bytes(BITS); i += 64) __builtin_prefetch(block + AHEAD + i);
+      bytes quads[QUADS];
+      unpack<BITS>(block, lane, quads);
+      body(b, quads, scales);
+    }
   }
 
   // One output's weights, as fp32.
   static void read(const Matrix& w, int output, float* to) {
-    const uint8_t* block = panel(w, output / LANES);
     const int first = output % LANES / WIDTH * WIDTH, lane = output % WIDTH;
-    const Scales<GROUP> scales(w, output / LANES, first);
-    for (int b = 0; b < w.inputs / BLOCK; b++, block += block_bytes(BITS)) {
-      bytes quads[QUADS];
-      unpack<BITS>(block, first, quads);
+    each_block(w, output / LANES, first, [&](int b, const bytes(&quads)[QUADS], const Scales<GROUP>& scales) {
       for (int i = 0; i < BLOCK; i++) {
         const Scale scale = scales[b * GROUPS + i / GROUP];
         to[b * BLOCK + i] = scale.scale[lane] * float(quads[i / 4][4 * lane + i % 4]) + scale.minimum[lane];
       }
-    }
+    });
   }
 };
 
@@ -162,27 +168,24 @@ struct RoundedCodes : Codes<BITS, GROUP> {
     static_assert(P == 1);
     const int blocks = w.inputs / BLOCK;
     for (int lane = 0; lane < LANES; lane += WIDTH) {
-      const uint8_t* block = Base::panel(w, panel);
-      const Scales<GROUP> scales(w, panel, lane);
       floats acc[R] = {};
-      for (int b = 0; b < blocks; b++, block += block_bytes(BITS)) {
-        for (size_t i = 0; i < block_bytes(BITS); i += 64) __builtin_prefetch(block + AHEAD + i);
-        bytes quads[QUADS];
-        unpack<BITS>(block, lane, quads);
+      Base::each_block(w, panel, lane,
+                       [&](int b, const bytes(&quads)[QUADS], const Scales<GROUP>& scales)
+                           __attribute__((always_inline)) {
 #pragma GCC unroll 2
-        for (int g = 0; g < Base::GROUPS; g++) {
-          const Scale scale = scales[b * Base::GROUPS + g];
+                             for (int g = 0; g < Base::GROUPS; g++) {
+                               const Scale scale = scales[b * Base::GROUPS + g];
 #pragma GCC unroll 8
-          for (int r = 0; r < R; r++) {
-            const size_t first = size_t(row + r) * w.inputs + b * BLOCK;
-            ints dots = products(quads, g, x.codes + first);
-            if constexpr (IS_FINE) dots = (dots << 7) + products(quads, g, x.low + first);
-            const BlockScale& own = x.blocks[size_t(row + r) * blocks + b];
-            acc[r] += scale.scale * own.scale * __builtin_convertvector(dots, floats);
-            acc[r] += scale.minimum * (Base::GROUPS == 1 ? own.sum : own.halves[g]);
-          }
-        }
-      }
+                               for (int r = 0; r < R; r++) {
+                                 const size_t first = size_t(row + r) * w.inputs + b * BLOCK;
+                                 ints dots = products(quads, g, x.codes + first);
+                                 if constexpr (IS_FINE) dots = (dots << 7) + products(quads, g, x.low + first);
+                                 const BlockScale& own = x.blocks[size_t(row + r) * blocks + b];
+                                 acc[r] += scale.scale * own.scale * __builtin_convertvector(dots, floats);
+                                 acc[r] += scale.minimum * (Base::GROUPS == 1 ? own.sum : own.halves[g]);
+                               }
+                             }
+                           });
       for (int r = 0; r < R; r++) put(acc[r], out + r, lane);
     }
   }
@@ -212,20 +215,18 @@ struct ExactCodes : Codes<BITS, GROUP> {
     static_assert(P == 1);
     const float* rows = x.floats + size_t(row) * w.inputs;
     for (int lane = 0; lane < LANES; lane += WIDTH) {
-      const uint8_t* block = Base::panel(w, panel);
-      const Scales<GROUP> scales(w, panel, lane);
       floats acc[R] = {};
-      for (int b = 0; b < w.inputs / BLOCK; b++, block += block_bytes(BITS)) {
-        bytes quads[QUADS];
-        unpack<BITS>(block, lane, quads);
-        for (int i = 0; i < BLOCK; i++) {
-          const Scale scale = scales[b * Base::GROUPS + i / GROUP];
-          const words code = (words)quads[i / 4] >> 8 * (i % 4) & 255;
-          const floats weight = scale.scale * __builtin_convertvector((ints)code, floats) + scale.minimum;
+      Base::each_block(
+          w, panel, lane,
+          [&](int b, const bytes(&quads)[QUADS], const Scales<GROUP>& scales) __attribute__((always_inline)) {
+            for (int i = 0; i < BLOCK; i++) {
+              const Scale scale = scales[b * Base::GROUPS + i / GROUP];
+              const words code = (words)quads[i / 4] >> 8 * (i % 4) & 255;
+              const floats weight = scale.scale * __builtin_convertvector((ints)code, floats) + scale.minimum;
 #pragma GCC unroll 8
-          for (int r = 0; r < R; r++) acc[r] += weight * rows[size_t(r) * w.inputs + b * BLOCK + i];
-        }
-      }
+              for (int r = 0; r < R; r++) acc[r] += weight * rows[size_t(r) * w.inputs + b * BLOCK + i];
+            }
+          });
       for (int r = 0; r < R; r++) put(acc[r], out + r, lane);
     }
   }

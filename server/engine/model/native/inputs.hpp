@@ -1,4 +1,4 @@
-// The rows that matrices are multiplied with, in the form that each takes: fp32, bf16, or codes of 8 bits.
+// The rows that matrices are multiplied with, in the form that each takes: fp32, bf16, or codes of 8 or 16 bits.
 
 #pragma once
 

@@ -28,30 +28,32 @@ inline Product product_of() {
   return product_of<Kind, P>(std::make_integer_sequence<int, Kind::TALLEST>());
 }
 
+// Calls body with the kind of these weights.
+template <class F>
+inline auto with_kind(const Matrix& w, F&& body) {
+  switch (w.bits * 100 + w.group) {
+    case 3200: return body(Dense<float>());
+    case 1600: return body(Dense<bf16>());
+    case 832: return body(Codes<8, 32>());
+    case 532: return body(Codes<5, 32>());
+    case 432: return body(Codes<4, 32>());
+    case 616: return body(Codes<6, 16>());
+    default: return body(Codes<4, 16>());
+  }
+}
+
 // One code for dense weights reads as many panels at once as are left; a single row has registers for more.
 template <class T>
-inline Product dense_product(int rows, int panels) {
+inline Product product_for(Dense<T>, const Matrix&, int rows, int panels) {
   if (rows == 1 && panels >= 2 * WIDE) return product_of<DenseRow<T>, 2 * WIDE>();
   return panels >= WIDE ? product_of<Dense<T>, WIDE>() : product_of<Dense<T>, 1>();
 }
 
 template <int BITS, int GROUP>
-inline Product codes_product(const Matrix& w) {
+inline Product product_for(Codes<BITS, GROUP>, const Matrix& w, int, int) {
   if (w.input_bits == 8) return product_of<RoundedCodes<BITS, GROUP, false>>();
   if (w.input_bits == 16) return product_of<RoundedCodes<BITS, GROUP, true>>();
   return product_of<ExactCodes<BITS, GROUP>>();
-}
-
-inline Product product_for(const Matrix& w, int rows, int panels) {
-  switch (w.bits * 100 + w.group) {
-    case 3200: return dense_product<float>(rows, panels);
-    case 1600: return dense_product<bf16>(rows, panels);
-    case 832: return codes_product<8, 32>(w);
-    case 532: return codes_product<5, 32>(w);
-    case 432: return codes_product<4, 32>(w);
-    case 616: return codes_product<6, 16>(w);
-    default: return codes_product<4, 16>(w);
-  }
 }
 
 // Calls finish(row, first output, 16 sums) for each row and some panels. A group of panels stays in the nearest cache
@@ -60,7 +62,8 @@ template <class F>
 inline void multiply(Part some, const Inputs& x, const Matrix& w, F&& finish) {
   f32x16 sums[TILE * WIDE];  // of the kinds of product, dense weights have the most
   for (auto [p, last] = some; p < last;) {
-    const Product product = product_for(w, x.count, last - p);
+    const int left = last - p;
+    const Product product = with_kind(w, [&](auto kind) { return product_for(kind, w, x.count, left); });
     const int tiles = (x.count + product.tallest - 1) / product.tallest;
     for (int tile = 0; tile < tiles; tile++) {
       const auto [row, end] = part(x.count, tile, tiles);
@@ -78,15 +81,7 @@ inline void multiply(Part some, const Inputs& x, const Matrix& w, F&& finish) {
 
 // The weights of one output, as fp32: a token's embedding.
 inline void read_output(const Matrix& w, int output, float* to) {
-  switch (w.bits * 100 + w.group) {
-    case 3200: return Dense<float>::read(w, output, to);
-    case 1600: return Dense<bf16>::read(w, output, to);
-    case 832: return Codes<8, 32>::read(w, output, to);
-    case 532: return Codes<5, 32>::read(w, output, to);
-    case 432: return Codes<4, 32>::read(w, output, to);
-    case 616: return Codes<6, 16>::read(w, output, to);
-    default: return Codes<4, 16>::read(w, output, to);
-  }
+  with_kind(w, [&](auto kind) { kind.read(w, output, to); });
 }
 
 }  // namespace

@@ -4,14 +4,13 @@
 
 #pragma once
 
+#include <immintrin.h>
+
 #include <type_traits>
 #include <utility>
 
 #include "team.hpp"
 #include "vectors.hpp"
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 namespace {
 

@@ -25,7 +25,7 @@ inline Part part(int total, int rank, int size) { return {total * rank / size, t
 
 // How long a thread spins before it sleeps: about what falling asleep and being woken takes, so that waiting costs at
 // most twice what the better of the two would have. Waits at barriers of a model of 135 M parameters: 96 % are shorter.
-constexpr std::chrono::microseconds kPatience{25};
+constexpr std::chrono::microseconds PATIENCE{25};
 
 // Tells the processor that a loop only waits: it then saves power, and leaves a core's other hardware thread its due.
 inline void rest() { _mm_pause(); }
@@ -86,7 +86,7 @@ class Team {
   // Returns when `value` is no longer `old`.
   void wait(const std::atomic<unsigned>& value, unsigned old) const {
     if (can_spin_) {
-      auto end = std::chrono::steady_clock::now() + kPatience;
+      auto end = std::chrono::steady_clock::now() + PATIENCE;
       do {
         // Reading the clock takes as long as one or two rests.
         for (int i = 0; i < 32; i++, rest())

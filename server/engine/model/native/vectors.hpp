@@ -27,14 +27,12 @@ typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4)));
 typedef int32_t ints __attribute__((vector_size(4 * WIDTH), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * WIDTH), aligned(4)));
 typedef uint8_t bytes __attribute__((vector_size(4 * WIDTH), aligned(1)));
-typedef int8_t signed_bytes __attribute__((vector_size(WIDTH), aligned(1)));
 
 // The upper half of a float: its sign, its exponent and 7 bits of its fraction.
 struct bf16 {
   uint16_t bits;
 };
 
-inline floats all(float x) { return floats{} + x; }
 inline f32x16 splat(float x) { return f32x16{} + x; }
 
 // `WIDTH` of sixteen numbers, from this lane on.
@@ -49,7 +47,6 @@ inline float to_float(bf16 x) {
 }
 
 inline f32x16 load(const float* x) { return *(const f32x16*)x; }
-inline f32x16 load(const bf16* x) { return (f32x16)(__builtin_convertvector(*(const u16x16*)x, u32x16) << 16); }
 
 inline void store(float* to, float x) { *to = x; }
 inline void store(bf16* to, float x) {  // round to nearest even
