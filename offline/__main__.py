@@ -29,7 +29,7 @@ Commands:
   pack        4: the routing artifact
   study       checks a calibration: its score, its search, its budget
   evaluate    speed, acceptance and exactness of methods side by side
-  fidelity    what few bits and 8-bit activations cost in fidelity and give in speed
+  fidelity    what few bits and rounded activations cost in fidelity and give in speed
 
 `knn-ssd-offline COMMAND --help` lists the options; each is a KNNSSD_* environment variable too.
 Finished stages are reused, so a command that was interrupted goes on where it was."""

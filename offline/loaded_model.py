@@ -40,8 +40,9 @@ class LoadedModel:
     @property
     def digest(self) -> str:
         """Identifies weights, chat template, precision and kind of device: results depend on these too."""
+        precisions = self.model.precision, self.model.draft.precision
         device = self.checkpoint.device.type
-        return digest_of(self.checkpoint.fingerprint, self.codec.template_hash, self.model.precision, device)
+        return digest_of(self.checkpoint.fingerprint, self.codec.template_hash, *precisions, device)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt in the model's chat template; raises `PromptError` where that refuses it."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from tests.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, tiny_config
 
@@ -23,6 +23,23 @@ TOKENS = [
     *sorted(pre_tokenizers.ByteLevel.alphabet()),
     *(merge.replace(" ", "") for merge in MERGES),
 ]
+SHAPE: dict[str, Any] = {
+    "vocab_size": len(TOKENS),
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "llama, tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=64),
+    "qwen3, tied": Qwen3Config(**SHAPE, head_dim=64, tie_word_embeddings=True),
+}
 FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 SCALES = {
     Type.Q2_K: (80, 82),

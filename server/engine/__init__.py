@@ -12,6 +12,7 @@ from server.engine.model.draft_weights import add_draft
 from server.engine.model.kernels import kernel_build
 from server.engine.model.placement import Activations, DraftWeights, DtypeName, Quantization, parse_device, parse_dtype
 from server.engine.model.threads import MAX_THREADS, use_threads
+from server.engine.model.timing import interleaved_quartiles
 from server.engine.model.weights import CheckpointError
 from server.engine.requests import GenerationRequest, PromptTooLongError
 from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
@@ -98,6 +99,7 @@ __all__ = [
     "Vocabulary",
     "add_draft",
     "held_back",
+    "interleaved_quartiles",
     "json_rule",
     "kernel_build",
     "load_checkpoint",

@@ -4,8 +4,7 @@ It is fitted to the lower quartile of 31 timings of each pass: other programs on
 short ones are nearest to the truth. Times are in seconds, with the output head and the choice of a token.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
-from server.engine import Decoder, KVCache, SkipMask, TokenBatch
+from server.engine import Decoder, KVCache, SkipMask, TokenBatch, interleaved_quartiles
 
 LONGEST_DRAFT = 12
 """Longest draft that is considered; verification is measured up to one row more."""
@@ -71,7 +70,8 @@ def make_cost(loaded: LoadedModel, digest: str) -> MeasuredCost:
     cache = loaded.model.new_cache(1, context + LONGEST_DRAFT + 1)
     drafts = [partial(draft_passes, loaded, cache, context, mask) for mask in masks]
     checks = [partial(full_pass, loaded.model, cache, context, rows) for rows in range(1, LONGEST_DRAFT + 2)]
-    times = interleaved_quartiles([*drafts, *checks], ROUNDS)
+    rounds = tqdm(range(ROUNDS), "cost of passes", delay=2, leave=False)
+    times = interleaved_quartiles([*drafts, *checks], rounds)
     per_token = [seconds / CHAIN for seconds in times[: len(masks)]]
     fitted = fit(num_layers, masks, per_token, times[len(masks) :])
     errors = [abs(fitted.draft(mask) / measured - 1) for mask, measured in zip(masks, per_token, strict=True)]
@@ -108,19 +108,6 @@ def draft_passes(loaded: LoadedModel, cache: KVCache, context: int, mask: SkipMa
 def full_pass(model: Decoder, cache: KVCache, context: int, rows: int) -> None:
     """A pass as the engine verifies `rows` tokens."""
     model.greedy(TokenBatch.of([(0, context, [1] * rows)], cache), cache)
-
-
-def interleaved_quartiles(timers: Sequence[Callable[[], None]], rounds: int) -> list[float]:
-    """Lower quartile of the seconds of each, after one warm-up, all timed in turn in every round."""
-    samples: list[list[float]] = [[] for _ in timers]
-    for timer in timers:
-        timer()
-    for _ in tqdm(range(rounds), "cost of passes", delay=2, leave=False):
-        for timer, sample in zip(timers, samples, strict=True):
-            started = time.perf_counter()
-            timer()
-            sample.append(time.perf_counter() - started)
-    return [float(np.quantile(sample, 0.25)) for sample in samples]
 
 
 def fit(num_layers: int, masks: Sequence[SkipMask], drafts: Sequence[float], full: Sequence[float]) -> CostModel:

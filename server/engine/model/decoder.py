@@ -78,7 +78,7 @@ class Decoder:
 
 
 def precision(checkpoint: Checkpoint, is_native: bool, input_bits: int) -> str:
-    """What products are computed from, as `bfloat16` or `Q4_1 and Q8_0 weights, 8-bit activations, bfloat16 cache`."""
+    """What products are computed from, as `bfloat16` or `Q4_1 and Q8_0 weights, 16-bit activations, bfloat16 cache`."""
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     kinds = sorted({weight.kind for weight in checkpoint.quantized.values()})
     if not kinds:

@@ -5,8 +5,7 @@ ten (ML-SpecQD, arXiv 2503.13565).
 """
 
 import logging
-import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -14,6 +13,7 @@ from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.decoder import Decoder
 from server.engine.model.placement import ROUNDED_BITS, DraftWeights
+from server.engine.model.timing import interleaved_quartiles
 from server.engine.model.weights import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ def added_bytes(model: Decoder, copy: Decoder) -> int:
 def predicted_gain(model: Decoder, copy: Decoder) -> float:
     """Speed over plain decoding with drafts of `LENGTH` tokens of which `AGREEMENT` agree, by passes timed here."""
     cache = model.new_cache(1, POSITION + LENGTH + 1)
-    plain, check, draft = quartiles(
-        lambda: one_pass(model, cache, 1), lambda: one_pass(model, cache, LENGTH + 1), lambda: one_pass(copy, cache, 1)
-    )
+    passes = (model, 1), (model, LENGTH + 1), (copy, 1)
+    timers = [partial(one_pass, decoder, cache, rows) for decoder, rows in passes]
+    plain, check, draft = interleaved_quartiles(timers, range(ROUNDS))
     tokens = sum(AGREEMENT**i for i in range(LENGTH + 1))
     return tokens * plain / (LENGTH * draft + check)
 
@@ -70,14 +70,3 @@ def predicted_gain(model: Decoder, copy: Decoder) -> float:
 def one_pass(model: Decoder, cache: KVCache, rows: int) -> None:
     with model.lone_threads():
         model.greedy(TokenBatch.of([(0, POSITION, [0] * rows)], cache), cache)
-
-
-def quartiles(*passes: Callable[[], None]) -> list[float]:
-    """Lower quartile of the seconds of each, all timed in turn after one warm-up."""
-    seconds: list[list[float]] = [[] for _ in passes]
-    for _ in range(ROUNDS + 1):
-        for each, taken in zip(passes, seconds, strict=True):
-            started = time.perf_counter()
-            each()
-            taken.append(time.perf_counter() - started)
-    return [sorted(taken[1:])[ROUNDS // 4] for taken in seconds]

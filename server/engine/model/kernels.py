@@ -18,7 +18,7 @@ BUILDS = (
     ("x86_64_v4_bf16", AVX512 | {"avx512_bf16", "avx512_vnni"}),
     ("x86_64_v4_vnni", AVX512 | {"avx512_vnni"}),
     ("x86_64_v4", AVX512),
-    ("x86_64_v3", frozenset({"avx2", "fma", "bmi2"})),
+    ("x86_64_v3", frozenset({"avx2", "fma", "bmi2", "f16c"})),
 )
 """Our builds, best first, and the processor flags that each needs."""
 

@@ -116,7 +116,7 @@ class NativeDecoder:
     def draft(
         self, batch: TokenBatch, cache: KVCache, mask: SkipMask, limits: list[int], confidence: float
     ) -> list[list[int]]:
-        """Greedy chains after the batch's single tokens, as `SkipDrafter` describes them."""
+        """Greedy chains after the batch's single tokens, as `ChainDrafter` describes them."""
         flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
         stride = max(limits)
         most, drafted = array("i", limits), array("i", bytes(4 * stride * len(limits)))

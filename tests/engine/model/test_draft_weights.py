@@ -15,9 +15,10 @@ from torch import Tensor
 from server.engine import Checkpoint, CheckpointError, Decoder, DraftWeights, Quantization, TokenBatch, load_checkpoint
 from server.engine.config import LANES
 from server.engine.model import draft_weights, kernels
-from server.engine.model.draft_weights import add_draft, added_bytes, predicted_gain, quartiles
+from server.engine.model.draft_weights import add_draft, added_bytes, predicted_gain
 from server.engine.model.panels import Panels
 from server.engine.model.quantization.rounding import Bits, RoundedWeight
+from server.engine.model.timing import interleaved_quartiles
 from tests.gguf_files import wide_config, write_gguf
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -182,7 +183,7 @@ def test_a_gain_is_predicted_from_passes_of_both(checkpoint: Checkpoint) -> None
 
 def test_passes_are_timed_in_turn() -> None:
     calls: list[str] = []
-    seconds = quartiles(lambda: calls.append("a"), lambda: calls.append("b"))
+    seconds = interleaved_quartiles([lambda: calls.append("a"), lambda: calls.append("b")], range(3))
     assert calls == ["a", "b"] * (len(calls) // 2)
     assert len(seconds) == 2
 

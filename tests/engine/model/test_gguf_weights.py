@@ -1,37 +1,18 @@
 """Weights of GGUF files: every type, llama.cpp's order of rows, and the logits that come of them."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM
 
 from server.engine import CheckpointError, Decoder, TokenBatch, load_checkpoint
 from server.engine.model.gguf.file import open_gguf
 from server.engine.model.gguf.weights import SUPPORTED, own_dtype
-from tests.gguf_files import TOKENS, wide_config, write_gguf
+from tests.gguf_files import CONFIGS, TOKENS, wide_config, write_gguf
 from tests.tiny import CPU, save_random_model
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": len(TOKENS),
-    "hidden_size": 256,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**SHAPE),
-    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
-    "llama, tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
-    "qwen2": Qwen2Config(**SHAPE),
-    "qwen3": Qwen3Config(**SHAPE, head_dim=64),
-    "qwen3, tied": Qwen3Config(**SHAPE, head_dim=64, tie_word_embeddings=True),
-}
 
 
 @pytest.fixture(scope="module")

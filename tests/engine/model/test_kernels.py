@@ -34,19 +34,8 @@ SHAPES = {
 }
 FORMATS = [Type.Q4_1, Type.Q5_0, Type.Q8_0, Type.Q4_K, Type.Q6_K, Type.Q2_K]
 """Types for each way in which the kernels read codes and scales."""
-BUILDS = [name for name, needed in kernels.BUILDS if needed <= kernels.processor_flags()]
 
 pytestmark = pytest.mark.skipif(kernels.build() is None, reason="no kernels for this processor")
-
-
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each build that this processor runs, in use for the test."""
-    path = next((Path(kernels.__file__).parent / "native").glob(f"{request.param}.*so"))
-    monkeypatch.setattr(kernels, "build", lambda: path)
-    kernels.library.cache_clear()
-    yield request.param
-    kernels.library.cache_clear()
 
 
 def decoders(folder: Path, dtype: torch.dtype) -> tuple[Decoder, Decoder]:
@@ -165,14 +154,10 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("build", BUILDS)
 def test_any_number_of_threads_gives_the_same_tokens(
-    build: str, dtype: torch.dtype, threads: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: str, dtype: torch.dtype, threads: Callable[[int], None], tmp_path: Path
 ) -> None:
     """Also more than there are processors, and more than there are parts of the work."""
-    path = next((Path(kernels.__file__).parent / "native").glob(f"{build}.*so"))
-    monkeypatch.setattr(kernels, "build", lambda: path)
-    kernels.library.cache_clear()
     folder = save_random_model(tmp_path, tiny_config(head_dim=16))
     requests = [GenerationRequest([7 + i, 8, 9], SamplingParams(0.0), StopConditions(20)) for i in range(3)]
     texts = []
@@ -180,7 +165,6 @@ def test_any_number_of_threads_gives_the_same_tokens(
         threads(num_threads)
         engine = Engine(Decoder(load_checkpoint(str(folder), dtype, CPU)), EngineConfig(max_batch=3, method="plain"))
         texts.append([sequence.output_ids for sequence in engine.generate(requests)])
-    kernels.library.cache_clear()
     assert all(text == texts[0] for text in texts)
 
 

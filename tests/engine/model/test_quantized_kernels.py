@@ -1,6 +1,5 @@
 """Products with weights of few bits: exact to the weights' values, and to the rounding of activations."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +15,12 @@ from server.engine.model.gguf.codes import READERS, codes_of
 from tests.gguf_files import encode, wide_config, write_gguf
 from tests.tiny import CPU, save_random_model
 
-BUILDS = [name for name, needed in kernels.BUILDS if needed <= kernels.processor_flags()]
-
 pytestmark = pytest.mark.skipif(kernels.build() is None, reason="no kernels for this processor")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(tmp_path_factory.mktemp("wide"), wide_config())
-
-
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each build that this processor runs, in use for the test."""
-    path = next((Path(kernels.__file__).parent / "native").glob(f"{request.param}.*so"))
-    monkeypatch.setattr(kernels, "build", lambda: path)
-    kernels.library.cache_clear()
-    yield request.param
-    kernels.library.cache_clear()
 
 
 @pytest.mark.parametrize("kind", READERS, ids=lambda kind: kind.name)

@@ -1,5 +1,6 @@
 """Drafts by cheaper passes of the model: what the drafters share that decode their drafts token by token."""
 
+from abc import abstractmethod
 from collections import defaultdict
 from typing import Self
 
@@ -29,9 +30,9 @@ class ChainDrafter(Drafter):
     def of(cls, parts: DraftingParts) -> Self:
         return cls(parts.model.draft, parts.cache, parts.confidence)
 
+    @abstractmethod
     def mask(self, sequence: Sequence) -> SkipMask:
         """The sub-layers that this sequence's drafts leave out."""
-        raise NotImplementedError
 
     def propose(self, sequences: list[Sequence]) -> Proposals:
         groups: dict[SkipMask, list[Sequence]] = defaultdict(list)
