@@ -1,11 +1,14 @@
 """Products with weights of few bits: exact to the weights' values, and to the rounding of activations."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from gguf import dequantize
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Qwen2Config
 
@@ -58,6 +61,36 @@ def test_logits_are_those_of_the_weights_and_of_the_rounding(
         for count in (1, 2, 11):
             found = decoder.logits(hidden[:count])
             assert (found - expected[:count]).abs().max() <= tolerance * expected.abs().max()
+
+
+HIGHEST: dict[Type, tuple[int, slice, int]] = {
+    Type.Q4_1: (20, slice(4, 20), 255),
+    Type.Q5_1: (24, slice(4, 24), 255),
+    Type.Q6_K: (210, slice(0, 192), 255),
+    Type.Q8_0: (34, slice(2, 34), 127),
+}
+"""Of a type of each number of bits, the bytes of a block, where its codes are, and what makes them the highest."""
+
+
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+@pytest.mark.parametrize("kind", HIGHEST, ids=lambda kind: kind.name)
+@torch.inference_mode()
+def test_the_highest_codes_and_activations_overflow_nowhere(
+    build: str, kind: Type, activations: Activations, folder: Path, tmp_path: Path
+) -> None:
+    size, codes, highest = HIGHEST[kind]
+    heads = []
+
+    def raise_codes(tensors: dict[str, tuple[NDArray[Any], Type]]) -> None:
+        raw = tensors["output.weight"][0].copy()
+        raw.reshape(-1, size)[:, codes] = highest
+        tensors["output.weight"] = raw, kind
+        heads.append(torch.from_numpy(dequantize(raw, kind).copy()))
+
+    write_gguf(tmp_path / "model.gguf", folder, kind, change_tensors=raise_codes)
+    decoder = Decoder(load_checkpoint(str(tmp_path / "model.gguf"), None, CPU, quantization="auto"), activations)
+    hidden = torch.ones(7, 256) * torch.tensor([[1.0], [-1], [2], [-3], [1], [1], [-1]])
+    torch.testing.assert_close(decoder.logits(hidden), hidden @ heads[0].T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", READERS, ids=lambda kind: kind.name)

@@ -1,6 +1,5 @@
 // Products with weights of few bits. A weight is scale * code + minimum, its scale and minimum shared by a group of 16
-// or 32 inputs of one output. Codes are whole numbers, so with activations of 8 bits, or of 16 as two of 8, the
-// products of a group are exact in integers; its sum is scaled once.
+// or 32 inputs of one output.
 //
 // The codes of 32 inputs and 16 outputs lie together, a block of eight quads: [16 outputs][4 inputs], a byte each. With
 // less than 8 bits, a byte has the low halves of quads i and i + 4, and the bits above them follow in planes of eight
@@ -39,43 +38,21 @@ inline bytes with_bit(bytes quad, const uint8_t* word, uint8_t bit) {
 #endif
 }
 
-// The quads of a block for the outputs from this lane on.
+// The codes of one block for the outputs from this lane on.
 template <int BITS>
-inline void unpack(const uint8_t* block, int lane, bytes (&quads)[QUADS]) {
-  if constexpr (BITS == 8) {
-    for (int i = 0; i < QUADS; i++) quads[i] = load_bytes(block + 64 * i + 4 * lane);
-    return;
-  }
-  for (int i = 0; i < QUADS / 2; i++) {
-    const bytes both = load_bytes(block + 64 * i + 4 * lane);
-    quads[i] = both & 15;
-    quads[i + QUADS / 2] = both >> 4;
-  }
-  for (int bit = 4; bit < BITS; bit++)
-    for (int i = 0; i < QUADS; i++)
-      quads[i] = with_bit(quads[i], block + 256 + 64 * (bit - 4) + 8 * i + lane / 2, 1 << bit);
-}
+struct Block {
+  const uint8_t* codes;
+  int lane;
 
-// Adds to each output the products of its four codes with four activations. Without the instruction for it, products
-// are added in pairs of 16 bits, which codes of 8 bits would overflow: these go in two halves.
-template <int BITS>
-inline ints dot(ints acc, bytes quad, int32_t four) {
-#if defined(__AVX512VNNI__)
-  return (ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)quad, _mm512_set1_epi32(four));
-#else
-  const auto sums = [four](bytes codes, int factor) {
-#if defined(__AVX512BW__)
-    const __m512i pairs = _mm512_maddubs_epi16((__m512i)codes, _mm512_set1_epi32(four));
-    return (ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(factor));
-#else
-    const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, _mm256_set1_epi32(four));
-    return (ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(factor));
-#endif
-  };
-  if constexpr (BITS == 8) return acc + sums(quad & 15, 1) + sums(quad >> 4, 16);
-  return acc + sums(quad, 1);
-#endif
-}
+  // Four inputs of each output, the codes above 15 put together.
+  bytes quad(int i) const {
+    if constexpr (BITS == 8) return load_bytes(codes + 64 * i + 4 * lane);
+    const bytes both = load_bytes(codes + 64 * (i % (QUADS / 2)) + 4 * lane);
+    bytes out = i < QUADS / 2 ? both & 15 : both >> 4;
+    for (int bit = 4; bit < BITS; bit++) out = with_bit(out, codes + 256 + 64 * (bit - 4) + 8 * i + lane / 2, 1 << bit);
+    return out;
+  }
+};
 
 inline floats load_half(const uint16_t* x) {
 #ifdef __AVX512F__
@@ -129,80 +106,33 @@ template <int BITS, int GROUP>
 struct Codes {
   static constexpr int GROUPS = BLOCK / GROUP;  // of a block
 
-  // Calls body(number, quads, scales) for each block of a panel, with the outputs from this lane on.
+  // Calls body(number, block, scales) for each block of a panel, with the outputs from this lane on.
   template <class F>
   [[gnu::always_inline]] static void each_block(const Matrix& w, int panel, int lane, F&& body) {
     const int blocks = w.inputs / BLOCK;
-    const uint8_t* block = (const uint8_t*)w.weights + size_t(panel) * blocks * block_bytes(BITS);
+    const uint8_t* codes = (const uint8_t*)w.weights + size_t(panel) * blocks * block_bytes(BITS);
     const Scales<GROUP> scales(w, panel, lane);
-    for (int b = 0; b < blocks; b++, block += block_bytes(BITS)) {
-      for (size_t i = 0; i < block_bytes(BITS); i += 64) __builtin_prefetch(block + AHEAD + i);
-      bytes quads[QUADS];
-      unpack<BITS>(block, lane, quads);
-      body(b, quads, scales);
+    for (int b = 0; b < blocks; b++, codes += block_bytes(BITS)) {
+      for (size_t i = 0; i < block_bytes(BITS); i += 64) __builtin_prefetch(codes + AHEAD + i);
+      body(b, Block<BITS>{codes, lane}, scales);
     }
   }
 
   // One output's weights, as fp32.
   static void read(const Matrix& w, int output, float* to) {
     const int first = output % LANES / WIDTH * WIDTH, lane = output % WIDTH;
-    each_block(w, output / LANES, first, [&](int b, const bytes(&quads)[QUADS], const Scales<GROUP>& scales) {
-      for (int i = 0; i < BLOCK; i++) {
-        const Scale scale = scales[b * GROUPS + i / GROUP];
-        to[b * BLOCK + i] = scale.scale[lane] * float(quads[i / 4][4 * lane + i % 4]) + scale.minimum[lane];
+    each_block(w, output / LANES, first, [&](int b, const Block<BITS>& block, const Scales<GROUP>& scales) {
+      for (int i = 0; i < QUADS; i++) {
+        const bytes quad = block.quad(i);
+        const Scale scale = scales[b * GROUPS + 4 * i / GROUP];
+        for (int j = 0; j < 4; j++)
+          to[b * BLOCK + 4 * i + j] = scale.scale[lane] * float(quad[4 * lane + j]) + scale.minimum[lane];
       }
     });
   }
 };
 
-constexpr int TALLEST_CODES = WIDTH == 16 ? 8 : 3;  // rows whose sums fit the registers
-
-// With activations of 8 bits, or of twice 8.
-template <int BITS, int GROUP, bool IS_FINE>
-struct RoundedCodes : Codes<BITS, GROUP> {
-  using Base = Codes<BITS, GROUP>;
-  static constexpr int TALLEST = TALLEST_CODES;
-
-  template <int R, int P>
-  [[gnu::noinline]] static void sums(const Matrix& w, const Inputs& x, int row, int panel, f32x16* out) {
-    static_assert(P == 1);
-    const int blocks = w.inputs / BLOCK;
-    for (int lane = 0; lane < LANES; lane += WIDTH) {
-      floats acc[R] = {};
-      Base::each_block(w, panel, lane,
-                       [&](int b, const bytes(&quads)[QUADS], const Scales<GROUP>& scales)
-                           __attribute__((always_inline)) {
-#pragma GCC unroll 2
-                             for (int g = 0; g < Base::GROUPS; g++) {
-                               const Scale scale = scales[b * Base::GROUPS + g];
-#pragma GCC unroll 8
-                               for (int r = 0; r < R; r++) {
-                                 const size_t first = size_t(row + r) * w.inputs + b * BLOCK;
-                                 ints dots = products(quads, g, x.codes + first);
-                                 if constexpr (IS_FINE) dots = (dots << 7) + products(quads, g, x.low + first);
-                                 const BlockScale& own = x.blocks[size_t(row + r) * blocks + b];
-                                 acc[r] += scale.scale * own.scale * __builtin_convertvector(dots, floats);
-                                 acc[r] += scale.minimum * (Base::GROUPS == 1 ? own.sum : own.halves[g]);
-                               }
-                             }
-                           });
-      for (int r = 0; r < R; r++) put(acc[r], out + r, lane);
-    }
-  }
-
- private:
-  // Sums of the products of a group's codes with a row's.
-  [[gnu::always_inline]] static ints products(const bytes (&quads)[QUADS], int group, const int8_t* codes) {
-    ints dots{};
-#pragma GCC unroll 8
-    for (int i = group * GROUP / 4; i < (group + 1) * GROUP / 4; i++) {
-      int32_t four;
-      std::memcpy(&four, codes + 4 * i, 4);
-      dots = dot<BITS>(dots, quads[i], four);
-    }
-    return dots;
-  }
-};
+constexpr int TALLEST_CODES = WIDTH == 16 ? 8 : 6;  // rows whose sums fit the registers
 
 // With activations of fp32.
 template <int BITS, int GROUP>
@@ -216,17 +146,22 @@ struct ExactCodes : Codes<BITS, GROUP> {
     const float* rows = x.floats + size_t(row) * w.inputs;
     for (int lane = 0; lane < LANES; lane += WIDTH) {
       floats acc[R] = {};
-      Base::each_block(
-          w, panel, lane,
-          [&](int b, const bytes(&quads)[QUADS], const Scales<GROUP>& scales) __attribute__((always_inline)) {
-            for (int i = 0; i < BLOCK; i++) {
-              const Scale scale = scales[b * Base::GROUPS + i / GROUP];
-              const words code = (words)quads[i / 4] >> 8 * (i % 4) & 255;
-              const floats weight = scale.scale * __builtin_convertvector((ints)code, floats) + scale.minimum;
+      Base::each_block(w, panel, lane,
+                       [&](int b, const Block<BITS>& block, const Scales<GROUP>& scales)
+                           __attribute__((always_inline)) {
+                             for (int i = 0; i < QUADS; i++) {
+                               const words quad = (words)block.quad(i);
+                               const Scale scale = scales[b * Base::GROUPS + 4 * i / GROUP];
+#pragma GCC unroll 4
+                               for (int j = 0; j < 4; j++) {
+                                 const floats code = __builtin_convertvector((ints)(quad >> 8 * j & 255), floats);
+                                 const floats weight = scale.scale * code + scale.minimum;
 #pragma GCC unroll 8
-              for (int r = 0; r < R; r++) acc[r] += weight * rows[size_t(r) * w.inputs + b * BLOCK + i];
-            }
-          });
+                                 for (int r = 0; r < R; r++)
+                                   acc[r] += weight * rows[size_t(r) * w.inputs + b * BLOCK + 4 * i + j];
+                               }
+                             }
+                           });
       for (int r = 0; r < R; r++) put(acc[r], out + r, lane);
     }
   }

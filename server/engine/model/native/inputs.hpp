@@ -1,4 +1,7 @@
 // The rows that matrices are multiplied with, in the form that each takes: fp32, bf16, or codes of 8 or 16 bits.
+//
+// An instruction that multiplies bytes takes 16 bits as two parts of 8. Where there is none, products are of 16 bits,
+// and four inputs lie in the order 0 2 1 3: so they meet the even and the odd bytes of four codes.
 
 #pragma once
 
@@ -19,11 +22,18 @@ struct BlockScale {
   float scale, sum, halves[2];
 };
 
+#ifdef __AVX512VNNI__
+constexpr bool MULTIPLIES_BYTES = true;
+#else
+constexpr bool MULTIPLIES_BYTES = false;
+#endif
+
 struct Inputs {
   int count;
   const float* floats;
   const Activation<bf16>* halves;
-  const int8_t *codes, *low;  // of 16 bits the upper and the lower 8
+  const int8_t *codes, *low;  // of 16 bits the upper and the lower 8,
+  const int16_t* wide;        // or all
   const BlockScale* blocks;
 
   // What weights of type T are multiplied with.
@@ -44,28 +54,23 @@ inline int form(const Matrix& w) {
   return w.input_bits == 8 ? CODES : FINE_CODES;
 }
 
-// The nearest of 255 steps between the largest magnitude and its negative, or with `low` of 32513. These are whole
-// numbers 128 * code + low, so that both parts fit 8 bits.
-inline BlockScale round_block(const float* x, int8_t* codes, int8_t* low) {
-  const float steps = low ? 127 * 128 : 127;
+// The nearest whole numbers of so many steps between zero and the largest magnitude.
+inline BlockScale round_block(const float* x, float steps, int32_t* whole) {
   float largest = 0;
   for (int i = 0; i < BLOCK; i++) largest = std::max(largest, std::abs(x[i]));
   BlockScale out{largest / steps, 0, {}};
   const float inverse = largest > 0 ? steps / largest : 0;
   for (int half = 0; half < 2; half++) {
     int32_t total = 0;
-    for (int i = half * BLOCK / 2; i < (half + 1) * BLOCK / 2; i++) {
-      const int32_t whole = int32_t((x[i] * inverse + 12582912.0f) - 12582912.0f);  // rounds, as in `exp16`
-      const int32_t upper = low ? (whole + 64) >> 7 : whole;
-      codes[i] = int8_t(upper);
-      if (low) low[i] = int8_t(whole - 128 * upper);
-      total += whole;
-    }
+    for (int i = half * BLOCK / 2; i < (half + 1) * BLOCK / 2; i++)
+      total += whole[i] = int32_t((x[i] * inverse + 12582912.0f) - 12582912.0f);  // rounds, as in `exp16`
     out.halves[half] = float(total) * out.scale;
   }
   out.sum = out.halves[0] + out.halves[1];
   return out;
 }
+
+constexpr float STEPS = 127, FINE_STEPS = 127 * 128;  // the fine ones are 128 * upper + lower, both of 8 bits
 
 class Rounding {
  public:
@@ -76,7 +81,8 @@ class Rounding {
     const size_t rows = std::max(count, team_.size() * FEW_ROWS);
     halves_.resize(rows * width);
     codes_.resize(rows * width);
-    low_.resize(rows * width);
+    low_.resize(MULTIPLIES_BYTES ? rows * width : 0);
+    wide_.resize(MULTIPLIES_BYTES ? 0 : rows * width);
     blocks_.resize(rows * width / BLOCK);
   }
 
@@ -85,28 +91,54 @@ class Rounding {
   Inputs round(int count, int width, const float* rows, int forms, int rank) {
     const bool are_few = count <= FEW_ROWS;
     const size_t first = are_few ? size_t(rank) * FEW_ROWS : 0;
+    const size_t at = first * width;
     const Inputs out{count,
                      rows,
-                     &halves_[first * width],
-                     &codes_[first * width],
-                     &low_[first * width],
-                     &blocks_[first * (width / BLOCK)]};
+                     &halves_[at],
+                     &codes_[at],
+                     MULTIPLIES_BYTES ? &low_[at] : nullptr,
+                     MULTIPLIES_BYTES ? nullptr : &wide_[at],
+                     &blocks_[at / BLOCK]};
     const Part own = are_few ? Part{0, count} : part(count, rank, team_.size());
     const size_t begin = size_t(own.first) * width, end = size_t(own.last) * width;
     if (forms & HALVES)
-      for (size_t i = begin; i < end; i++) store(&halves_[first * width + i], rows[i]);
-    if (forms & (CODES | FINE_CODES))
-      for (size_t i = begin; i < end; i += BLOCK)
-        blocks_[first * (width / BLOCK) + i / BLOCK] =
-            round_block(rows + i, &codes_[first * width + i], forms & FINE_CODES ? &low_[first * width + i] : nullptr);
+      for (size_t i = begin; i < end; i++) store(&halves_[at + i], rows[i]);
+    for (size_t i = begin; i < end; i += BLOCK)
+      if (forms & FINE_CODES)
+        blocks_[(at + i) / BLOCK] = round_fine(rows + i, at + i);
+      else if (forms & CODES)
+        blocks_[(at + i) / BLOCK] = round_codes(rows + i, at + i);
     if (!are_few && forms != FLOATS) team_.barrier();
     return out;
   }
 
  private:
+  BlockScale round_codes(const float* x, size_t to) {
+    int32_t whole[BLOCK];
+    const BlockScale out = round_block(x, STEPS, whole);
+    for (int i = 0; i < BLOCK; i++) codes_[to + i] = int8_t(whole[i]);
+    return out;
+  }
+
+  BlockScale round_fine(const float* x, size_t to) {
+    int32_t whole[BLOCK];
+    const BlockScale out = round_block(x, FINE_STEPS, whole);
+    for (int i = 0; i < BLOCK; i++) {
+      if constexpr (MULTIPLIES_BYTES) {
+        const int32_t upper = (whole[i] + 64) >> 7;
+        codes_[to + i] = int8_t(upper);
+        low_[to + i] = int8_t(whole[i] - 128 * upper);
+      } else {
+        wide_[to + i / 4 * 4 + i % 2 * 2 + i % 4 / 2] = int16_t(whole[i]);
+      }
+    }
+    return out;
+  }
+
   Team& team_;
   std::vector<Activation<bf16>> halves_;
   std::vector<int8_t> codes_, low_;
+  std::vector<int16_t> wide_;
   std::vector<BlockScale> blocks_;
 };
 

@@ -6,6 +6,7 @@
 
 #include "codes.hpp"
 #include "dense.hpp"
+#include "rounded_codes.hpp"
 
 namespace {
 

@@ -1,0 +1,155 @@
+// Products of weights of few bits with activations of 8 or 16 bits. Codes are whole numbers, so the products of a group
+// are exact in integers, in whatever order they are added; its sum is scaled once.
+
+#pragma once
+
+#include "codes.hpp"
+
+namespace {
+
+inline int32_t load_four(const void* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  return four;
+}
+
+#ifdef __AVX512VNNI__
+
+// The products of the codes of a group of `COUNT` quads, from the block's quad `begin` on, with rows of activations.
+template <int BITS, int COUNT, bool IS_FINE>
+struct GroupProducts {
+  // Calls body(row, sums) for R rows, whose activations begin at `first` and are `stride` apart. Of 16 bits the upper
+  // and the lower half have products of their own.
+  template <int R, class F>
+  [[gnu::always_inline]] static void each_row(const Block<BITS>& block, int begin, const Inputs& x, size_t first,
+                                              size_t stride, F&& body) {
+    bytes quads[COUNT];
+    for (int i = 0; i < COUNT; i++) quads[i] = block.quad(begin + i);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const size_t at = first + r * stride;
+      ints sums = add(ints{}, quads, x.codes + at);
+      if constexpr (IS_FINE) sums = add(sums << 7, quads, x.low + at);
+      body(r, sums);
+    }
+  }
+
+ private:
+  [[gnu::always_inline]] static ints add(ints sums, const bytes (&quads)[COUNT], const int8_t* codes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; i++)
+      sums = (ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)quads[i], _mm512_set1_epi32(load_four(codes + 4 * i)));
+    return sums;
+  }
+};
+
+#else
+
+typedef int16_t shorts __attribute__((vector_size(4 * WIDTH), aligned(2)));
+
+#ifdef __AVX512BW__
+inline ints multiply_pairs(shorts a, shorts b) { return (ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+inline shorts multiply_bytes(bytes a, ints b) { return (shorts)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
+#else
+inline ints multiply_pairs(shorts a, shorts b) { return (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+inline shorts multiply_bytes(bytes a, ints b) { return (shorts)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
+#endif
+
+// Adds now. The compiler would multiply everything first, being free to reorder integers, and run out of registers.
+template <class V>
+inline void add_to(V& sum, V addend) {
+  sum += addend;
+  asm("" : "+v"(sum));
+}
+
+template <int BITS, int COUNT, bool IS_FINE>
+struct GroupProducts {
+  template <int R, class F>
+  [[gnu::always_inline]] static void each_row(const Block<BITS>& block, int begin, const Inputs& x, size_t first,
+                                              size_t stride, F&& body) {
+    ints sums[R] = {};
+    if constexpr (IS_FINE) {
+      add_wide(sums, block, begin, x.wide + first, stride);
+    } else if constexpr (BITS == 8) {  // in halves, whose products fit 16 bits
+      add<4>(sums, [&](int i) { return block.quad(begin + i) & 15; }, 1, x.codes + first, stride);
+      add<4>(sums, [&](int i) { return block.quad(begin + i) >> 4; }, 16, x.codes + first, stride);
+    } else {
+      add<BITS>(sums, [&](int i) { return block.quad(begin + i); }, 1, x.codes + first, stride);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) body(r, sums[r]);
+  }
+
+ private:
+  // Even and odd bytes of four codes, each two of them a pair of 16 bits.
+  template <int R>
+  [[gnu::always_inline]] static void add_wide(ints (&sums)[R], const Block<BITS>& block, int begin, const int16_t* x,
+                                              size_t stride) {
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; i++) {
+      const words quad = (words)block.quad(begin + i);
+      const shorts even = (shorts)(quad & 0x00ff00ffu), odd = (shorts)(quad >> 8 & 0x00ff00ffu);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const int16_t* own = x + r * stride + 4 * i;
+        add_to(sums[r], multiply_pairs(even, (shorts)(ints{} + load_four(own))));
+        add_to(sums[r], multiply_pairs(odd, (shorts)(ints{} + load_four(own + 2))));
+      }
+    }
+  }
+
+  // Products of codes of `SIZE` bits are added in 16 bits as long as these hold them.
+  template <int SIZE, int R, class F>
+  [[gnu::always_inline]] static void add(ints (&sums)[R], F&& quad, int16_t factor, const int8_t* codes,
+                                         size_t stride) {
+    constexpr int HELD = 32767 / (2 * 127 * ((1 << SIZE) - 1)), STEP = HELD < COUNT ? HELD : COUNT;
+#pragma GCC unroll 8
+    for (int first = 0; first < COUNT; first += STEP) {
+      shorts held[R] = {};
+#pragma GCC unroll 8
+      for (int i = first; i < first + STEP; i++) {
+        const bytes own = quad(i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+          add_to(held[r], multiply_bytes(own, ints{} + load_four(codes + r * stride + 4 * i)));
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) sums[r] += multiply_pairs(held[r], shorts{} + factor);
+    }
+  }
+};
+
+#endif
+
+template <int BITS, int GROUP, bool IS_FINE>
+struct RoundedCodes : Codes<BITS, GROUP> {
+  using Base = Codes<BITS, GROUP>;
+  static constexpr int TALLEST = TALLEST_CODES;
+
+  template <int R, int P>
+  [[gnu::noinline]] static void sums(const Matrix& w, const Inputs& x, int row, int panel, f32x16* out) {
+    static_assert(P == 1);
+    const int blocks = w.inputs / BLOCK;
+    for (int lane = 0; lane < LANES; lane += WIDTH) {
+      floats acc[R] = {};
+      Base::each_block(
+          w, panel, lane,
+          [&](int b, const Block<BITS>& block, const Scales<GROUP>& scales) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+            for (int g = 0; g < Base::GROUPS; g++) {
+              const Scale scale = scales[b * Base::GROUPS + g];
+              const size_t first = size_t(row) * w.inputs + b * BLOCK + g * GROUP;
+              GroupProducts<BITS, GROUP / 4, IS_FINE>::template each_row<R>(
+                  block, g * GROUP / 4, x, first, w.inputs, [&](int r, ints dots) __attribute__((always_inline)) {
+                    const BlockScale& mine = x.blocks[size_t(row + r) * blocks + b];
+                    acc[r] += scale.scale * mine.scale * __builtin_convertvector(dots, floats);
+                    acc[r] += scale.minimum * (Base::GROUPS == 1 ? mine.sum : mine.halves[g]);
+                  });
+            }
+          });
+      for (int r = 0; r < R; r++) put(acc[r], out + r, lane);
+    }
+  }
+};
+
+}  // namespace
