@@ -11,7 +11,7 @@ from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.kernels import Chain, Edges, Greedy, Layer, Matrix, Rows, Shape, library
 from server.engine.model.panels import Panels
-from server.engine.types import EMPTY_MASK, SkipMask
+from server.engine.types import EMPTY_MASK, DraftModel, SkipMask
 
 Parts = Mapping[str, Panels | Tensor | None]
 """Matrices and vectors by the names of the kernels' fields, None where the model has no such part."""
@@ -99,11 +99,11 @@ class NativeDecoder:
         if self.handle is not None:
             self.kernels.decoder_free(self.handle)
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel) -> Tensor:
         """Hidden states [tokens, hidden_size] in fp32, as `Decoder.forward`."""
         hidden = torch.empty(batch.num_tokens, self.config.hidden_size)
         flat = flattened(batch)
-        self.kernels.decoder_forward(self.handle, byref(self.rows(flat, batch.num_tokens, hidden, cache, mask)))
+        self.kernels.decoder_forward(self.handle, byref(self.rows(flat, batch.num_tokens, hidden, cache, draft.mask)))
         return hidden
 
     def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
@@ -114,7 +114,7 @@ class NativeDecoder:
         return scratch.tokens[: batch.num_tokens].tolist()
 
     def draft(
-        self, batch: TokenBatch, cache: KVCache, mask: SkipMask, limits: list[int], confidence: float
+        self, batch: TokenBatch, cache: KVCache, draft: DraftModel, limits: list[int], confidence: float
     ) -> list[list[int]]:
         """Greedy chains after the batch's single tokens, as `ChainDrafter` describes them."""
         flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
@@ -122,7 +122,7 @@ class NativeDecoder:
         most, drafted = array("i", limits), array("i", bytes(4 * stride * len(limits)))
         lengths = array("i", bytes(4 * len(limits)))
         chain = Chain(stride, confidence, *(values.buffer_info()[0] for values in (most, drafted, lengths)))
-        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, mask)
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft.mask)
         self.kernels.decoder_draft(self.handle, byref(rows), byref(scratch.unsure), byref(chain))
         return [drafted[i * stride : i * stride + length].tolist() for i, length in enumerate(lengths)]
 

@@ -10,7 +10,7 @@ from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.linear import Linear
-from server.engine.types import EMPTY_MASK, SkipMask
+from server.engine.types import FULL_MODEL, DraftModel
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class TorchDecoder:
         self.norm = weights.norm("model.norm")
         self.head = weights.linear("lm_head")
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel) -> Tensor:
         """Hidden states [tokens, hidden_size], as `Decoder.forward`."""
         cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
         x = self.embeddings[batch.ids]
         for layer in range(self.config.num_layers):
-            if layer not in mask.attention:
+            if layer not in draft.mask.attention:
                 x = x + self.attentions[layer](x, cos, sin, cache, batch)
-            if layer not in mask.mlp:
+            if layer not in draft.mask.mlp:
                 x = x + self.mlps[layer](x)
         return self.norm(x)
 
@@ -114,5 +114,5 @@ class TorchDecoder:
 
     def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
         """The full model's greedy token after each of the batch's."""
-        tokens: list[int] = self.logits(self.forward(batch, cache, EMPTY_MASK)).argmax(-1).tolist()
+        tokens: list[int] = self.logits(self.forward(batch, cache, FULL_MODEL)).argmax(-1).tolist()
         return tokens

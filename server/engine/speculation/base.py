@@ -76,8 +76,8 @@ class Drafter(Protocol):
     is_free: ClassVar[bool] = False
     """Whether a proposal costs no pass of the model. Then it is made in every step, before the policy picks,
     and is judged by what was emitted even where another draft was checked."""
-    needs_mask: ClassVar[bool] = False
-    """Whether it drafts with the sequence's mask, and not at all where that is empty."""
+    needs_draft_model: ClassVar[bool] = False
+    """Whether it drafts as the sequence's route says, and not at all where that is the model itself."""
     needs_draft_weights: ClassVar[bool] = False
     """Whether it drafts with a low-bit copy of the model, and is absent where there is none."""
     memory: ClassVar[int] = 32
@@ -125,7 +125,7 @@ class Method:
     @property
     def needs_artifact(self) -> bool:
         """Whether it drafts nothing without the masks of a routing artifact."""
-        return self.all_drafters(lambda kind: kind.needs_mask) and MASK_SOURCES[self.masks].needs_artifact
+        return self.all_drafters(lambda kind: kind.needs_draft_model) and MASK_SOURCES[self.masks].needs_artifact
 
     @property
     def needs_draft_weights(self) -> bool:

@@ -10,11 +10,11 @@ from server.engine.sampling.distribution import draw_with_confidence
 from server.engine.sampling.sampler import adjusted
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import Drafter, DraftingParts, Proposals
-from server.engine.types import SkipMask
+from server.engine.types import DraftModel
 
 
 class ChainDrafter(Drafter):
-    """Chains of a cheaper pass of the model, a token a pass; sequences with the same mask are drafted as one batch.
+    """Chains of a cheaper pass of the model, a token a pass; sequences of the same draft model share a batch.
 
     A chain ends at its limit, at a stop token, and after a token whose top probability is under
     `confidence`: at 0.5, after the first token that the draft itself would bet against.
@@ -31,32 +31,32 @@ class ChainDrafter(Drafter):
         return cls(parts.model.draft, parts.cache, parts.confidence)
 
     @abstractmethod
-    def mask(self, sequence: Sequence) -> SkipMask:
-        """The sub-layers that this sequence's drafts leave out."""
+    def draft_model(self, sequence: Sequence) -> DraftModel:
+        """How this sequence's drafts are computed."""
 
     def propose(self, sequences: list[Sequence]) -> Proposals:
-        groups: dict[SkipMask, list[Sequence]] = defaultdict(list)
+        groups: dict[DraftModel, list[Sequence]] = defaultdict(list)
         for sequence in sequences:
             if sequence.draft_limit > 0:
-                groups[self.mask(sequence)].append(sequence)
+                groups[self.draft_model(sequence)].append(sequence)
         proposals: Proposals = {}
-        for mask, group in groups.items():
-            proposals |= self.chains(group, mask)
+        for draft, group in groups.items():
+            proposals |= self.chains(group, draft)
         return proposals
 
-    def chains(self, group: list[Sequence], mask: SkipMask) -> Proposals:
-        """Chains of one mask; where all are greedy the kernels run them whole, without a return to Python."""
+    def chains(self, group: list[Sequence], draft: DraftModel) -> Proposals:
+        """Chains of one draft model; where all are greedy the kernels run them whole, without a return to Python."""
         if self.model.native and all(sequence.is_plainly_greedy for sequence in group):
             batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
             limits = [sequence.draft_limit for sequence in group]
-            chains = self.model.native.draft(batch, self.cache, mask, limits, self.confidence)
+            chains = self.model.native.draft(batch, self.cache, draft, limits, self.confidence)
             return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True)}
         drafts: Proposals = {sequence.id: [] for sequence in group}
         active = group
         while active:
             rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
             batch = TokenBatch.of(rows, self.cache)
-            logits = self.model.logits(self.model.forward(batch, self.cache, mask))
+            logits = self.model.logits(self.model.forward(batch, self.cache, draft))
             spans = [s.span(drafts[s.id]) for s in active]
             draws = [draw for span in spans for draw in span.draws]
             tokens, tops = draw_with_confidence(adjusted(logits, spans), draws)

@@ -3,7 +3,7 @@
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import register
 from server.engine.speculation.drafters.chain import ChainDrafter
-from server.engine.types import EMPTY_MASK, SkipMask
+from server.engine.types import DraftModel
 
 
 @register
@@ -14,5 +14,5 @@ class LowBitDrafter(ChainDrafter):
     summary = "a copy of the model in fewer bits"
     needs_draft_weights = True
 
-    def mask(self, sequence: Sequence) -> SkipMask:
-        return EMPTY_MASK
+    def draft_model(self, sequence: Sequence) -> DraftModel:
+        return DraftModel(vocabulary=sequence.route.draft.vocabulary)

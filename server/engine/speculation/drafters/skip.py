@@ -3,7 +3,7 @@
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import Proposals, register
 from server.engine.speculation.drafters.chain import ChainDrafter
-from server.engine.types import SkipMask
+from server.engine.types import DraftModel
 
 
 @register
@@ -12,10 +12,10 @@ class SkipDrafter(ChainDrafter):
 
     name = "skip"
     summary = "the model with its route's sub-layers skipped"
-    needs_mask = True
+    needs_draft_model = True
 
-    def mask(self, sequence: Sequence) -> SkipMask:
-        return sequence.route.mask
+    def draft_model(self, sequence: Sequence) -> DraftModel:
+        return sequence.route.draft
 
     def propose(self, sequences: list[Sequence]) -> Proposals:
-        return super().propose([sequence for sequence in sequences if not sequence.route.mask.is_empty])
+        return super().propose([sequence for sequence in sequences if not sequence.route.draft.is_full])
