@@ -84,6 +84,37 @@ class Mlp:
         return self.down(F.silu(gate) * up)
 
 
+class TorchHead:
+    """Room for `capacity` rows of a head; the first ones are filled."""
+
+    def __init__(self, own: Linear, capacity: int) -> None:
+        self.own = own
+        self.count = 0
+        self.ids = torch.zeros(capacity, dtype=torch.long, device=own.weight.device)
+        self.weight = own.weight.new_zeros(capacity, own.weight.shape[1])
+        self.bias = None if own.bias is None else own.bias.new_zeros(capacity)
+
+    @property
+    def token_ids(self) -> Tensor:
+        """The token of each row [rows]."""
+        return self.ids[: self.count]
+
+    def put(self, token_ids: list[int], first: int) -> None:
+        """Gives these tokens the rows from `first` on; no row before it is left empty."""
+        end = first + len(token_ids)
+        added = torch.tensor(token_ids, dtype=torch.long, device=self.ids.device)
+        self.ids[first:end] = added
+        self.weight[first:end] = self.own.weight[added]
+        if self.bias is not None and self.own.bias is not None:
+            self.bias[first:end] = self.own.bias[added]
+        self.count = max(self.count, end)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [tokens, rows] in fp32."""
+        bias = None if self.bias is None else self.bias[: self.count]
+        return Linear(self.weight[: self.count], bias)(hidden).float()
+
+
 class TorchDecoder:
     """Attention and MLP sub-layers over a checkpoint's weights, dequantised where they have few bits."""
 
