@@ -7,12 +7,14 @@ A new way to draft is one file in `drafters/` with a class marked `@register`, a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 from server.engine.kvcache.slots import KVCache
 from server.engine.masks.base import DEFAULT_MASKS, MASK_SOURCES
 from server.engine.model.decoder import Decoder
 from server.engine.sequence import Sequence
+from server.engine.speculation.draft_heads import DraftHeads
 from server.engine.types import PLAIN
 
 Proposals = dict[int, list[int]]
@@ -62,6 +64,11 @@ class DraftingParts:
     model: Decoder
     cache: KVCache
     confidence: float
+
+    @cached_property
+    def heads(self) -> DraftHeads:
+        """Those of the decoder that computes drafts; drafters share them."""
+        return DraftHeads(self.model.draft)
 
 
 class Drafter(Protocol):

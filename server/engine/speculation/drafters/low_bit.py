@@ -8,7 +8,7 @@ from server.engine.types import DraftModel
 
 @register
 class LowBitDrafter(ChainDrafter):
-    """Chains of the whole low-bit copy (ML-SpecQD, arXiv 2503.13565)."""
+    """Chains of the whole low-bit copy over the route's vocabulary (ML-SpecQD, arXiv 2503.13565)."""
 
     name = "low-bit"
     summary = "a copy of the model in fewer bits"

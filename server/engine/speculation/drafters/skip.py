@@ -1,4 +1,4 @@
-"""Drafts with the model itself, some attention and MLP sub-layers left out."""
+"""Drafts as the route says: the model itself, some attention and MLP sub-layers left out, or over fewer tokens."""
 
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import Proposals, register
@@ -8,7 +8,7 @@ from server.engine.types import DraftModel
 
 @register
 class SkipDrafter(ChainDrafter):
-    """Chains of the masked model, with draft weights of the masked low-bit copy; none where the mask is empty."""
+    """Chains of the route's draft model, with draft weights of the low-bit copy; none where it is the full model."""
 
     name = "skip"
     summary = "the model with its route's sub-layers skipped"
