@@ -4,6 +4,7 @@ import random
 
 from server.engine import (
     Decoder,
+    DraftModel,
     Emission,
     Engine,
     EngineConfig,
@@ -32,7 +33,9 @@ def request(
     method: str = "skip",
 ) -> GenerationRequest:
     stops = StopConditions(max_tokens, stop)
-    return GenerationRequest(prompt_ids, sampling, stops, method=method, route=Route("test", MASK), max_draft=4)
+    return GenerationRequest(
+        prompt_ids, sampling, stops, method=method, route=Route("test", DraftModel(MASK)), max_draft=4
+    )
 
 
 def new_engine(model: Decoder, max_batch: int = 4, **config: float) -> Engine:

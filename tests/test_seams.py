@@ -11,7 +11,7 @@ import pytest
 from offline.evaluation.evaluate import evaluate
 from offline.evaluation.methods import MethodSettings
 from offline.settings import read_settings
-from server.engine import Checkpoint, Route, RoutingArtifact, Sequence, SkipMask, methods
+from server.engine import Checkpoint, DraftModel, Route, RoutingArtifact, Sequence, SkipMask, methods
 from server.engine.masks.base import MASK_SOURCES, MaskParts, MaskSource
 from server.engine.masks.base import register as register_source
 from server.engine.speculation.base import DRAFTERS, Drafter, DraftingParts, Feedback, Proposals, register
@@ -61,11 +61,11 @@ class TurningMask(MaskSource):
         return cls()
 
     def first_route(self, sequence: Sequence) -> Route:
-        return Route("none", SkipMask(frozenset({1})))
+        return Route("none", DraftModel(SkipMask(frozenset({1}))))
 
     def next_route(self, sequence: Sequence, emitted: list[int]) -> Route:
-        layers = frozenset(range(1, 2 + len(sequence.route.mask.attention)))
-        return Route("none", SkipMask(layers & {1, 2, 3}))
+        layers = frozenset(range(1, 2 + len(sequence.route.draft.mask.attention)))
+        return Route("none", DraftModel(SkipMask(layers & {1, 2, 3})))
 
 
 @pytest.fixture(autouse=True)

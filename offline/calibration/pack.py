@@ -13,7 +13,7 @@ from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED, PromptSet
 from offline.records import StageRecord, digest_of, reused_or_made, versions
 from offline.settings import CalibrationSettings
-from server.engine import PLAIN, DomainRecord, Manifest, Route, RoutingArtifact
+from server.engine import PLAIN, DomainRecord, DraftModel, Manifest, Route, RoutingArtifact
 
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
@@ -53,10 +53,10 @@ def decode_heldout(
     if not jobs:
         return {}
     decoding = mask_decoding(loaded, [job.ids for job in jobs], verdicts.rule, MEASURED_TOKENS)
-    mixed = Route(MIXED, verdicts.mixed.mask)
+    mixed = Route(MIXED, DraftModel(verdicts.mixed.mask))
     runners = {
         PLAIN: decoding.runner(PLAIN, lambda job: mixed),
-        "own": decoding.runner("skip", lambda job: Route(job.domain, masks[job.domain])),
+        "own": decoding.runner("skip", lambda job: Route(job.domain, DraftModel(masks[job.domain]))),
         MIXED: decoding.runner("skip", lambda job: mixed),
     }
     rows = summarise(measure(runners, [[job] for job in jobs], repeats=MEASURED_REPEATS), settings.seed)

@@ -19,7 +19,7 @@ from offline.loaded_model import LoadedModel
 from offline.prompts import PromptError, read_prompts
 from offline.records import Strict, log, versions
 from offline.settings import SettingsMistake
-from server.engine import Engine, EngineConfig, Route, RoutingArtifact, methods, public_name
+from server.engine import DraftModel, Engine, EngineConfig, Route, RoutingArtifact, methods, public_name
 
 ROUTED = ("skip", "knn", "cascade")
 """Methods in which a prompt's own vector picks its mask."""
@@ -149,7 +149,7 @@ def make_runners(
 def library_routes(artifact: RoutingArtifact, settings: MethodSettings) -> dict[str, Callable[[Job], Route | None]]:
     """Baselines that use the artifact's masks without its router."""
     manifest = artifact.manifest
-    library = {record.name: Route(record.name, record.mask) for record in manifest.domains}
+    library = {record.name: Route(record.name, DraftModel(record.mask)) for record in manifest.domains}
     fixed = settings.fixed_domain or manifest.domains[0].name
     if fixed not in library:
         raise SettingsMistake(f"--fixed-domain: the artifact has no {fixed!r}, only {', '.join(library)}")

@@ -19,7 +19,7 @@ from offline.evaluation.summary import Interval, summarise
 from offline.prompts import MIXED
 from offline.records import StageRecord, digest_of, reused_or_made
 from offline.settings import SettingsMistake, StudySettings
-from server.engine import PLAIN, Route, RoutingArtifact, SkipMask
+from server.engine import FULL_MODEL, PLAIN, DraftModel, Route, RoutingArtifact, SkipMask
 
 LEAST_SPEEDUP = 0.6
 """Slower masks are left out: no search dwells on them, and they would make a correlation look easy."""
@@ -48,9 +48,9 @@ def correlate(done: Calibration, settings: StudySettings) -> Correlation:
         jobs = heldout_jobs(done.collection, count)
         prompts = [job.ids for job in jobs]
         decoding = mask_decoding(done.loaded, prompts, verdicts.rule, settings.continuation_tokens)
-        routes = {f"mask-{i}": Route(MIXED, mask) for i, mask in enumerate(predicted)}
+        routes = {f"mask-{i}": Route(MIXED, DraftModel(mask)) for i, mask in enumerate(predicted)}
         runners = {name: decoding.runner("skip", always(route)) for name, route in routes.items()}
-        runners[PLAIN] = decoding.runner(PLAIN, lambda job: Route(MIXED, SkipMask()))
+        runners[PLAIN] = decoding.runner(PLAIN, lambda job: Route(MIXED, FULL_MODEL))
         rates = fastest_rates(runners, jobs, settings.repeats)
         points = [(score, rates[f"mask-{i}"] / rates[PLAIN]) for i, score in enumerate(predicted.values())]
         best_half = sorted(points)[len(points) // 2 :]
@@ -117,7 +117,7 @@ def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> d
 
     def runner(masks: Mapping[str, SkipMask], rule: DraftRule) -> Runner:
         decoding = mask_decoding(done.loaded, prompts, rule, settings.continuation_tokens)
-        return decoding.runner("skip", lambda job: Route(job.domain, masks[job.domain]))
+        return decoding.runner("skip", lambda job: Route(job.domain, DraftModel(masks[job.domain])))
 
     their_rule = DraftRule(max_draft=manifest.max_draft, confidence=manifest.confidence)
     # Ratios are taken to what is called plain: here, this artifact.

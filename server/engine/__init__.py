@@ -23,12 +23,15 @@ from server.engine.text.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, Tool
 from server.engine.text.vocabulary import TokenText, Vocabulary
 from server.engine.types import (
     EMPTY_MASK,
+    FULL_MODEL,
     MAX_DRAFT,
     OTHER_DOMAIN,
     PLAIN,
     UNADJUSTED,
     UNROUTED,
     Adjustments,
+    DraftModel,
+    DraftVocabulary,
     FinishReason,
     Route,
     RowStats,
@@ -43,6 +46,7 @@ from server.engine.types import (
 __all__ = [
     "DEFAULT_ARTIFACT",
     "EMPTY_MASK",
+    "FULL_MODEL",
     "GENERIC",
     "HERMES",
     "LLAMA",
@@ -63,6 +67,8 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "DomainRecord",
+    "DraftModel",
+    "DraftVocabulary",
     "DraftWeights",
     "DtypeName",
     "Emission",

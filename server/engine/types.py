@@ -1,4 +1,4 @@
-"""The engine's plain values: masks, sampling parameters, routes, statistics. No tensors, no text.
+"""The engine's plain values: masks, draft models, sampling parameters, routes, statistics. No tensors, no text.
 
 Vocabulary of one verification, used everywhere:
   drafted    tokens proposed by the drafter
@@ -30,6 +30,36 @@ class SkipMask:
 
 
 EMPTY_MASK = SkipMask()
+
+
+@dataclass(frozen=True, eq=False)
+class DraftVocabulary:
+    """The tokens that a draft's passes score, commonest first; two are equal only where they are one object.
+
+    Raises `ValueError` where a token is in it twice.
+    """
+
+    token_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.token_ids)) < len(self.token_ids):
+            raise ValueError("a draft vocabulary has each token once")
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """How drafts are computed: with which sub-layers, and over which tokens; None is all of them."""
+
+    mask: SkipMask = EMPTY_MASK
+    vocabulary: DraftVocabulary | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is the model itself."""
+        return self.mask.is_empty and self.vocabulary is None
+
+
+FULL_MODEL = DraftModel()
 
 
 PLAIN = "plain"
@@ -116,12 +146,12 @@ class Route:
     """
 
     domain: str
-    mask: SkipMask
+    draft: DraftModel
     similarity: float | None = None
 
 
 OTHER_DOMAIN = "other"
-UNROUTED = Route("none", EMPTY_MASK)
+UNROUTED = Route("none", FULL_MODEL)
 """Route of an engine without a routing artifact: everything runs plainly."""
 
 

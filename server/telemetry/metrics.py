@@ -155,7 +155,7 @@ class Metrics:
             self.similarity.labels(route.domain).observe(route.similarity)
         if route.domain == UNROUTED.domain:
             self.fallbacks.labels(Fallback.NO_ARTIFACT).inc()
-        elif route.mask.is_empty:
+        elif route.draft.is_full:
             self.fallbacks.labels(Fallback.EMPTY_MASK).inc()
         elif route.domain == OTHER_DOMAIN and route.similarity is not None:
             self.fallbacks.labels(Fallback.OUT_OF_DOMAIN).inc()

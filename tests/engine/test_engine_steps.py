@@ -8,6 +8,7 @@ from server.engine import (
     OTHER_DOMAIN,
     UNROUTED,
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -131,7 +132,7 @@ def test_a_prompts_route_is_the_routers_unless_the_request_brings_one(
     assert routed.prompt_vector is not None
     assert routed.route == engine.router.route(routed.prompt_vector)
     assert routed.route.domain in ("stories", "sql")
-    assert given.route == Route("test", MASK)
+    assert given.route == Route("test", DraftModel(MASK))
     assert engine.max_draft == tiny_artifact.manifest.max_draft
     chunked = Engine(model, EngineConfig(max_batch=2, prefill_chunk=7), tiny_artifact)
     assert chunked.generate([asked])[0].route.domain == routed.route.domain

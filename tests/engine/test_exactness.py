@@ -13,6 +13,7 @@ from server.engine import (
     MAX_DRAFT,
     Checkpoint,
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -97,7 +98,7 @@ def request(prompt: list[int], mask: SkipMask, method: str = "skip", **sampling:
         SamplingParams(**sampling),
         StopConditions(NEW_TOKENS, frozenset({2})),
         method=method,
-        route=Route("test", mask),
+        route=Route("test", DraftModel(mask)),
         max_draft=5,
     )
 

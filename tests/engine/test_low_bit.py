@@ -13,6 +13,7 @@ from server.engine import (
     Activations,
     Adjustments,
     Decoder,
+    DraftModel,
     DraftWeights,
     Engine,
     EngineConfig,
@@ -78,7 +79,7 @@ def asked(number: int, method: str, mask: SkipMask, sampling: SamplingParams) ->
     words = torch.randint(6, 260, (4 + 3 * number,), generator=torch.Generator().manual_seed(number)).tolist()
     stops = StopConditions(NEW_TOKENS, frozenset({2}))
     return GenerationRequest(
-        [1, *words, *words], sampling, stops, method=method, route=Route("test", mask), max_draft=5
+        [1, *words, *words], sampling, stops, method=method, route=Route("test", DraftModel(mask)), max_draft=5
     )
 
 

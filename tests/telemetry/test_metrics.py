@@ -7,11 +7,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine import (
-    EMPTY_MASK,
+    FULL_MODEL,
     OTHER_DOMAIN,
     UNROUTED,
     Checkpoint,
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     FinishReason,
@@ -63,12 +64,12 @@ def test_a_step_is_counted_by_domain_and_position() -> None:
 
 def test_routes_similarities_and_fallbacks() -> None:
     metrics = Metrics()
-    mask = SkipMask(frozenset({1}))
+    draft = DraftModel(SkipMask(frozenset({1})))
     routes = [
-        Route("sql", mask, 0.8),
-        Route(OTHER_DOMAIN, mask, 0.05),
-        Route(OTHER_DOMAIN, mask),
-        Route("chat", EMPTY_MASK),
+        Route("sql", draft, 0.8),
+        Route(OTHER_DOMAIN, draft, 0.05),
+        Route(OTHER_DOMAIN, draft),
+        Route("chat", FULL_MODEL),
     ]
     metrics.observe_step(StepStats(routes=routes))
     values = samples(metrics)

@@ -18,6 +18,7 @@ from pydantic_settings import SettingsError
 from server.__main__ import open_traces
 from server.engine import (
     Checkpoint,
+    DraftModel,
     FinishReason,
     GenerationRequest,
     Route,
@@ -32,7 +33,7 @@ from server.settings import read_settings
 from server.telemetry.traces import Traces, to_collector
 from tests.api.live import make_worker, serve
 
-ROUTE = Route("sql", SkipMask(frozenset({1})), 0.75)
+ROUTE = Route("sql", DraftModel(SkipMask(frozenset({1}))), 0.75)
 OUTCOME = Outcome(
     FinishReason.STOP, 3, 5, ROUTE, "cascade", 4, SequenceStats(2, 6, 4), 0.25, 0.5, 1.0, 0.125, 0.25, 0.5
 )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
-from server.engine import Decoder, KVCache, SkipMask, TokenBatch, interleaved_quartiles
+from server.engine import Decoder, DraftModel, KVCache, SkipMask, TokenBatch, interleaved_quartiles
 
 LONGEST_DRAFT = 12
 """Longest draft that is considered; verification is measured up to one row more."""
@@ -94,13 +94,13 @@ def timing_masks(num_layers: int) -> list[SkipMask]:
 @torch.inference_mode()
 def draft_passes(loaded: LoadedModel, cache: KVCache, context: int, mask: SkipMask) -> None:
     """Passes as the engine drafts `CHAIN` tokens, chosen and judged each."""
-    model = loaded.model.draft
+    model, draft = loaded.model.draft, DraftModel(mask)
     if model.native:
-        model.native.draft(TokenBatch.of([(0, context, [1])], cache), cache, mask, [CHAIN], 0.0)
+        model.native.draft(TokenBatch.of([(0, context, [1])], cache), cache, draft, [CHAIN], 0.0)
         return
     for step in range(CHAIN):
         batch = TokenBatch.of([(0, context + step, [1])], cache)
-        top, token = torch.softmax(model.logits(model.forward(batch, cache, mask)), -1).max(-1)
+        top, token = torch.softmax(model.logits(model.forward(batch, cache, draft)), -1).max(-1)
         top.tolist(), token.tolist()
 
 

@@ -14,7 +14,7 @@ from offline.calibration.scoring.continuations import Text
 from offline.calibration.scoring.cost import CostModel
 from offline.calibration.scoring.replay import DraftRule, Trace, replay
 from offline.records import Strict
-from server.engine import Decoder, Row, SkipMask, TokenBatch
+from server.engine import Decoder, DraftModel, Row, SkipMask, TokenBatch
 
 SPAN = 16
 """Places per span: short, because a real draft sees only few keys and values of its own making."""
@@ -57,7 +57,7 @@ class MaskScorer:
     @torch.inference_mode()
     def hidden_states(self, mask: SkipMask) -> Tensor:
         """States [places, hidden_size] after the final norm."""
-        return self.model.forward(self.batch, self.cache, mask)
+        return self.model.forward(self.batch, self.cache, DraftModel(mask))
 
     @torch.inference_mode()
     def traces(self, mask: SkipMask) -> list[Trace]:

@@ -15,6 +15,7 @@ from offline.loaded_model import LoadedModel
 from server.engine import (
     EMPTY_MASK,
     PLAIN,
+    DraftModel,
     GenerationRequest,
     Route,
     SamplingParams,
@@ -39,7 +40,7 @@ class WallClock:
 
     def decode(self, method: str, mask: SkipMask) -> tuple[float, float]:
         """(tokens per second, accepted of drafted tokens) over all prompts."""
-        route, num_tokens, num_drafted, num_accepted = Route("search", mask), 0, 0, 0
+        route, num_tokens, num_drafted, num_accepted = Route("search", DraftModel(mask)), 0, 0, 0
         started = time.perf_counter()
         for ids in self.prompts:
             request = GenerationRequest(ids, SamplingParams(), self.stop, method, route)

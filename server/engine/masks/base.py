@@ -25,7 +25,7 @@ class MaskParts:
 
 
 class MaskSource(Protocol):
-    """Gives each sequence its route, which holds the mask, and may change it as the answer grows.
+    """Gives each sequence its route, whose draft model has the mask, and may change it as the answer grows.
 
     One instance serves all sequences of an engine.
     """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from server.engine.masks.artifact import RoutingArtifact
-from server.engine.types import OTHER_DOMAIN, Route
+from server.engine.types import OTHER_DOMAIN, DraftModel, Route
 
 
 def prompt_vector(hidden: Tensor) -> Tensor:
@@ -25,8 +25,8 @@ class Router:
         manifest = artifact.manifest
         self.threshold = manifest.similarity_threshold
         self.centre = artifact.centre.float()
-        self.routes = [Route(domain.name, domain.mask) for domain in manifest.domains]
-        self.mixed = Route(OTHER_DOMAIN, manifest.mixed.mask)
+        self.routes = [Route(domain.name, DraftModel(domain.mask)) for domain in manifest.domains]
+        self.mixed = Route(OTHER_DOMAIN, DraftModel(manifest.mixed.mask))
         self.anchor_domains = manifest.anchor_domains
         self.index = hnswlib.Index(space="cosine", dim=manifest.hidden_size)
         self.index.init_index(max_elements=len(self.anchor_domains), random_seed=0)
@@ -35,13 +35,13 @@ class Router:
         self.index.add_items((artifact.anchors.float() - self.centre).numpy(), np.arange(len(self.anchor_domains)))
 
     def route(self, vector: Tensor) -> Route:
-        """The nearest anchor's domain, mask and similarity for a prompt vector [hidden_size]."""
+        """The nearest anchor's domain, draft model and similarity for a prompt vector [hidden_size]."""
         labels, distances = self.index.knn_query((vector.cpu() - self.centre).numpy(), k=1)
         similarity = 1.0 - float(distances[0, 0])
         chosen = self.routes[self.anchor_domains[int(labels[0, 0])]]
         if similarity < self.threshold:
             chosen = self.mixed
-        return Route(chosen.domain, chosen.mask, similarity)
+        return Route(chosen.domain, chosen.draft, similarity)
 
     def named(self, domain: str) -> Route | None:
         """The route of a domain by name, or None where the artifact has no such domain."""

@@ -1,7 +1,7 @@
 """The decoder: one forward over attention and MLP sub-layers, some of which a mask leaves out.
 
-The full model is the empty mask. The mask is an argument, so that requests with different masks
-take turns on one model. On a CPU the kernels do the work, elsewhere torch.
+How a draft differs from the model is an argument, so that requests with different drafts take turns
+on one model. On a CPU the kernels do the work, elsewhere torch.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from server.engine.model.native_decoder import NativeDecoder, Team
 from server.engine.model.native_weights import pack_decoder
 from server.engine.model.placement import Activations, activation_bits
 from server.engine.model.torch_decoder import TorchDecoder
-from server.engine.types import EMPTY_MASK, SkipMask
+from server.engine.types import FULL_MODEL, DraftModel
 
 
 class Decoder:
@@ -64,9 +64,9 @@ class Decoder:
         finally:
             torch.set_num_threads(num_threads)
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = EMPTY_MASK) -> Tensor:
-        """Hidden states [tokens, hidden_size] after the final norm, without the mask's sub-layers."""
-        return self.body.forward(batch, cache, mask)
+    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL) -> Tensor:
+        """Hidden states [tokens, hidden_size] after the final norm, as the draft model computes them."""
+        return self.body.forward(batch, cache, draft)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [tokens, vocabulary_size] in fp32."""

@@ -47,7 +47,7 @@ class Edges(Structure):
 
 class Shape(Structure):
     _fields_ = [
-        *fields(c_int, "num_layers hidden intermediate heads kv_heads head_dim vocabulary is_bf16"),
+        *fields(c_int, "num_layers hidden intermediate heads kv_heads head_dim is_bf16"),
         ("epsilon", c_float),
     ]
 
@@ -105,14 +105,23 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_new.argtypes = [POINTER(Shape), POINTER(Layer), POINTER(Edges), c_void_p]
     kernels.decoder_forward.argtypes = [c_void_p, POINTER(Rows)]
     kernels.decoder_forward.restype = None
-    kernels.decoder_logits.argtypes = [c_void_p, c_int, c_void_p, c_void_p]
+    kernels.decoder_logits.argtypes = [c_void_p, POINTER(Matrix), c_int, c_void_p, c_void_p]
     kernels.decoder_logits.restype = None
     kernels.decoder_greedy.argtypes = [c_void_p, POINTER(Rows), POINTER(Greedy)]
     kernels.decoder_greedy.restype = None
-    kernels.decoder_draft.argtypes = [c_void_p, POINTER(Rows), POINTER(Greedy), POINTER(Chain)]
+    kernels.decoder_draft.argtypes = [
+        c_void_p,
+        POINTER(Rows),
+        POINTER(Matrix),
+        c_void_p,
+        POINTER(Greedy),
+        POINTER(Chain),
+    ]
     kernels.decoder_draft.restype = None
     kernels.decoder_free.argtypes = [c_void_p]
     kernels.decoder_free.restype = None
+    kernels.matrix_copy_outputs.argtypes = [POINTER(Matrix), c_int, c_void_p, POINTER(Matrix), c_int]
+    kernels.matrix_copy_outputs.restype = None
     return kernels
 
 

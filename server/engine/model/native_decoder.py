@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Mapping, Sequence
 from ctypes import byref
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.kernels import Chain, Edges, Greedy, Layer, Matrix, Rows, Shape, library
 from server.engine.model.panels import Panels
-from server.engine.types import EMPTY_MASK, SkipMask
+from server.engine.types import EMPTY_MASK, DraftModel, SkipMask
+
+if TYPE_CHECKING:
+    from server.engine.model.native_head import NativeHead
 
 Parts = Mapping[str, Panels | Tensor | None]
 """Matrices and vectors by the names of the kernels' fields, None where the model has no such part."""
@@ -49,6 +53,7 @@ class NativeDecoder:
         self.kernels = kernels
         self.config = config
         self.parts = [edges, *layers]
+        self.input_bits = input_bits
         self.team = team
         shape = Shape(
             config.num_layers,
@@ -57,7 +62,6 @@ class NativeDecoder:
             config.num_heads,
             config.num_kv_heads,
             config.head_dim,
-            config.vocabulary_size,
             int(cache_dtype == torch.bfloat16),
             config.norm_epsilon,
         )
@@ -70,7 +74,14 @@ class NativeDecoder:
 
     @property
     def embeddings(self) -> Panels:
-        panels = self.parts[0]["embeddings"]
+        return self.edge("embeddings")
+
+    @property
+    def head(self) -> Panels:
+        return self.edge("head")
+
+    def edge(self, name: str) -> Panels:
+        panels = self.parts[0][name]
         assert isinstance(panels, Panels)
         return panels
 
@@ -99,11 +110,11 @@ class NativeDecoder:
         if self.handle is not None:
             self.kernels.decoder_free(self.handle)
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel) -> Tensor:
         """Hidden states [tokens, hidden_size] in fp32, as `Decoder.forward`."""
         hidden = torch.empty(batch.num_tokens, self.config.hidden_size)
         flat = flattened(batch)
-        self.kernels.decoder_forward(self.handle, byref(self.rows(flat, batch.num_tokens, hidden, cache, mask)))
+        self.kernels.decoder_forward(self.handle, byref(self.rows(flat, batch.num_tokens, hidden, cache, draft.mask)))
         return hidden
 
     def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
@@ -114,16 +125,26 @@ class NativeDecoder:
         return scratch.tokens[: batch.num_tokens].tolist()
 
     def draft(
-        self, batch: TokenBatch, cache: KVCache, mask: SkipMask, limits: list[int], confidence: float
+        self,
+        batch: TokenBatch,
+        cache: KVCache,
+        draft: DraftModel,
+        limits: list[int],
+        confidence: float,
+        head: "NativeHead | None" = None,
     ) -> list[list[int]]:
-        """Greedy chains after the batch's single tokens, as `ChainDrafter` describes them."""
+        """Greedy chains after the batch's single tokens, as `ChainDrafter` describes them.
+
+        `head`: the rows of the draft's vocabulary, where it has one.
+        """
         flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
         stride = max(limits)
         most, drafted = array("i", limits), array("i", bytes(4 * stride * len(limits)))
         lengths = array("i", bytes(4 * len(limits)))
         chain = Chain(stride, confidence, *(values.buffer_info()[0] for values in (most, drafted, lengths)))
-        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, mask)
-        self.kernels.decoder_draft(self.handle, byref(rows), byref(scratch.unsure), byref(chain))
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft.mask)
+        scored = (byref(head.matrix), head.ids.buffer_info()[0]) if head else (None, None)
+        self.kernels.decoder_draft(self.handle, byref(rows), *scored, byref(scratch.unsure), byref(chain))
         return [drafted[i * stride : i * stride + length].tolist() for i, length in enumerate(lengths)]
 
     def rows(self, flat: "array[int]", count: int, hidden: Tensor, cache: KVCache, mask: SkipMask) -> Rows:
@@ -147,11 +168,12 @@ class NativeDecoder:
             self.scratch = Scratch(num_tokens, self.config)
         return self.scratch
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [tokens, vocabulary_size] of hidden states in fp32."""
+    def logits(self, hidden: Tensor, head: "NativeHead | None" = None) -> Tensor:
+        """Logits [tokens, vocabulary_size] of hidden states in fp32; of a draft's head [tokens, rows]."""
         hidden = hidden.float().contiguous()
-        out = torch.empty(hidden.shape[0], self.config.vocabulary_size)
-        self.kernels.decoder_logits(self.handle, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
+        out = torch.empty(hidden.shape[0], head.matrix.outputs if head else self.config.vocabulary_size)
+        scored = byref(head.matrix) if head else None
+        self.kernels.decoder_logits(self.handle, scored, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
         return out
 
     def skipped(self, mask: SkipMask) -> int:

@@ -43,6 +43,15 @@ class Panels:
         placed: dict[str, Any] = {name: arena.place(tensor) for name, tensor in self.tensors.items()}
         return replace(self, **placed)
 
+    def blank(self, outputs: int) -> "Panels":
+        """Panels of the same kind for so many outputs, all of their bits zero."""
+        own, padded = (count + -count % LANES for count in (self.outputs, outputs))
+        blank: dict[str, Any] = {
+            name: tensor.new_zeros(tensor.shape[0] * padded // own, *tensor.shape[1:])
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, outputs=outputs, **blank)
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -10,7 +10,7 @@ from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.linear import Linear
-from server.engine.types import EMPTY_MASK, SkipMask
+from server.engine.types import FULL_MODEL, DraftModel
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,37 @@ class Mlp:
         return self.down(F.silu(gate) * up)
 
 
+class TorchHead:
+    """Room for `capacity` rows of a head; the first ones are filled."""
+
+    def __init__(self, own: Linear, capacity: int) -> None:
+        self.own = own
+        self.count = 0
+        self.ids = torch.zeros(capacity, dtype=torch.long, device=own.weight.device)
+        self.weight = own.weight.new_zeros(capacity, own.weight.shape[1])
+        self.bias = None if own.bias is None else own.bias.new_zeros(capacity)
+
+    @property
+    def token_ids(self) -> Tensor:
+        """The token of each row [rows]."""
+        return self.ids[: self.count]
+
+    def put(self, token_ids: list[int], first: int) -> None:
+        """Gives these tokens the rows from `first` on; no row before it is left empty."""
+        end = first + len(token_ids)
+        added = torch.tensor(token_ids, dtype=torch.long, device=self.ids.device)
+        self.ids[first:end] = added
+        self.weight[first:end] = self.own.weight[added]
+        if self.bias is not None and self.own.bias is not None:
+            self.bias[first:end] = self.own.bias[added]
+        self.count = max(self.count, end)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [tokens, rows] in fp32."""
+        bias = None if self.bias is None else self.bias[: self.count]
+        return Linear(self.weight[: self.count], bias)(hidden).float()
+
+
 class TorchDecoder:
     """Attention and MLP sub-layers over a checkpoint's weights, dequantised where they have few bits."""
 
@@ -97,14 +128,14 @@ class TorchDecoder:
         self.norm = weights.norm("model.norm")
         self.head = weights.linear("lm_head")
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel) -> Tensor:
         """Hidden states [tokens, hidden_size], as `Decoder.forward`."""
         cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
         x = self.embeddings[batch.ids]
         for layer in range(self.config.num_layers):
-            if layer not in mask.attention:
+            if layer not in draft.mask.attention:
                 x = x + self.attentions[layer](x, cos, sin, cache, batch)
-            if layer not in mask.mlp:
+            if layer not in draft.mask.mlp:
                 x = x + self.mlps[layer](x)
         return self.norm(x)
 
@@ -114,5 +145,5 @@ class TorchDecoder:
 
     def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
         """The full model's greedy token after each of the batch's."""
-        tokens: list[int] = self.logits(self.forward(batch, cache, EMPTY_MASK)).argmax(-1).tolist()
+        tokens: list[int] = self.logits(self.forward(batch, cache, FULL_MODEL)).argmax(-1).tolist()
         return tokens

@@ -7,12 +7,14 @@ A new way to draft is one file in `drafters/` with a class marked `@register`, a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 from server.engine.kvcache.slots import KVCache
 from server.engine.masks.base import DEFAULT_MASKS, MASK_SOURCES
 from server.engine.model.decoder import Decoder
 from server.engine.sequence import Sequence
+from server.engine.speculation.draft_heads import DraftHeads
 from server.engine.types import PLAIN
 
 Proposals = dict[int, list[int]]
@@ -63,6 +65,11 @@ class DraftingParts:
     cache: KVCache
     confidence: float
 
+    @cached_property
+    def heads(self) -> DraftHeads:
+        """Those of the decoder that computes drafts; drafters share them."""
+        return DraftHeads(self.model.draft)
+
 
 class Drafter(Protocol):
     """Proposes tokens for sequences. Whatever it proposes, the text stays the same; only the passes change.
@@ -76,8 +83,8 @@ class Drafter(Protocol):
     is_free: ClassVar[bool] = False
     """Whether a proposal costs no pass of the model. Then it is made in every step, before the policy picks,
     and is judged by what was emitted even where another draft was checked."""
-    needs_mask: ClassVar[bool] = False
-    """Whether it drafts with the sequence's mask, and not at all where that is empty."""
+    needs_draft_model: ClassVar[bool] = False
+    """Whether it drafts as the sequence's route says, and not at all where that is the model itself."""
     needs_draft_weights: ClassVar[bool] = False
     """Whether it drafts with a low-bit copy of the model, and is absent where there is none."""
     memory: ClassVar[int] = 32
@@ -125,7 +132,7 @@ class Method:
     @property
     def needs_artifact(self) -> bool:
         """Whether it drafts nothing without the masks of a routing artifact."""
-        return self.all_drafters(lambda kind: kind.needs_mask) and MASK_SOURCES[self.masks].needs_artifact
+        return self.all_drafters(lambda kind: kind.needs_draft_model) and MASK_SOURCES[self.masks].needs_artifact
 
     @property
     def needs_draft_weights(self) -> bool:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from server.engine import (
-    EMPTY_MASK,
+    FULL_MODEL,
     Decoder,
     DecoderConfig,
+    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -36,11 +37,11 @@ class PoisonedDecoder(Decoder):
 
     poison = math.nan
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = EMPTY_MASK) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL) -> Tensor:
         for slot, start, _ in batch.rows:
             cache.keys[:, slot, :, start:] = self.poison
             cache.values[:, slot, :, start:] = self.poison
-        return super().forward(batch, cache, mask)
+        return super().forward(batch, cache, draft)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_nothing_at_or_above_a_cursor_is_read(
             SamplingParams(),
             StopConditions(24),
             method=method,
-            route=Route("test", mask),
+            route=Route("test", DraftModel(mask)),
             max_draft=4,
         )
         for length, method in [

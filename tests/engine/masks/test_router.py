@@ -27,7 +27,7 @@ AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 def test_the_nearest_anchor_gives_domain_and_mask(tiny_artifact: RoutingArtifact) -> None:
     router = Router(with_anchors(tiny_artifact, AXES, torch.zeros(3)))
     route = router.route(torch.tensor([1.0, 3.0, 0.0]))
-    assert (route.domain, route.mask) == ("sql", SkipMask(frozenset({3}), frozenset({1, 3})))
+    assert (route.domain, route.draft.mask) == ("sql", SkipMask(frozenset({3}), frozenset({1, 3})))
     assert route.similarity == pytest.approx(3 / 10**0.5, abs=1e-5)
     assert router.route(torch.tensor([5.0, 0.1, 0.0])).domain == "stories"
 
@@ -35,7 +35,7 @@ def test_the_nearest_anchor_gives_domain_and_mask(tiny_artifact: RoutingArtifact
 def test_below_the_threshold_the_mixed_mask_is_taken_and_said_so(tiny_artifact: RoutingArtifact) -> None:
     router = Router(with_anchors(tiny_artifact, AXES, torch.zeros(3), threshold=0.9))
     route = router.route(torch.tensor([1.0, 1.0, 0.0]))
-    assert (route.domain, route.mask) == (OTHER_DOMAIN, SkipMask(frozenset({2}), frozenset({2})))
+    assert (route.domain, route.draft.mask) == (OTHER_DOMAIN, SkipMask(frozenset({2}), frozenset({2})))
     assert route.similarity == pytest.approx(0.5**0.5, abs=1e-5)
     assert router.route(torch.tensor([1.0, 0.1, 0.0])).domain == "stories"
 
@@ -56,9 +56,9 @@ def test_routes_by_name(tiny_artifact: RoutingArtifact) -> None:
     router = Router(tiny_artifact)
     assert router.domains == ["stories", "sql"]
     named, other = router.named("sql"), router.named(OTHER_DOMAIN)
-    assert named is not None and named.mask == SkipMask(frozenset({3}), frozenset({1, 3}))
+    assert named is not None and named.draft.mask == SkipMask(frozenset({3}), frozenset({1, 3}))
     assert named.similarity is None
-    assert other is not None and other.mask == SkipMask(frozenset({2}), frozenset({2}))
+    assert other is not None and other.draft.mask == SkipMask(frozenset({2}), frozenset({2}))
     assert router.named("poems") is None
 
 

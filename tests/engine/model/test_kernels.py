@@ -9,10 +9,11 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from server.engine import (
-    EMPTY_MASK,
+    FULL_MODEL,
     Activations,
     Checkpoint,
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -68,14 +69,14 @@ def test_hidden_states_and_logits_agree_with_torch(build: str, shape: str, dtype
     native, plain = decoders(folder, dtype)
     exact = decoders(folder, torch.float32)[1]
     assert native.native is not None
-    for mask in (EMPTY_MASK, SkipMask(frozenset({0, 2}), frozenset({1}))):
+    for draft in (FULL_MODEL, DraftModel(SkipMask(frozenset({0, 2}), frozenset({1})))):
         rows = [(0, 0, list(range(7, 30))), (1, 0, [5, 9]), (3, 0, list(range(40, 49)))]
         states = []
         for decoder in (native, plain, exact):
             cache = decoder.new_cache(4, 64)
-            hidden = decoder.forward(TokenBatch.of(rows, cache), cache, mask)
+            hidden = decoder.forward(TokenBatch.of(rows, cache), cache, draft)
             # A second pass reads what the first one left in the cache.
-            hidden = decoder.forward(TokenBatch.of([(0, 23, [8, 9, 10]), (3, 9, [11])], cache), cache, mask)
+            hidden = decoder.forward(TokenBatch.of([(0, 23, [8, 9, 10]), (3, 9, [11])], cache), cache, draft)
             states.append((hidden.float(), decoder.logits(hidden)))
         for mine, other, reference in zip(*states, strict=True):
             if dtype == torch.float32:
@@ -117,7 +118,7 @@ def test_a_draft_chain_is_the_greedy_loop(confidence: float, tmp_path: Path) -> 
     """Token by token: each row goes on while it is sure, up to its own limit."""
     model = Decoder(load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU))
     assert model.native is not None
-    mask, limits = SkipMask(frozenset({1}), frozenset({2})), [5, 0, 2]
+    draft, limits = DraftModel(SkipMask(frozenset({1}), frozenset({2}))), [5, 0, 2]
     cache = model.new_cache(3, 64)
     prompts = [[7, 8, 9], [20, 21], [30, 31, 32, 33]]
     model.forward(TokenBatch.of([(slot, 0, ids) for slot, ids in enumerate(prompts)], cache), cache)
@@ -128,11 +129,11 @@ def test_a_draft_chain_is_the_greedy_loop(confidence: float, tmp_path: Path) -> 
         top = 1.0
         while len(chain) < limit and top >= confidence:
             batch = TokenBatch.of([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
-            logits = model.logits(model.forward(batch, cache, mask))
+            logits = model.logits(model.forward(batch, cache, draft))
             chain.append(int(logits.argmax()))
             top = float(logits.softmax(-1).max())
         expected.append(chain)
-    assert model.native.draft(starts, cache, mask, limits, confidence) == expected
+    assert model.native.draft(starts, cache, draft, limits, confidence) == expected
 
 
 @torch.inference_mode()

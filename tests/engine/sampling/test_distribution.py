@@ -11,6 +11,7 @@ from transformers.generation.logits_process import MinPLogitsWarper
 
 from server.engine import (
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -96,7 +97,7 @@ def second_tokens(model: Decoder, method: str, mask: SkipMask, prompt: list[int]
     engine = Engine(model, EngineConfig(max_batch=64, confidence=0.0, baseline_share=0))
     sampling = [SamplingParams(1.0, top_k=6, seed=seed) for seed in range(DRAWS)]
     requests = [
-        GenerationRequest(prompt, s, StopConditions(3), method=method, route=Route("t", mask), max_draft=2)
+        GenerationRequest(prompt, s, StopConditions(3), method=method, route=Route("t", DraftModel(mask)), max_draft=2)
         for s in sampling
     ]
     counts = np.zeros(model.config.vocabulary_size)

@@ -19,6 +19,7 @@ from server.engine import (
     Adjustments,
     CompiledGrammar,
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     FinishReason,
@@ -79,7 +80,7 @@ def random_route(rng: random.Random) -> Route:
     def part() -> frozenset[int]:
         return frozenset(i for i in range(4) if rng.random() < 0.4)
 
-    return Route("test", SkipMask(part() | {1}, part()))
+    return Route("test", DraftModel(SkipMask(part() | {1}, part())))
 
 
 def plain(grammar: CompiledGrammar, sampling: SamplingParams, stop: StopConditions = STOP) -> list[GenerationRequest]:
@@ -185,7 +186,7 @@ def test_words_follow_the_exact_distribution(model: Decoder, codec: TextCodec, t
             share *= probabilities(row(ids[:i], sampling), sampling)[0, token].item()
         expected[tuple(ids)] = share
     assert sum(expected.values()) == pytest.approx(1)
-    route = Route("test", SkipMask(frozenset({1, 3}), frozenset({2})))
+    route = Route("test", DraftModel(SkipMask(frozenset({1, 3}), frozenset({2}))))
     asked = [
         GenerationRequest(prompt, replace(sampling, seed=seed), STOP, "skip", route, max_draft=4, grammar=ONE_WORD)
         for seed in range(300)

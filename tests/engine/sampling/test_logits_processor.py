@@ -15,6 +15,7 @@ from server.engine import (
     UNADJUSTED,
     Adjustments,
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -111,7 +112,7 @@ def random_route(rng: random.Random) -> Route:
     def part() -> frozenset[int]:
         return frozenset(i for i in range(4) if rng.random() < 0.4)
 
-    return Route("test", SkipMask(part() | {1}, part()))
+    return Route("test", DraftModel(SkipMask(part() | {1}, part())))
 
 
 def run_all(model: Decoder, asked: list[GenerationRequest], max_batch: int) -> list[Any]:
@@ -168,7 +169,7 @@ def test_greedy_with_processors_equals_transformers(model: Decoder, tiny_checkpo
             pad_token_id=0,
         )
         stop = StopConditions(30, frozenset({2}), 12)
-        asked = GenerationRequest(prompt, sampling, stop, "cascade", Route("test", mask), 5)
+        asked = GenerationRequest(prompt, sampling, stop, "cascade", Route("test", DraftModel(mask)), 5)
         assert run_all(model, [asked], 1)[0].output_ids == out[0, len(prompt) :].tolist()
 
 

@@ -8,6 +8,7 @@ import torch
 from server.engine import (
     Adjustments,
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -47,7 +48,7 @@ def run(model: Decoder, request: GenerationRequest) -> tuple[list[int], list[Tok
 @pytest.mark.parametrize("method", list(methods()))
 @pytest.mark.parametrize("sampling", [SamplingParams(), ADJUSTED], ids=["greedy", "adjusted"])
 def test_scores_are_those_of_a_full_pass(model: Decoder, method: str, sampling: SamplingParams) -> None:
-    request = GenerationRequest(PROMPT, sampling, StopConditions(20), method, Route("t", MASK), 5, 4, True)
+    request = GenerationRequest(PROMPT, sampling, StopConditions(20), method, Route("t", DraftModel(MASK)), 5, 4, True)
     output, scores, prompt_scores = run(model, request)
     expected = reference(model, PROMPT + output)
     everything = prompt_scores + scores
@@ -61,7 +62,7 @@ def test_scores_are_those_of_a_full_pass(model: Decoder, method: str, sampling: 
 
 
 def test_only_what_is_asked_for_is_reported(model: Decoder) -> None:
-    request = GenerationRequest(PROMPT, SamplingParams(), StopConditions(4), "skip", Route("t", MASK))
+    request = GenerationRequest(PROMPT, SamplingParams(), StopConditions(4), "skip", Route("t", DraftModel(MASK)))
     output, scores, prompt_scores = run(model, request)
     assert output and not scores and not prompt_scores
     request = GenerationRequest(PROMPT, SamplingParams(), StopConditions(4), num_logprobs=0)

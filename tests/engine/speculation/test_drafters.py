@@ -11,8 +11,10 @@ from torch import Tensor
 
 from server.engine import (
     EMPTY_MASK,
+    FULL_MODEL,
     Checkpoint,
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -65,15 +67,15 @@ def test_an_index_extended_step_by_step_equals_one_made_at_once(ids: list[int], 
 
 
 class RecordingDecoder(Decoder):
-    """Remembers the slots and mask of every pass."""
+    """Remembers the slots and draft model of every pass."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        self.passes: list[tuple[list[int], SkipMask]] = []
+        self.passes: list[tuple[list[int], DraftModel]] = []
 
-    def forward(self, batch: TokenBatch, cache: KVCache, mask: SkipMask = EMPTY_MASK) -> Tensor:
-        self.passes.append(([slot for slot, _, _ in batch.rows], mask))
-        return super().forward(batch, cache, mask)
+    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL) -> Tensor:
+        self.passes.append(([slot for slot, _, _ in batch.rows], draft))
+        return super().forward(batch, cache, draft)
 
 
 Prefilled = Callable[[list[GenerationRequest]], tuple[Engine, RecordingDecoder, list[Sequence]]]
@@ -100,7 +102,12 @@ def prefilled(checkpoint: Checkpoint) -> Prefilled:
 
 def request(prompt: list[int], mask: SkipMask, method: str = "skip", max_tokens: int = 50) -> GenerationRequest:
     return GenerationRequest(
-        prompt, SamplingParams(), StopConditions(max_tokens), method=method, route=Route("test", mask), max_draft=4
+        prompt,
+        SamplingParams(),
+        StopConditions(max_tokens),
+        method=method,
+        route=Route("test", DraftModel(mask)),
+        max_draft=4,
     )
 
 
@@ -134,7 +141,7 @@ def test_sequences_of_one_mask_are_drafted_as_one_batch(prefilled: Prefilled) ->
     )
     with torch.inference_mode():
         drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences)
-    assert decoder.passes == [([0, 2], FIRST)] * 4 + [([1], SECOND)] * 4
+    assert decoder.passes == [([0, 2], DraftModel(FIRST))] * 4 + [([1], DraftModel(SECOND))] * 4
     assert set(drafts) == {s.id for s in sequences[:3]}
     assert drafts[sequences[0].id] == drafts[sequences[2].id]
 
@@ -152,7 +159,11 @@ def test_a_draft_ends_with_a_stop_token(prefilled: Prefilled) -> None:
     with torch.inference_mode():
         first = SkipDrafter(decoder, engine.cache, 0.0).propose([free])[free.id][0]
     stopping = GenerationRequest(
-        OTHER, SamplingParams(), StopConditions(50, frozenset({first})), route=Route("test", FIRST), max_draft=4
+        OTHER,
+        SamplingParams(),
+        StopConditions(50, frozenset({first})),
+        route=Route("test", DraftModel(FIRST)),
+        max_draft=4,
     )
     engine, decoder, [sequence] = prefilled([stopping])
     with torch.inference_mode():

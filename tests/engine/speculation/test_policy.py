@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.engine import GenerationRequest, Route, SamplingParams, SkipMask, StepStats, StopConditions
+from server.engine import DraftModel, GenerationRequest, Route, SamplingParams, SkipMask, StepStats, StopConditions
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import Draft
 from server.engine.speculation.drafters import LookupDrafter, SkipDrafter
@@ -15,7 +15,7 @@ MASK = SkipMask(frozenset({1}), frozenset({2}))
 def sequence(method: str = "cascade", number: int = 0, mask: SkipMask = MASK) -> Sequence:
     request = GenerationRequest([1, 2, 3], SamplingParams(), StopConditions(50))
     made = Sequence.of(number, request, method, 4, 100)
-    made.route = Route("stories", mask)
+    made.route = Route("stories", DraftModel(mask))
     return made
 
 

@@ -15,6 +15,7 @@
 namespace {
 
 constexpr int QUADS = BLOCK / 4;
+constexpr int UNIT = 256;    // inputs whose scales share a unit
 constexpr int AHEAD = 4096;  // bytes that are fetched before their turn; several rows take longer than the memory
 
 inline constexpr size_t block_bytes(int bits) { return bits == 8 ? 512 : 256 + 64 * size_t(bits - 4); }
@@ -89,8 +90,6 @@ class Scales {
   }
 
  private:
-  static constexpr int UNIT = 256;
-
   floats read(const void* values, const void* units, int group) const {
     const size_t i = first_ + size_t(group) * LANES;
     if (!units) return load_half((const uint16_t*)values + i);

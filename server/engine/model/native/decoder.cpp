@@ -9,6 +9,8 @@
 
 #include "decoder.hpp"
 
+#include "copying.hpp"
+
 extern "C" {
 
 void* team_new(int size) { return new Team(size); }
@@ -24,17 +26,26 @@ void* decoder_new(const Shape* shape, const Layer* layers, const Edges* edges, v
 
 void decoder_forward(void* decoder, const Rows* rows) { static_cast<Model*>(decoder)->forward(*rows); }
 
-void decoder_logits(void* decoder, int count, const float* hidden, float* out) {
-  static_cast<Model*>(decoder)->logits(count, hidden, out);
+// `head` may be another than the model's own, which is null: rows that `matrix_copy_outputs` has put together.
+void decoder_logits(void* decoder, const Matrix* head, int count, const float* hidden, float* out) {
+  static_cast<Model*>(decoder)->logits(head, count, hidden, out);
 }
 
 void decoder_greedy(void* decoder, const Rows* rows, const Greedy* greedy) {
-  static_cast<Model*>(decoder)->greedy(*rows, *greedy);
+  static_cast<Model*>(decoder)->greedy(*rows, nullptr, nullptr, *greedy);
 }
 
-void decoder_draft(void* decoder, const Rows* rows, const Greedy* greedy, const Chain* chain) {
-  draft(*rows, *greedy, *chain, [&](const Rows& step) { static_cast<Model*>(decoder)->greedy(step, *greedy); });
+// Chooses among the outputs of `head`, whose tokens are `ids`; of all tokens where both are null.
+void decoder_draft(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Greedy* greedy,
+                   const Chain* chain) {
+  draft(*rows, *greedy, *chain,
+        [&](const Rows& step) { static_cast<Model*>(decoder)->greedy(step, head, ids, *greedy); });
 }
 
 void decoder_free(void* decoder) { delete static_cast<Model*>(decoder); }
+
+// Gives the outputs from `first` on those that are named, of a matrix of the same kind.
+void matrix_copy_outputs(const Matrix* from, int count, const int32_t* outputs, Matrix* to, int first) {
+  for (int i = 0; i < count; i++) copy_output(*from, outputs[i], *to, first + i);
+}
 }

@@ -16,8 +16,8 @@ namespace {
 struct Model {
   virtual ~Model() = default;
   virtual void forward(const Rows& rows) = 0;
-  virtual void logits(int count, const float* hidden, float* out) = 0;
-  virtual void greedy(const Rows& rows, const Greedy& greedy) = 0;
+  virtual void logits(const Matrix* head, int count, const float* hidden, float* out) = 0;
+  virtual void greedy(const Rows& rows, const Matrix* head, const int32_t* ids, const Greedy& greedy) = 0;
 };
 
 template <class T>
@@ -41,24 +41,30 @@ class Decoder final : public Model {
     });
   }
 
-  // Logits [count][vocabulary] of hidden states that `forward` gave.
-  void logits(int count, const float* hidden, float* out) override {
+  // Logits [count][outputs] of hidden states that `forward` gave; without a head the model's own.
+  void logits(const Matrix* head, int count, const float* hidden, float* out) override {
+    const Matrix& used = head ? *head : edges_.head;
     residual_.resize(count);
-    team_.run([&](int rank) { head(residual_.rounded(count, hidden, rank, edges_.head), out, rank); });
+    team_.run([&](int rank) { score(used, residual_.rounded(count, hidden, rank, used), out, rank); });
   }
 
-  void greedy(const Rows& rows, const Greedy& greedy) override {
+  // `ids` are the tokens of the head's outputs; without them an output's number is its token.
+  void greedy(const Rows& rows, const Matrix* head, const int32_t* ids, const Greedy& greedy) override {
+    const Matrix& used = head ? *head : edges_.head;
     resize(rows);
     const int ranks = team_.size();
     picks_.resize(size_t(ranks) * rows.count);
     team_.run([&](int rank) {
       sublayers(rows, rank);
-      const Part own = head(residual_.normalised(rows.count, edges_.norm, rank, edges_.head), greedy.logits, rank);
+      const Part own = score(used, residual_.normalised(rows.count, edges_.norm, rank, used), greedy.logits, rank);
       for (int r = 0; r < rows.count; r++)
-        picks_[rank * rows.count + r] = pick(greedy.logits + size_t(r) * shape_.vocabulary, own, greedy.probabilities);
+        picks_[rank * rows.count + r] = pick(greedy.logits + size_t(r) * used.outputs, own, greedy.probabilities);
       team_.barrier();
       if (rank == 0)
-        for (int r = 0; r < rows.count; r++) settle(picks_, ranks, rows.count, r, greedy);
+        for (int r = 0; r < rows.count; r++) {
+          settle(picks_, ranks, rows.count, r, greedy);
+          if (ids) greedy.tokens[r] = ids[greedy.tokens[r]];
+        }
     });
   }
 
@@ -77,15 +83,15 @@ class Decoder final : public Model {
     }
   }
 
-  // Logits of this rank's share of the vocabulary, which it returns.
-  Part head(const Inputs& x, float* out, int rank) {
-    const Part own = part(panels(shape_.vocabulary), rank, team_.size());
-    multiply(own, x, edges_.head, [&](int row, int first, f32x16 sums) {
-      float* to = out + size_t(row) * shape_.vocabulary + first;
-      if (first + LANES <= shape_.vocabulary) return store16(to, sums);
-      for (int i = 0; first + i < shape_.vocabulary; i++) to[i] = sums[i];
+  // Logits of this rank's share of a head's outputs, which it returns.
+  Part score(const Matrix& head, const Inputs& x, float* out, int rank) {
+    const Part own = part(panels(head.outputs), rank, team_.size());
+    multiply(own, x, head, [&](int row, int first, f32x16 sums) {
+      float* to = out + size_t(row) * head.outputs + first;
+      if (first + LANES <= head.outputs) return store16(to, sums);
+      for (int i = 0; first + i < head.outputs; i++) to[i] = sums[i];
     });
-    return {own.first * LANES, std::min(own.last * LANES, shape_.vocabulary)};
+    return {own.first * LANES, std::min(own.last * LANES, head.outputs)};
   }
 
   const Shape shape_;

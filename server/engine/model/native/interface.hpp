@@ -30,7 +30,7 @@ struct Edges {
 };
 
 struct Shape {
-  int num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary;
+  int num_layers, hidden, intermediate, heads, kv_heads, head_dim;
   int is_bf16;  // whether the cache is
   float epsilon;
 
@@ -47,7 +47,7 @@ struct Rows {
   float* hidden;              // [count][hidden], the result
 };
 
-// The greedy token after each row and, unless null, its probability; scratch for logits [count][vocabulary].
+// The greedy token after each row and, unless null, its probability; scratch for logits [count][outputs of the head].
 struct Greedy {
   int32_t* tokens;
   float* probabilities;

@@ -2,64 +2,78 @@
 
 from abc import abstractmethod
 from collections import defaultdict
+from itertools import compress
 from typing import Self
 
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.decoder import Decoder
+from server.engine.model.draft_head import DraftHead
 from server.engine.sampling.distribution import draw_with_confidence
 from server.engine.sampling.sampler import adjusted
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import Drafter, DraftingParts, Proposals
-from server.engine.types import SkipMask
+from server.engine.speculation.draft_heads import DraftHeads
+from server.engine.types import DraftModel
 
 
 class ChainDrafter(Drafter):
-    """Chains of a cheaper pass of the model, a token a pass; sequences with the same mask are drafted as one batch.
+    """Chains of a cheaper pass of the model, a token a pass; sequences of the same draft model share a batch.
 
     A chain ends at its limit, at a stop token, and after a token whose top probability is under
-    `confidence`: at 0.5, after the first token that the draft itself would bet against.
+    `confidence`: at 0.5, after the first token that the draft itself would bet against. It ends before a token
+    where nothing of its vocabulary may come next.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, confidence: float) -> None:
+    def __init__(self, model: Decoder, cache: KVCache, confidence: float, heads: DraftHeads | None = None) -> None:
         """`model` computes the drafts; it has the cache of the model that checks them."""
         self.model = model
         self.cache = cache
         self.confidence = confidence
+        self.heads = heads or DraftHeads(model)
 
     @classmethod
     def of(cls, parts: DraftingParts) -> Self:
-        return cls(parts.model.draft, parts.cache, parts.confidence)
+        return cls(parts.model.draft, parts.cache, parts.confidence, parts.heads)
 
     @abstractmethod
-    def mask(self, sequence: Sequence) -> SkipMask:
-        """The sub-layers that this sequence's drafts leave out."""
+    def draft_model(self, sequence: Sequence) -> DraftModel:
+        """How this sequence's drafts are computed."""
 
     def propose(self, sequences: list[Sequence]) -> Proposals:
-        groups: dict[SkipMask, list[Sequence]] = defaultdict(list)
+        groups: dict[DraftModel, list[Sequence]] = defaultdict(list)
         for sequence in sequences:
             if sequence.draft_limit > 0:
-                groups[self.mask(sequence)].append(sequence)
+                groups[self.draft_model(sequence)].append(sequence)
         proposals: Proposals = {}
-        for mask, group in groups.items():
-            proposals |= self.chains(group, mask)
+        for draft, group in groups.items():
+            proposals |= self.chains(group, draft)
         return proposals
 
-    def chains(self, group: list[Sequence], mask: SkipMask) -> Proposals:
-        """Chains of one mask; where all are greedy the kernels run them whole, without a return to Python."""
-        if self.model.native and all(sequence.is_plainly_greedy for sequence in group):
-            batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
-            limits = [sequence.draft_limit for sequence in group]
-            chains = self.model.native.draft(batch, self.cache, mask, limits, self.confidence)
-            return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True)}
+    def chains(self, group: list[Sequence], draft: DraftModel) -> Proposals:
+        """Chains of one draft model; where all are greedy the kernels run them whole, without a return to Python."""
+        head = self.heads.grown(draft.vocabulary, group) if draft.vocabulary else None
+        if self.model.native is None or not all(sequence.is_plainly_greedy for sequence in group):
+            return self.drawn_chains(group, draft, head)
+        batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
+        limits, rows = [sequence.draft_limit for sequence in group], head.native if head else None
+        chains = self.model.native.draft(batch, self.cache, draft, limits, self.confidence, rows)
+        return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True)}
+
+    def drawn_chains(self, group: list[Sequence], draft: DraftModel, head: DraftHead | None) -> Proposals:
+        """The same for tokens that are drawn as their requests ask, a pass after the other."""
         drafts: Proposals = {sequence.id: [] for sequence in group}
         active = group
         while active:
             rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
             batch = TokenBatch.of(rows, self.cache)
-            logits = self.model.logits(self.model.forward(batch, self.cache, mask))
-            spans = [s.span(drafts[s.id]) for s in active]
-            draws = [draw for span in spans for draw in span.draws]
-            tokens, tops = draw_with_confidence(adjusted(logits, spans), draws)
+            hidden = self.model.forward(batch, self.cache, draft)
+            logits = adjusted((head or self.model).logits(hidden), [s.span(drafts[s.id]) for s in active])
+            if head:
+                # Of a vocabulary a grammar may leave nothing.
+                is_open = logits.amax(-1) > float("-inf")
+                logits, active = logits[is_open], list(compress(active, is_open.tolist()))
+            draws = [draw for s in active for draw in s.span(drafts[s.id]).draws]
+            tokens, tops = draw_with_confidence(logits, draws)
             for sequence, token in zip(active, tokens, strict=True):
                 drafts[sequence.id].append(token)
             active = [s for s, top in zip(active, tops, strict=True) if self.goes_on(s, drafts[s.id], top)]
@@ -68,3 +82,6 @@ class ChainDrafter(Drafter):
     def goes_on(self, sequence: Sequence, draft: list[int], top: float) -> bool:
         is_end = draft[-1] in sequence.request.stop.token_ids
         return len(draft) < sequence.draft_limit and top >= self.confidence and not is_end
+
+    def forget(self, sequence: Sequence) -> None:
+        self.heads.forget(sequence)

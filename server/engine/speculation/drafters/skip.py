@@ -1,21 +1,21 @@
-"""Drafts with the model itself, some attention and MLP sub-layers left out."""
+"""Drafts as the route says: the model itself, some attention and MLP sub-layers left out, or over fewer tokens."""
 
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import Proposals, register
 from server.engine.speculation.drafters.chain import ChainDrafter
-from server.engine.types import SkipMask
+from server.engine.types import DraftModel
 
 
 @register
 class SkipDrafter(ChainDrafter):
-    """Chains of the masked model, with draft weights of the masked low-bit copy; none where the mask is empty."""
+    """Chains of the route's draft model, with draft weights of the low-bit copy; none where it is the full model."""
 
     name = "skip"
     summary = "the model with its route's sub-layers skipped"
-    needs_mask = True
+    needs_draft_model = True
 
-    def mask(self, sequence: Sequence) -> SkipMask:
-        return sequence.route.mask
+    def draft_model(self, sequence: Sequence) -> DraftModel:
+        return sequence.route.draft
 
     def propose(self, sequences: list[Sequence]) -> Proposals:
-        return super().propose([sequence for sequence in sequences if not sequence.route.mask.is_empty])
+        return super().propose([sequence for sequence in sequences if not sequence.route.draft.is_full])

@@ -17,6 +17,7 @@ from offline.calibration.search.trials import Trials
 from server.engine import (
     EMPTY_MASK,
     Decoder,
+    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -155,7 +156,7 @@ def test_a_trace_begins_like_a_real_draft(model: Decoder) -> None:
         model.forward(TokenBatch.of([(0, 0, text.prompt_ids)], cache), cache)
         for place in range(SPAN):
             at = len(text.prompt_ids) + place
-            hidden = model.forward(TokenBatch.of([(0, at, [ids[at]])], cache), cache, mask)
+            hidden = model.forward(TokenBatch.of([(0, at, [ids[at]])], cache), cache, DraftModel(mask))
             top, token = torch.softmax(model.logits(hidden), -1).max(-1)
             assert (int(token) == ids[at + 1]) == trace.agrees[place]
             assert float(top) == pytest.approx(trace.confidences[place], rel=1e-3)
