@@ -72,13 +72,13 @@ def test_calibration_makes_an_artifact_that_routes(
     manifest = artifact.manifest
     assert [record.name for record in manifest.domains] == ["digits", "letters"]
     records = [*manifest.domains, manifest.mixed]
-    assert all(record.measured_speedup for record in records if not record.mask.is_empty), "drafts are measured"
+    assert all(record.measured_speedup for record in records if not record.draft.mask.is_empty), "drafts are measured"
     assert manifest.versions.keys() >= {"torch", "transformers"}
     ids = codec.encode_chat([{"role": "user", "content": "01234 56789 40312"}])
     request = GenerationRequest(ids, SamplingParams(), StopConditions(4))
     sequence = Engine(model, EngineConfig(max_batch=1), artifact).generate([request])[0]
     assert sequence.route.domain in {"digits", "letters", "other"}
-    assert all(record.mask_of for record in [*manifest.domains, manifest.mixed])
+    assert all(record.draft_of for record in [*manifest.domains, manifest.mixed])
     assert manifest.settings["budget"] == 6 and manifest.prompts_digest
     assert manifest.false_reject_rate is not None and manifest.false_accept_rate is not None
 
@@ -264,7 +264,7 @@ def test_an_artifact_of_another_model_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     manifest = tiny_artifact.manifest.model_copy(update={"model_fingerprint": "other"})
-    RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre).save(tmp_path)
+    RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre, {}).save(tmp_path)
     common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--artifact", str(tmp_path)]
     assert main(["evaluate", *common]) == 2
     assert "was made for the model 'tiny' with other weights" in capsys.readouterr().err
