@@ -187,6 +187,23 @@ def test_low_bit_drafts_are_measured(prompts: Path, tmp_path: Path, capsys: pyte
     assert row.acceptance is not None
 
 
+def test_an_artifact_of_a_copy_is_measured_with_one_or_not_at_all(
+    tiny_checkpoint: Path,
+    tiny_artifact: RoutingArtifact,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mixed = tiny_artifact.manifest.mixed
+    mixed = mixed.model_copy(update={"draft": mixed.draft.model_copy(update={"is_low_bit": True})})
+    manifest = tiny_artifact.manifest.model_copy(update={"mixed": mixed, "draft_weights": "int8"})
+    RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre, {}).save(tmp_path)
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--artifact", str(tmp_path), "--limit", "1"]
+    assert main(["evaluate", *common, "--methods", "knn"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("use --draft-weights int8")
+    assert main(["evaluate", *common, "--methods", "lookup", "--max-new-tokens", "4"]) == 0
+
+
 def test_methods_without_an_artifact_need_none(
     tiny_checkpoint: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
