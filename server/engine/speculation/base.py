@@ -100,7 +100,7 @@ class Drafter(Protocol):
         ...
 
     def can_draft(self, sequence: Sequence) -> bool:
-        """Whether it may be picked for this sequence; asked in each step of one that is not free."""
+        """Whether it may be picked for this sequence; one that is not free is asked in each step."""
         return True
 
     def learn(self, sequence: Sequence, feedback: Feedback) -> None:
