@@ -204,6 +204,20 @@ def test_an_artifact_of_a_copy_is_measured_with_one_or_not_at_all(
     assert main(["evaluate", *common, "--methods", "lookup", "--max-new-tokens", "4"]) == 0
 
 
+@pytest.mark.skipif(kernel_build() == "none", reason="no kernels for this processor")
+def test_an_artifact_names_the_copy_that_it_was_calibrated_with(prompts: Path, tmp_path: Path) -> None:
+    folder = save_random_model(tmp_path / "model", tiny_config(head_dim=16))
+    out = tmp_path / "artifact"
+    common = ["--model", str(folder), "--prompts", str(prompts), "--out", str(out), "--no-controls"]
+    bits = ["--quantization", "int8", "--draft-weights", "int4", "--measure-prompts", "1"]
+    assert main(["calibrate", *common, *FAST, *bits]) == 0
+    manifest = RoutingArtifact.load(out).manifest
+    assert manifest.draft_weights == "int4"
+    for record in manifest.records:
+        assert record.draft.is_low_bit != record.draft.mask.is_empty
+        assert (record.draft.max_draft, record.draft.vocabulary_size) == (manifest.mixed.draft.max_draft, None)
+
+
 def test_methods_without_an_artifact_need_none(
     tiny_checkpoint: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
