@@ -15,6 +15,7 @@ from server.engine import (
     Activations,
     Checkpoint,
     Decoder,
+    DraftModel,
     DraftWeights,
     Engine,
     EngineConfig,
@@ -25,6 +26,7 @@ from server.engine import (
     TextCodec,
     add_draft,
     load_model,
+    methods,
     use_threads,
 )
 
@@ -36,7 +38,7 @@ class Source:
     """Where a model comes from and how it is to be loaded.
 
     `model` None is the default model; `dtype` None keeps the checkpoint's own; `threads` None takes all that this
-    process may use.
+    process may use. What `draft_weights` auto stands for is `used_draft_weights`.
     """
 
     model: str | None
@@ -74,7 +76,13 @@ class ServedModel:
     def domains(self) -> list[str]:
         """Names that a request may give as its domain; none without a routing artifact."""
         router = self.engine.router
-        return [*router.domains, router.mixed.domain] if router else []
+        return [route.domain for route in router.all] if router else []
+
+    @property
+    def drafts(self) -> dict[str, DraftModel]:
+        """The draft of each of the domains."""
+        router = self.engine.router
+        return {route.domain: route.draft for route in router.all} if router else {}
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
@@ -91,18 +99,47 @@ def load(source: Source, config: EngineConfig) -> ServedModel:
     checkpoint = load_model(source.model, source.dtype, source.device, source.trust_remote_code, source.quantization)
     codec = TextCodec(checkpoint.tokenizer)
     if artifact and source.artifact:
-        artifact.check_model(checkpoint.fingerprint, codec.template_hash, source.artifact)
+        known = checkpoint.fingerprint, codec.template_hash
+        artifact.check_model(*known, source.artifact, checkpoint.config.vocabulary_size)
     model = Decoder(checkpoint, source.activations)
-    add_draft(model, checkpoint, source.draft_weights)
+    add_draft(model, checkpoint, used_draft_weights(source.draft_weights, config.method, artifact, model))
     # The decoder has its own packed copies; together they would take twice the model's memory.
     checkpoint.forget_weights()
     served = ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))
     logger.info("threads: %s", threads)
+    warn_of_missing(served, artifact)
+    return served
+
+
+def used_draft_weights(
+    asked: DraftWeights, method: str, artifact: RoutingArtifact | None, model: Decoder
+) -> DraftWeights:
+    """What `auto` stands for: the copy that the artifact was calibrated with, or 4 bits if the method needs a copy.
+
+    Else it is left to what promises to pay. Where no kernels run the model, an artifact asks for nothing.
+    """
+    if asked != "auto":
+        return asked
+    calibrated = artifact.manifest.draft_weights if artifact else "none"
+    if calibrated != "none" and model.native is not None:
+        return calibrated
+    return "int4" if methods()[method].needs_draft_weights else "auto"
+
+
+def warn_of_missing(served: ServedModel, artifact: RoutingArtifact | None) -> None:
+    """Tells the log what drafts there are not: without an artifact, or without the copy that its drafts need."""
     if artifact is None:
         logger.warning(
             "no routing artifact: %s is served with method %s and no layer is skipped; "
             "`knn-ssd-offline calibrate` makes an artifact for --artifact",
-            source.name,
-            config.method,
+            served.name,
+            served.engine.config.method,
         )
-    return served
+    elif artifact.manifest.has_low_bit_drafts and served.engine.model.low_bit is None:
+        domains = [domain for domain, draft in served.drafts.items() if draft.is_low_bit]
+        logger.warning(
+            "no draft weights: nothing is drafted as the artifact says for %s; "
+            "it was calibrated with --draft-weights %s",
+            ", ".join(domains),
+            artifact.manifest.draft_weights,
+        )

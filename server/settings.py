@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     activations: Activations = "auto"
     """What weights of few bits are multiplied with: activations of 8 or 16 bits, or exact ones; auto is int16."""
     draft_weights: DraftWeights = "auto"
-    """A copy in fewer bits that drafts are computed with; auto takes int4 where that pays or a method needs it."""
+    """A copy in fewer bits that drafts are computed with; auto takes the artifact's, or int4 where that pays."""
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
     """Threads that compute on the CPU; without it, as many as affinity and cgroup quota allow."""
     method: str = "cascade"
@@ -123,12 +123,6 @@ class Settings(BaseSettings):
         return self.artifact or (DEFAULT_ARTIFACT if self.model is None else None)
 
     @property
-    def used_draft_weights(self) -> DraftWeights:
-        """Those of the setting; `auto` leaves no choice to a method that drafts with them alone."""
-        is_needed = self.draft_weights == "auto" and methods()[self.method].needs_draft_weights
-        return "int4" if is_needed else self.draft_weights
-
-    @property
     def source(self) -> Source:
         return Source(
             model=self.model,
@@ -140,7 +134,7 @@ class Settings(BaseSettings):
             trust_remote_code=self.trust_remote_code,
             quantization=self.quantization,
             activations=self.activations,
-            draft_weights=self.used_draft_weights,
+            draft_weights=self.draft_weights,
         )
 
     @property

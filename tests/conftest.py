@@ -10,6 +10,7 @@ from server.engine import (
     Checkpoint,
     Decoder,
     DomainRecord,
+    DraftRecord,
     Manifest,
     RoutingArtifact,
     SkipMask,
@@ -52,7 +53,8 @@ def tiny_artifact(checkpoint: Checkpoint, codec: TextCodec) -> RoutingArtifact:
 
     def domain(name: str, attention: list[int], mlp: list[int]) -> DomainRecord:
         mask = SkipMask(frozenset(attention), frozenset(mlp))
-        return DomainRecord(name=name, mask=mask, num_prompts=4, acceptance=0.5, predicted_speedup=1.1)
+        draft = DraftRecord(mask=mask, max_draft=4, confidence=0.0)
+        return DomainRecord(name=name, draft=draft, num_prompts=4, acceptance=0.5, predicted_speedup=1.1)
 
     hidden_size = checkpoint.config.hidden_size
     direction = torch.randn(hidden_size, generator=torch.Generator().manual_seed(0))
@@ -67,12 +69,10 @@ def tiny_artifact(checkpoint: Checkpoint, codec: TextCodec) -> RoutingArtifact:
         mixed=domain("mixed", [2], [2]),
         anchor_domains=[0, 1],
         similarity_threshold=-1.0,
-        max_draft=4,
-        confidence=0.0,
         seed=0,
         created="2026-01-01T00:00:00Z",
     )
-    return RoutingArtifact(manifest, torch.stack((direction, -direction)), torch.zeros(hidden_size))
+    return RoutingArtifact(manifest, torch.stack((direction, -direction)), torch.zeros(hidden_size), {})
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The default model's artifact with masks that skip something: what the shipped ones do is a matter of calibration."""
 
-from server.engine import DEFAULT_ARTIFACT, RoutingArtifact, SkipMask
+from server.engine import DEFAULT_ARTIFACT, DomainRecord, RoutingArtifact, SkipMask
 
 MASKS = [SkipMask(frozenset({i, 20}), frozenset({i + 4, 21})) for i in range(5, 15)]
 
@@ -8,7 +8,11 @@ MASKS = [SkipMask(frozenset({i, 20}), frozenset({i + 4, 21})) for i in range(5, 
 def skipping_artifact() -> RoutingArtifact:
     shipped = RoutingArtifact.load(DEFAULT_ARTIFACT)
     masks = iter(MASKS)
-    domains = [domain.model_copy(update={"mask": next(masks)}) for domain in shipped.manifest.domains]
-    mixed = shipped.manifest.mixed.model_copy(update={"mask": next(masks)})
+
+    def skipping(record: DomainRecord) -> DomainRecord:
+        return record.model_copy(update={"draft": record.draft.model_copy(update={"mask": next(masks)})})
+
+    domains = [skipping(domain) for domain in shipped.manifest.domains]
+    mixed = skipping(shipped.manifest.mixed)
     manifest = shipped.manifest.model_copy(update={"domains": domains, "mixed": mixed})
-    return RoutingArtifact(manifest, shipped.anchors, shipped.centre)
+    return RoutingArtifact(manifest, shipped.anchors, shipped.centre, {})

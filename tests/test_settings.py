@@ -72,19 +72,6 @@ def test_bits_are_those_asked_for(flag: str, values: list[str], monkeypatch: pyt
         assert getattr(read_settings([]).source, name) == value
 
 
-def test_a_method_that_drafts_with_a_copy_alone_has_one() -> None:
-    """Whether or not it promises to pay; other methods leave that open."""
-    used = {
-        (method, asked): read_settings(["--method", method, "--draft-weights", asked]).source.draft_weights
-        for method in ("low-bit", "cascade", "lookup")
-        for asked in ("auto", "int8")
-    }
-    assert used["low-bit", "auto"] == "int4"
-    assert used["cascade", "auto"] == used["lookup", "auto"] == "auto"
-    assert {asked for (_, given), asked in used.items() if given == "int8"} == {"int8"}
-    assert read_settings(["--method", "cascade", "--draft-weights", "none"]).source.draft_weights == "none"
-
-
 def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("one\n\n two \n")

@@ -100,10 +100,11 @@ SPECULATION = [
     ),
     Panel(
         "Fallbacks",
-        "Prompts that got no mask of a domain of their own, by reason.",
+        "Prompts that are not drafted as a domain of their own would be, by reason.",
         "`out_of_domain`: your prompts are unlike the calibration prompts; add some of them and calibrate again. "
-        "`empty_mask`: the calibration found nothing worth skipping for a domain. `no_artifact`: the server runs "
-        "without one; run `knn-ssd-offline calibrate`.",
+        "`empty_mask`: the calibration found no draft that pays for a domain. `no_draft_weights`: its draft needs a "
+        "copy in fewer bits, which the log names. `no_artifact`: the server runs without one; run "
+        "`knn-ssd-offline calibrate`.",
         {"{{reason}}": total("knnssd_fallbacks_total", "reason")},
         unit="reqps",
     ),

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from offline.calibration.anchors import Anchors
 from offline.calibration.collect import Collection
@@ -13,7 +14,7 @@ from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED, PromptSet
 from offline.records import StageRecord, digest_of, reused_or_made, versions
 from offline.settings import CalibrationSettings
-from server.engine import PLAIN, DomainRecord, DraftModel, Manifest, Route, RoutingArtifact
+from server.engine import PLAIN, DomainRecord, DraftRecord, Manifest, Route, RoutingArtifact
 
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
@@ -53,10 +54,10 @@ def decode_heldout(
     if not jobs:
         return {}
     decoding = mask_decoding(loaded, [job.ids for job in jobs], verdicts.rule, MEASURED_TOKENS)
-    mixed = Route(MIXED, DraftModel(verdicts.mixed.mask))
+    mixed = Route(MIXED, loaded.draft_model(verdicts.mixed.mask))
     runners = {
         PLAIN: decoding.runner(PLAIN, lambda job: mixed),
-        "own": decoding.runner("skip", lambda job: Route(job.domain, DraftModel(masks[job.domain]))),
+        "own": decoding.runner("skip", lambda job: Route(job.domain, loaded.draft_model(masks[job.domain]))),
         MIXED: decoding.runner("skip", lambda job: mixed),
     }
     rows = summarise(measure(runners, [[job] for job in jobs], repeats=MEASURED_REPEATS), settings.seed)
@@ -76,6 +77,13 @@ def pack(
 ) -> RoutingArtifact:
     """Saves the artifact in `settings.out` and returns it."""
     config = loaded.model.config
+
+    def packed(verdict: Verdict, num_prompts: int) -> DomainRecord:
+        mask, rule = verdict.mask, verdicts.rule
+        is_low_bit = loaded.draft_model(mask).is_low_bit
+        draft = DraftRecord(mask=mask, is_low_bit=is_low_bit, max_draft=rule.max_draft, confidence=rule.confidence)
+        return record(verdict, draft, num_prompts, measured)
+
     manifest = Manifest(
         model_fingerprint=loaded.checkpoint.fingerprint,
         model_name=Path(loaded.checkpoint.name).name,
@@ -83,34 +91,40 @@ def pack(
         hidden_size=config.hidden_size,
         dtype=loaded.dtype,
         chat_template_hash=loaded.codec.template_hash,
-        domains=[record(each, len(collection.domains[each.name].prompts), measured) for each in verdicts.domains],
-        mixed=record(verdicts.mixed, collection.num_prompts, measured),
+        draft_weights=draft_weights(loaded, settings),
+        domains=[packed(each, len(collection.domains[each.name].prompts)) for each in verdicts.domains],
+        mixed=packed(verdicts.mixed, collection.num_prompts),
         anchor_domains=anchors.domains,
         similarity_threshold=anchors.similarity_threshold,
         false_reject_rate=anchors.false_reject_rate,
         false_accept_rate=anchors.false_accept_rate,
-        max_draft=verdicts.rule.max_draft,
-        confidence=verdicts.rule.confidence,
         seed=settings.seed,
         settings=settings.model_dump(mode="json", include=set(CalibrationSettings.model_fields) - PLACES),
         prompts_digest=prompts.digest,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
     )
-    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre)
+    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre, {})
     artifact.save(settings.out)
     return artifact
 
 
-def record(verdict: Verdict, num_prompts: int, measured: Measured) -> DomainRecord:
+def draft_weights(loaded: LoadedModel, settings: CalibrationSettings) -> Literal["none", "int8", "int4"]:
+    """The copy that the model has; of what is asked for, `auto` may have made none, and else makes one of 4 bits."""
+    if loaded.model.low_bit is None:
+        return "none"
+    return "int4" if settings.draft_weights == "auto" else settings.draft_weights
+
+
+def record(verdict: Verdict, draft: DraftRecord, num_prompts: int, measured: Measured) -> DomainRecord:
     """A verdict in the form that the artifact keeps."""
     found = measured.speedups.get(verdict.name)
     return DomainRecord(
         name=verdict.name,
-        mask=verdict.mask,
+        draft=draft,
         num_prompts=num_prompts,
         acceptance=verdict.score.acceptance,
         predicted_speedup=verdict.score.speedup,
         measured_speedup=found.median if found else None,
-        mask_of=verdict.mask_of,
+        draft_of=verdict.mask_of,
     )

@@ -19,7 +19,7 @@ from offline.loaded_model import LoadedModel
 from offline.prompts import PromptError, read_prompts
 from offline.records import Strict, log, versions
 from offline.settings import SettingsMistake
-from server.engine import DraftModel, Engine, EngineConfig, Route, RoutingArtifact, methods, public_name
+from server.engine import Engine, EngineConfig, Route, RoutingArtifact, methods, public_name
 
 ROUTED = ("skip", "knn", "cascade")
 """Methods in which a prompt's own vector picks its mask."""
@@ -55,9 +55,10 @@ def evaluate(settings: MethodSettings) -> Evaluation:
     prompts = read_prompts(settings.prompts)
     artifact = RoutingArtifact.load(folder) if folder else None
     loaded = LoadedModel.open(settings)
-    check_draft_weights(loaded, settings)
+    check_draft_weights(loaded, artifact, settings)
     if artifact is not None and folder is not None:
-        artifact.check_model(loaded.checkpoint.fingerprint, loaded.codec.template_hash, folder)
+        known = loaded.checkpoint.fingerprint, loaded.codec.template_hash
+        artifact.check_model(*known, folder, loaded.checkpoint.config.vocabulary_size)
     if settings.limit is not None:
         prompts = prompts.limited(settings.limit, settings.seed)
     jobs = usable_jobs(loaded, [(loaded.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)
@@ -83,11 +84,18 @@ def evaluate(settings: MethodSettings) -> Evaluation:
     )
 
 
-def check_draft_weights(loaded: LoadedModel, settings: MethodSettings) -> None:
+def check_draft_weights(loaded: LoadedModel, artifact: RoutingArtifact | None, settings: MethodSettings) -> None:
     """Refuses methods that would draft nothing, and be measured as plain decoding."""
-    needing = [name for name in settings.methods if needs_draft_weights(name)]
-    if needing and loaded.model.low_bit is None:
+    if loaded.model.low_bit is not None:
+        return
+    if needing := [name for name in settings.methods if needs_draft_weights(name)]:
         raise SettingsMistake(f"--draft-weights: {needing[0]} needs a copy of the model; use --draft-weights int4")
+    needing = [name for name in settings.methods if needs_artifact(name)]
+    if needing and artifact and artifact.manifest.has_low_bit_drafts:
+        raise SettingsMistake(
+            f"--draft-weights: drafts of {needing[0]} are those of the copy that the artifact was calibrated with; "
+            f"use --draft-weights {artifact.manifest.draft_weights}"
+        )
 
 
 def usable_jobs(loaded: LoadedModel, encoded: Sequence[tuple[list[int], str]], settings: MethodSettings) -> list[Job]:
@@ -147,9 +155,9 @@ def make_runners(
 
 
 def library_routes(artifact: RoutingArtifact, settings: MethodSettings) -> dict[str, Callable[[Job], Route | None]]:
-    """Baselines that use the artifact's masks without its router."""
+    """Baselines that use the artifact's drafts without its router."""
     manifest = artifact.manifest
-    library = {record.name: Route(record.name, DraftModel(record.mask)) for record in manifest.domains}
+    library = {record.name: Route(record.name, artifact.draft_model(record)) for record in manifest.domains}
     fixed = settings.fixed_domain or manifest.domains[0].name
     if fixed not in library:
         raise SettingsMistake(f"--fixed-domain: the artifact has no {fixed!r}, only {', '.join(library)}")

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from offline.calibration.result import Calibration
 from offline.calibration.scoring.decoding import heldout_jobs, mask_decoding
-from offline.calibration.scoring.replay import DraftRule, Trace
+from offline.calibration.scoring.replay import Trace
 from offline.calibration.scoring.score import MaskScorer, score_traces
 from offline.calibration.search.initial_masks import flipped
 from offline.calibration.search.search import Searcher
@@ -48,7 +48,7 @@ def correlate(done: Calibration, settings: StudySettings) -> Correlation:
         jobs = heldout_jobs(done.collection, count)
         prompts = [job.ids for job in jobs]
         decoding = mask_decoding(done.loaded, prompts, verdicts.rule, settings.continuation_tokens)
-        routes = {f"mask-{i}": Route(MIXED, DraftModel(mask)) for i, mask in enumerate(predicted)}
+        routes = {f"mask-{i}": Route(MIXED, done.loaded.draft_model(mask)) for i, mask in enumerate(predicted)}
         runners = {name: decoding.runner("skip", always(route)) for name, route in routes.items()}
         runners[PLAIN] = decoding.runner(PLAIN, lambda job: Route(MIXED, FULL_MODEL))
         rates = fastest_rates(runners, jobs, settings.repeats)
@@ -105,22 +105,24 @@ def fastest_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: i
 def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> dict[str, Interval]:
     """Decodes held-out prompts with this artifact's masks and with another's, in turn."""
     rival = RoutingArtifact.load(folder)
-    rival.check_model(done.loaded.checkpoint.fingerprint, done.loaded.codec.template_hash, folder)
-    manifest = rival.manifest
-    theirs = {record.name: record.mask for record in manifest.domains}
+    checkpoint = done.loaded.checkpoint
+    known = checkpoint.fingerprint, done.loaded.codec.template_hash
+    rival.check_model(*known, folder, checkpoint.config.vocabulary_size)
+    if rival.manifest.has_low_bit_drafts and done.loaded.model.low_bit is None:
+        raise SettingsMistake(f"--rival: {folder} needs --draft-weights {rival.manifest.draft_weights}")
+    theirs = {record.name: rival.draft_model(record) for record in rival.manifest.domains}
     missing = [name for name in done.texts if name not in theirs]
     if missing:
         raise SettingsMistake(f"--rival: {folder} has no domain {missing[0]!r}, only {', '.join(theirs)}")
-    ours = {verdict.name: verdict.mask for verdict in done.verdicts.domains}
+    ours = {verdict.name: done.loaded.draft_model(verdict.mask) for verdict in done.verdicts.domains}
     jobs = heldout_jobs(done.collection, max(settings.measure_prompts, 1))
     prompts = [job.ids for job in jobs]
+    decoding = mask_decoding(done.loaded, prompts, done.verdicts.rule, settings.continuation_tokens)
 
-    def runner(masks: Mapping[str, SkipMask], rule: DraftRule) -> Runner:
-        decoding = mask_decoding(done.loaded, prompts, rule, settings.continuation_tokens)
-        return decoding.runner("skip", lambda job: Route(job.domain, DraftModel(masks[job.domain])))
+    def runner(drafts: Mapping[str, DraftModel]) -> Runner:
+        return decoding.runner("skip", lambda job: Route(job.domain, drafts[job.domain]))
 
-    their_rule = DraftRule(max_draft=manifest.max_draft, confidence=manifest.confidence)
     # Ratios are taken to what is called plain: here, this artifact.
-    runners = {PLAIN: runner(ours, done.verdicts.rule), RIVAL: runner(theirs, their_rule)}
+    runners = {PLAIN: runner(ours), RIVAL: runner(theirs)}
     rows = summarise(measure(runners, [[job] for job in jobs], settings.repeats), settings.seed)
     return {row.domain: row.speedup for row in rows if row.method == RIVAL}

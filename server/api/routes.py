@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.answers.chat import ChatTranscript
+from server.api.answers.drafts import DraftCard
 from server.api.answers.models import ChatCompletion, ModelCard, ModelList, TextCompletion
 from server.api.answers.tool_parser import CallReader
 from server.api.answers.transcript import AnswerStart, TextTranscript, TranscriptFactory
@@ -117,6 +118,7 @@ class Api:
             created=served.created,
             max_model_len=served.max_length,
             domains=served.domains,
+            drafts={domain: DraftCard.of(draft) for domain, draft in served.drafts.items()},
         )
 
     async def health(self) -> Response:

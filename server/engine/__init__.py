@@ -3,7 +3,8 @@
 from server.engine.config import DecoderConfig, EngineConfig
 from server.engine.engine import Engine
 from server.engine.kvcache.slots import KVCache, Row, TokenBatch
-from server.engine.masks.artifact import ArtifactError, DomainRecord, JsonMask, Manifest, RoutingArtifact
+from server.engine.masks.artifact import ArtifactError, RoutingArtifact
+from server.engine.masks.manifest import DomainRecord, DraftRecord, JsonMask, Manifest
 from server.engine.masks.router import Router, prompt_vector, similarities
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
@@ -68,6 +69,7 @@ __all__ = [
     "DecoderConfig",
     "DomainRecord",
     "DraftModel",
+    "DraftRecord",
     "DraftVocabulary",
     "DraftWeights",
     "DtypeName",

@@ -60,6 +60,8 @@ class DecoderConfig:
 class EngineConfig:
     """Sizes and defaults; `max_draft` and `confidence` None take the artifact's calibrated values.
 
+    Given, they go before those of all its domains. None, other drafts than the domains' take the mixed draft's.
+
     `max_length` None is the longest context that fits the memory, the model's own limit at most.
 
     `baseline_share` of the decode steps run plainly, so that the live speed-up compares

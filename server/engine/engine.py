@@ -38,12 +38,11 @@ class Engine:
         self.max_length = min(config.max_length or fitting, model.config.max_length)
         self.cache = model.new_cache(config.max_batch, self.max_length)
         self.scheduler = Scheduler(config.max_batch, config.prefill_chunk)
-        self.router = Router(artifact) if artifact else None
+        self.router = Router(artifact, config.max_draft, config.confidence) if artifact else None
         self.mask_sources = mask_sources(MaskParts(artifact, self.router))
-        manifest = artifact.manifest if artifact else None
-        confidence = config.confidence if config.confidence is not None else manifest.confidence if manifest else 0.5
-        self.max_draft = config.max_draft if config.max_draft is not None else manifest.max_draft if manifest else 8
-        self.longest_draft = min(LONGEST_GROWTH * self.max_draft, MAX_DRAFT)
+        mixed = artifact.manifest.mixed.draft if artifact else None
+        confidence = config.confidence if config.confidence is not None else mixed.confidence if mixed else 0.5
+        self.max_draft = config.max_draft if config.max_draft is not None else mixed.max_draft if mixed else 8
         policy = DraftPolicy() if config.is_adaptive else None
         self.speculator = Speculator.of(DraftingParts(model, self.cache, confidence), policy)
         self.numbers = itertools.count()
@@ -52,6 +51,12 @@ class Engine:
     @property
     def baseline_interval(self) -> int:
         return round(1 / self.config.baseline_share) if self.config.baseline_share else 0
+
+    @property
+    def longest_draft(self) -> int:
+        """No draft is longer, grown or of any domain, unless its request asks for that."""
+        chains = [route.draft.max_draft or 0 for route in self.router.all] if self.router else []
+        return max(min(LONGEST_GROWTH * self.max_draft, MAX_DRAFT), *chains, 0)
 
     @property
     def has_work(self) -> bool:

@@ -14,6 +14,7 @@ from server.engine.types import (
     LONGEST_GROWTH,
     MAX_DRAFT,
     UNROUTED,
+    DraftModel,
     FinishReason,
     Route,
     SequenceStats,
@@ -77,15 +78,29 @@ class Sequence:
         """Drafting more than this could not be emitted: a verification adds one token of its own."""
         return max(min(self.max_draft, self.room - 1), 0)
 
+    def chain_limit(self, draft: DraftModel) -> int:
+        """The same for drafts of this model, which may have a length of its own; the request's goes first."""
+        return max(min(self.longest_chain(draft), self.room - 1), 0)
+
+    def longest_chain(self, draft: DraftModel) -> int:
+        return self.max_draft if self.has_own_length or draft.max_draft is None else draft.max_draft
+
+    @property
+    def has_own_length(self) -> bool:
+        """Whether `max_draft` is what the request asked for, not the engine's."""
+        return self.request.max_draft is not None
+
     def grown_draft_limit(self, growth: int) -> int:
         """The limit of a draft that costs nothing: `growth` times the engine's, but never over the request's own."""
-        return max(min(growth * self.max_draft, self.longest_draft, self.room - 1), 0)
+        longest = self.max_draft if self.has_own_length else min(growth * self.max_draft, MAX_DRAFT)
+        return max(min(longest, self.room - 1), 0)
 
     @property
     def longest_draft(self) -> int:
         """No draft is longer, grown or not."""
-        is_own = self.request.max_draft is not None
-        return self.max_draft if is_own else min(LONGEST_GROWTH * self.max_draft, MAX_DRAFT)
+        if self.has_own_length:
+            return self.max_draft
+        return max(min(LONGEST_GROWTH * self.max_draft, MAX_DRAFT), self.longest_chain(self.route.draft))
 
     def span(self, drafted: list[int], num_rows: int = 1) -> Span:
         """Where the last `num_rows` rows of logits stand that follow its ids and `drafted`."""

@@ -48,15 +48,22 @@ class DraftVocabulary:
 
 @dataclass(frozen=True)
 class DraftModel:
-    """How drafts are computed: with which sub-layers, and over which tokens; None is all of them."""
+    """How drafts are computed, how long they grow and how sure they have to be."""
 
     mask: SkipMask = EMPTY_MASK
     vocabulary: DraftVocabulary | None = None
+    """The tokens that they score; None is all of them."""
+    is_low_bit: bool = False
+    """Whether with the copy of the weights in fewer bits."""
+    max_draft: int | None = None
+    """Most tokens of one; None is the engine's number."""
+    confidence: float | None = None
+    """Top probability under which one ends; None is the engine's."""
 
     @property
     def is_full(self) -> bool:
         """Whether it is the model itself."""
-        return self.mask.is_empty and self.vocabulary is None
+        return self.mask.is_empty and self.vocabulary is None and not self.is_low_bit
 
 
 FULL_MODEL = DraftModel()

@@ -40,14 +40,15 @@ ERRORS = (FailureReason.TIMEOUT, FailureReason.DRAINING, FailureReason.DEAD, Fai
 
 
 class Fallback(StrEnum):
-    """Why a prompt is not drafted with the mask of its own domain.
+    """Why a prompt is not drafted as its own domain would be.
 
-    Its nearest anchor is too far away; or its domain's mask is empty, so that drafts would leave nothing out;
-    or the server has no artifact, and so no masks at all.
+    Its nearest anchor is too far away; or its domain's draft is the model itself, and would save nothing; or
+    that needs a copy in fewer bits, which the server does not have; or the server has no artifact.
     """
 
     OUT_OF_DOMAIN = "out_of_domain"
     EMPTY_MASK = "empty_mask"
+    NO_DRAFT_WEIGHTS = "no_draft_weights"
     NO_ARTIFACT = "no_artifact"
 
 
@@ -79,7 +80,7 @@ class Metrics:
         }
         self.similarity = self.histogram("route_similarity", "Cosine to nearest anchor", SIMILARITIES, "domain")
         self.routes = self.counter("routes", "Routed prompts", "domain")
-        self.fallbacks = self.counter("fallbacks", "Prompts without a domain's own mask", "reason")
+        self.fallbacks = self.counter("fallbacks", "Prompts without a domain's own draft", "reason")
         self.worker_up = self.gauge("worker_up", "1 while the engine's thread lives")
         self.running = self.gauge("num_requests_running", "Sequences being decoded or prefilled")
         self.waiting = self.gauge("num_requests_waiting", "Sequences waiting for a slot")
@@ -87,6 +88,7 @@ class Metrics:
         self.slots_total = self.gauge("kv_slots_total", "Cache slots")
         self.build = Info("knnssd_build", "What is installed", registry=self.registry)
         self.build.info({"version": own_version(), "torch": version("torch"), "kernels": kernel_build()})
+        self.has_draft_weights = False
         self.model = Info("knnssd_model", "What is served", registry=self.registry)
         self.speedups = Speedups()
         self.registry.register(self.speedups)
@@ -125,6 +127,7 @@ class Metrics:
         described = {"model": served.name, "fingerprint": checkpoint.fingerprint, "method": engine.config.method}
         runs_on = "kernels" if engine.model.native else "torch"
         where = {"dtype": str(checkpoint.dtype), "device": str(checkpoint.device), "runs_on": runs_on}
+        self.has_draft_weights = engine.model.low_bit is not None
         drafts = engine.model.low_bit.precision if engine.model.low_bit else "none"
         self.model.info({**described, **where, "precision": engine.model.precision, "draft_weights": drafts})
         domains = served.domains or [UNROUTED.domain]
@@ -157,6 +160,8 @@ class Metrics:
             self.fallbacks.labels(Fallback.NO_ARTIFACT).inc()
         elif route.draft.is_full:
             self.fallbacks.labels(Fallback.EMPTY_MASK).inc()
+        elif route.draft.is_low_bit and not self.has_draft_weights:
+            self.fallbacks.labels(Fallback.NO_DRAFT_WEIGHTS).inc()
         elif route.domain == OTHER_DOMAIN and route.similarity is not None:
             self.fallbacks.labels(Fallback.OUT_OF_DOMAIN).inc()
 

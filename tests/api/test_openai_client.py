@@ -84,6 +84,7 @@ def test_speculation_never_changes_the_text(client: openai.OpenAI, options: dict
     assert text_of(answer) == expected
     speculation = extra(answer, "metrics")["speculative_decoding"]
     assert (speculation["method"], speculation["domain"], speculation["num_spec_tokens"]) == (method, "sql", 3)
+    assert speculation["draft"] == extra(client.models.retrieve("tiny"), "drafts")["sql"]
 
 
 def test_choices_differ_and_the_first_is_the_single_one(client: openai.OpenAI) -> None:
@@ -146,5 +147,15 @@ def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     assert client.models.retrieve("tiny") == cards[0]
     assert extra(cards[0], "max_model_len") == 256
     assert extra(cards[0], "domains") == ["stories", "sql", "other"]
+    drafts = extra(cards[0], "drafts")
+    assert list(drafts) == ["stories", "sql", "other"]
+    assert drafts["sql"] == {
+        "skipped_attention": 1,
+        "skipped_mlp": 2,
+        "vocabulary_size": None,
+        "is_low_bit": False,
+        "max_draft": 4,
+        "confidence": 0.0,
+    }
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("some/other")

@@ -111,6 +111,8 @@ def test_sequences_of_different_vocabularies_share_a_batch_and_write_the_plain_t
     samplings = ["greedy", "greedy", "greedy", *SAMPLINGS]
     for shift, method in enumerate(methods_of(model)):
         drafts = [DRAFTS[(7 * (i // 2) + shift) % len(DRAFTS)] for i in range(8)]
+        if model.low_bit:
+            drafts = [replace(draft, is_low_bit=i % 4 > 1) for i, draft in enumerate(drafts)]
         requests = [asked(i, draft, method, samplings[i]) for i, draft in enumerate(drafts)]
         sequences = new_engine(model, 8, confidence).generate(requests)
         assert [sequence.output_ids for sequence in sequences] == plain_texts(model, requests)

@@ -133,14 +133,14 @@ def test_a_prompts_route_is_the_routers_unless_the_request_brings_one(
     assert routed.route == engine.router.route(routed.prompt_vector)
     assert routed.route.domain in ("stories", "sql")
     assert given.route == Route("test", DraftModel(MASK))
-    assert engine.max_draft == tiny_artifact.manifest.max_draft
+    assert engine.max_draft == tiny_artifact.manifest.mixed.draft.max_draft
     chunked = Engine(model, EngineConfig(max_batch=2, prefill_chunk=7), tiny_artifact)
     assert chunked.generate([asked])[0].route.domain == routed.route.domain
 
 
 def test_below_the_threshold_a_prompt_is_of_no_domain(model: Decoder, tiny_artifact: RoutingArtifact) -> None:
     manifest = tiny_artifact.manifest.model_copy(update={"similarity_threshold": 1.0})
-    strict = RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre)
+    strict = RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre, {})
     engine = Engine(model, EngineConfig(max_batch=1), strict)
     sequence = engine.generate([GenerationRequest(prompt(30), GREEDY, StopConditions(4))])[0]
     assert sequence.route.domain == OTHER_DOMAIN

@@ -74,13 +74,14 @@ def models(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
     return model
 
 
-def asked(number: int, method: str, mask: SkipMask, sampling: SamplingParams) -> GenerationRequest:
+def asked(
+    number: int, method: str, mask: SkipMask, sampling: SamplingParams, is_low_bit: bool = False
+) -> GenerationRequest:
     """A prompt that says everything twice, so that lookup finds something, and a length of its own."""
     words = torch.randint(6, 260, (4 + 3 * number,), generator=torch.Generator().manual_seed(number)).tolist()
     stops = StopConditions(NEW_TOKENS, frozenset({2}))
-    return GenerationRequest(
-        [1, *words, *words], sampling, stops, method=method, route=Route("test", DraftModel(mask)), max_draft=5
-    )
+    route = Route("test", DraftModel(mask, is_low_bit=is_low_bit))
+    return GenerationRequest([1, *words, *words], sampling, stops, method=method, route=route, max_draft=5)
 
 
 def run(
@@ -101,6 +102,7 @@ def test_every_method_writes_the_plain_text_alone(models: Models, name: str, cho
     model = models(name, choice)
     for number, sampling in enumerate((GREEDY, SAMPLED)):
         requests = [asked(number, method, MASKS[2], sampling) for method in METHODS]
+        requests.append(asked(number, "skip", MASKS[2], sampling, is_low_bit=True))
         (expected, *others) = plain_texts(model, requests)
         assert all(other == expected for other in others)
         for confidence in (0.0, 0.5):
@@ -119,7 +121,7 @@ def test_eight_requests_of_different_methods_and_masks_share_a_batch(
     methods = ["low-bit", "skip", "cascade", "plain", "lookup", "low-bit", "cascade", "skip"]
     samplings = [GREEDY, SAMPLED, GREEDY, SAMPLED, GREEDY, SAMPLED, SAMPLED, GREEDY]
     requests = [
-        asked(i, method, MASKS[i % len(MASKS)], sampling)
+        asked(i, method, MASKS[i % len(MASKS)], sampling, is_low_bit=i > 3)
         for i, (method, sampling) in enumerate(zip(methods, samplings, strict=True))
     ]
     expected = plain_texts(model, requests)

@@ -72,13 +72,13 @@ def test_calibration_makes_an_artifact_that_routes(
     manifest = artifact.manifest
     assert [record.name for record in manifest.domains] == ["digits", "letters"]
     records = [*manifest.domains, manifest.mixed]
-    assert all(record.measured_speedup for record in records if not record.mask.is_empty), "drafts are measured"
+    assert all(record.measured_speedup for record in records if not record.draft.mask.is_empty), "drafts are measured"
     assert manifest.versions.keys() >= {"torch", "transformers"}
     ids = codec.encode_chat([{"role": "user", "content": "01234 56789 40312"}])
     request = GenerationRequest(ids, SamplingParams(), StopConditions(4))
     sequence = Engine(model, EngineConfig(max_batch=1), artifact).generate([request])[0]
     assert sequence.route.domain in {"digits", "letters", "other"}
-    assert all(record.mask_of for record in [*manifest.domains, manifest.mixed])
+    assert all(record.draft_of for record in [*manifest.domains, manifest.mixed])
     assert manifest.settings["budget"] == 6 and manifest.prompts_digest
     assert manifest.false_reject_rate is not None and manifest.false_accept_rate is not None
 
@@ -187,6 +187,37 @@ def test_low_bit_drafts_are_measured(prompts: Path, tmp_path: Path, capsys: pyte
     assert row.acceptance is not None
 
 
+def test_an_artifact_of_a_copy_is_measured_with_one_or_not_at_all(
+    tiny_checkpoint: Path,
+    tiny_artifact: RoutingArtifact,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mixed = tiny_artifact.manifest.mixed
+    mixed = mixed.model_copy(update={"draft": mixed.draft.model_copy(update={"is_low_bit": True})})
+    manifest = tiny_artifact.manifest.model_copy(update={"mixed": mixed, "draft_weights": "int8"})
+    RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre, {}).save(tmp_path)
+    common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--artifact", str(tmp_path), "--limit", "1"]
+    assert main(["evaluate", *common, "--methods", "knn"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("use --draft-weights int8")
+    assert main(["evaluate", *common, "--methods", "lookup", "--max-new-tokens", "4"]) == 0
+
+
+@pytest.mark.skipif(kernel_build() == "none", reason="no kernels for this processor")
+def test_an_artifact_names_the_copy_that_it_was_calibrated_with(prompts: Path, tmp_path: Path) -> None:
+    folder = save_random_model(tmp_path / "model", tiny_config(head_dim=16))
+    out = tmp_path / "artifact"
+    common = ["--model", str(folder), "--prompts", str(prompts), "--out", str(out), "--no-controls"]
+    bits = ["--quantization", "int8", "--draft-weights", "int4", "--measure-prompts", "1"]
+    assert main(["calibrate", *common, *FAST, *bits]) == 0
+    manifest = RoutingArtifact.load(out).manifest
+    assert manifest.draft_weights == "int4"
+    for record in manifest.records:
+        assert record.draft.is_low_bit != record.draft.mask.is_empty
+        assert (record.draft.max_draft, record.draft.vocabulary_size) == (manifest.mixed.draft.max_draft, None)
+
+
 def test_methods_without_an_artifact_need_none(
     tiny_checkpoint: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,7 +295,7 @@ def test_an_artifact_of_another_model_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     manifest = tiny_artifact.manifest.model_copy(update={"model_fingerprint": "other"})
-    RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre).save(tmp_path)
+    RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre, {}).save(tmp_path)
     common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--artifact", str(tmp_path)]
     assert main(["evaluate", *common]) == 2
     assert "was made for the model 'tiny' with other weights" in capsys.readouterr().err

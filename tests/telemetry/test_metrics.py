@@ -83,6 +83,21 @@ def test_routes_similarities_and_fallbacks() -> None:
     assert values["knnssd_route_similarity_count", (OTHER_DOMAIN,)] == 1
 
 
+def test_a_low_bit_draft_is_a_fallback_only_where_there_is_no_copy(
+    checkpoint: Checkpoint, tiny_artifact: RoutingArtifact
+) -> None:
+    routes = [Route("sql", DraftModel(is_low_bit=True), 0.8), Route(OTHER_DOMAIN, DraftModel(is_low_bit=True), 0.1)]
+    for has_copy, expected in ((False, (2, 0)), (True, (0, 1))):
+        metrics = Metrics()
+        engine = Engine(Decoder(checkpoint), EngineConfig(), tiny_artifact)
+        engine.model.low_bit = Decoder(checkpoint) if has_copy else None
+        metrics.watch(ServedModel("tiny", checkpoint, TextCodec(checkpoint.tokenizer), engine))
+        metrics.observe_step(StepStats(routes=routes))
+        values = samples(metrics)
+        reasons = [values["knnssd_fallbacks_total", (reason,)] for reason in ("no_draft_weights", "out_of_domain")]
+        assert tuple(reasons) == expected
+
+
 def test_tokens_that_come_together_share_their_time() -> None:
     metrics = Metrics()
     metrics.observe_first_token(0.5)

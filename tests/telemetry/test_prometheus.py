@@ -141,8 +141,11 @@ def with_bad_masks(artifact: RoutingArtifact) -> RoutingArtifact:
     manifest = artifact.manifest
     everything = frozenset(range(manifest.num_layers))
     bad = SkipMask(everything, everything)
-    domains = [domain.model_copy(update={"mask": bad}) for domain in manifest.domains]
-    return RoutingArtifact(manifest.model_copy(update={"domains": domains}), artifact.anchors, artifact.centre)
+    domains = [
+        domain.model_copy(update={"draft": domain.draft.model_copy(update={"mask": bad})})
+        for domain in manifest.domains
+    ]
+    return RoutingArtifact(manifest.model_copy(update={"domains": domains}), artifact.anchors, artifact.centre, {})
 
 
 def check_data(prometheus: Prometheus) -> None:
@@ -205,7 +208,7 @@ def test_prometheus_reads_live_servers(
 ) -> None:
     config = EngineConfig(max_batch=2, baseline_share=1 / 4, is_adaptive=False)
     manifest = tiny_artifact.manifest.model_copy(update={"similarity_threshold": 0.2})
-    artifact = RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre)
+    artifact = RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre, {})
     busy = worker_of(checkpoint, Engine(Decoder(checkpoint), config, artifact))
     skipping = replace(config, method="skip")
     sick_engine = GatedEngine(Decoder(checkpoint), skipping, with_bad_masks(tiny_artifact))

@@ -15,7 +15,6 @@ from offline.loaded_model import LoadedModel
 from server.engine import (
     EMPTY_MASK,
     PLAIN,
-    DraftModel,
     GenerationRequest,
     Route,
     SamplingParams,
@@ -28,6 +27,7 @@ class WallClock:
     """Scores a mask by decoding with it; a score of 1 is the speed of plain decoding."""
 
     def __init__(self, loaded: LoadedModel, texts: Sequence[Text], rule: DraftRule, max_tokens: int) -> None:
+        self.loaded = loaded
         self.prompts = [text.prompt_ids for text in texts]
         self.engine = mask_decoding(loaded, self.prompts, rule, max_tokens).engine
         self.stop = StopConditions(max_tokens, loaded.checkpoint.eos_ids)
@@ -40,7 +40,7 @@ class WallClock:
 
     def decode(self, method: str, mask: SkipMask) -> tuple[float, float]:
         """(tokens per second, accepted of drafted tokens) over all prompts."""
-        route, num_tokens, num_drafted, num_accepted = Route("search", DraftModel(mask)), 0, 0, 0
+        route, num_tokens, num_drafted, num_accepted = Route("search", self.loaded.draft_model(mask)), 0, 0, 0
         started = time.perf_counter()
         for ids in self.prompts:
             request = GenerationRequest(ids, SamplingParams(), self.stop, method, route)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
+from server.api.answers.drafts import DraftCard
 from server.api.answers.logprobs import ChatLogprobs, TextLogprobs
 from server.api.answers.tool_calls import Sparse, ToolCall, ToolCallDelta
 from server.engine import FinishReason
@@ -55,6 +56,7 @@ class Usage(BaseModel):
 class SpeculativeDecoding(BaseModel):
     """The drafts of one answer and how they fared; rates are null where nothing was drafted.
 
+    `draft` is the one of its domain; lookup and low-bit draft beside it.
     `acceptance_histogram[i]` counts the drafts of which i tokens were accepted: [2, 0, 5] is two drafts with none
     and five with two.
     """
@@ -62,6 +64,7 @@ class SpeculativeDecoding(BaseModel):
     domain: str
     similarity: float | None
     method: str
+    draft: DraftCard
     mean_acceptance_length: float | None
     draft_acceptance_rate: float | None
     acceptance_histogram: list[int]
@@ -78,6 +81,7 @@ class SpeculativeDecoding(BaseModel):
             domain=outcome.route.domain,
             similarity=outcome.route.similarity,
             method=outcome.method,
+            draft=DraftCard.of(outcome.route.draft),
             mean_acceptance_length=stats.mean_accepted_length,
             draft_acceptance_rate=stats.acceptance,
             acceptance_histogram=histogram,
@@ -200,6 +204,8 @@ class ModelCard(BaseModel):
     owned_by: str = "knn-ssd-server"
     max_model_len: int
     domains: list[str]
+    drafts: dict[str, DraftCard]
+    """By domain."""
 
 
 class ModelList(BaseModel):

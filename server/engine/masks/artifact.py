@@ -1,155 +1,63 @@
 """The routing artifact on disk: what calibration learned about one model.
 
-A folder with `manifest.json` (typed below) and `anchors.safetensors`. It belongs to exactly one
-model and chat template; loading it for another is refused.
+A folder with `manifest.json`, `anchors.safetensors`, and `drafts.safetensors` where a draft has a vocabulary.
+It belongs to exactly one model and chat template; loading it for another is refused.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetPydanticSchema,
-    JsonValue,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    model_validator,
-)
-from pydantic_core import CoreSchema, core_schema
+import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from server.engine.types import MAX_DRAFT, OTHER_DOMAIN, SkipMask
+from server.engine.masks.manifest import DomainRecord, Manifest
+from server.engine.types import DraftModel, DraftVocabulary
 
-FORMAT_VERSION = 1
+MANIFEST, ANCHORS, DRAFTS = "manifest.json", "anchors.safetensors", "drafts.safetensors"
+AGAIN = "run `knn-ssd-offline calibrate` again"
 
 
 class ArtifactError(Exception):
     """The artifact is missing, broken, or made for another model."""
 
 
-class Strict(BaseModel):
-    """A record that cannot be changed and refuses unknown fields."""
+class RoutingArtifact:
+    """A manifest with its anchors [num_anchors, hidden_size], their centre [hidden_size], fp32, and vocabularies.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def mask_schema(source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-    """How pydantic reads a mask from its JSON form, and writes it back with the layers in order."""
-    layers = core_schema.frozenset_schema(core_schema.int_schema())
-    fields = {part: core_schema.typed_dict_field(layers) for part in ("attention", "mlp")}
-    return core_schema.no_info_wrap_validator_function(
-        read_mask,
-        core_schema.typed_dict_schema(fields, extra_behavior="forbid"),
-        serialization=core_schema.plain_serializer_function_ser_schema(mask_layers),
-    )
-
-
-def read_mask(value: object, read_layers: ValidatorFunctionWrapHandler) -> SkipMask:
-    """A mask as it is, or made from its JSON form."""
-    return value if isinstance(value, SkipMask) else SkipMask(**read_layers(value))
-
-
-def mask_layers(mask: SkipMask) -> dict[str, list[int]]:
-    """The JSON form of a mask."""
-    return {"attention": sorted(mask.attention), "mlp": sorted(mask.mlp)}
-
-
-JsonMask = Annotated[SkipMask, GetPydanticSchema(mask_schema)]
-"""A `SkipMask` in a record; in JSON it is {"attention": [1, 2], "mlp": [2]}, the numbers of the skipped layers."""
-
-
-class DomainRecord(Strict):
-    """One domain: its mask and what was measured when the mask was chosen.
-
-    `predicted_speedup` and `acceptance` come from the search score, `measured_speedup` from real
-    decoding of prompts that the search did not see.
+    `vocabularies` are int32 ids [vocabulary_size], commonest first, by the name of the domain that they were
+    chosen for, or of the mixed record.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=64)]
-    mask: JsonMask
-    num_prompts: Annotated[int, Field(ge=0)]
-    acceptance: Annotated[float, Field(ge=0, le=1)]
-    predicted_speedup: float
-    measured_speedup: float | None = None
-    mask_of: str | None = None
-    """Whose mask it is: the domain's own, another's that does as well, or the mixed one."""
-
-
-class Manifest(Strict):
-    """`manifest.json`: everything but the anchor vectors."""
-
-    format: Literal["knnssd-artifact"] = "knnssd-artifact"
-    format_version: int = FORMAT_VERSION
-    model_fingerprint: str
-    model_name: str
-    num_layers: int
-    hidden_size: int
-    dtype: str
-    chat_template_hash: str
-    domains: Annotated[list[DomainRecord], Field(min_length=1)]
-    mixed: DomainRecord
-    anchor_domains: Annotated[list[int], Field(min_length=1)]
-    """Index into `domains` of each anchor row."""
-    similarity_threshold: float
-    """Centred cosine under which a prompt is out of domain and drafts with the mixed mask."""
-    false_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of held-out prompts of the domains that fall under the threshold."""
-    false_accept_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of prompts above it, each domain in turn taken for an unknown one."""
-    max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)]
-    confidence: Annotated[float, Field(ge=0, le=1)]
-    seed: int
-    settings: dict[str, JsonValue] = {}
-    """All options of the calibration; with the same prompts, model and versions they repeat it."""
-    prompts_digest: str | None = None
-    created: str
-    versions: dict[str, str] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def check_version(cls, data: object) -> object:
-        """First of all: another version's fields would be misread as errors."""
-        version = data.get("format_version", FORMAT_VERSION) if isinstance(data, dict) else FORMAT_VERSION
-        if version != FORMAT_VERSION:
-            raise ValueError(f"artifact format {version}, this server reads {FORMAT_VERSION}")
-        return data
-
-    @model_validator(mode="after")
-    def check_domains(self) -> Self:
-        """Names are distinct, anchors belong to domains, and masks name layers that the model has."""
-        names = [domain.name for domain in self.domains]
-        if len(set(names)) < len(names) or OTHER_DOMAIN in names:
-            raise ValueError(f"domain names differ from each other and from {OTHER_DOMAIN!r}")
-        if any(not 0 <= i < len(names) for i in self.anchor_domains):
-            raise ValueError("an anchor names a domain that is not in the manifest")
-        layers = [i for d in [*self.domains, self.mixed] for i in [*d.mask.attention, *d.mask.mlp]]
-        if any(not 0 <= i < self.num_layers for i in layers):
-            raise ValueError(f"a mask names a layer outside 0..{self.num_layers - 1}")
-        return self
-
-
-class RoutingArtifact:
-    """A manifest with its anchors [num_anchors, hidden_size] and their centre [hidden_size], fp32."""
-
-    def __init__(self, manifest: Manifest, anchors: Tensor, centre: Tensor) -> None:
+    def __init__(self, manifest: Manifest, anchors: Tensor, centre: Tensor, vocabularies: Mapping[str, Tensor]) -> None:
+        """Raises `ValueError` where a vocabulary has a token twice."""
         self.manifest = manifest
         self.anchors = anchors
         self.centre = centre
+        self.vocabularies = vocabularies
+        self.draft_vocabularies = {name: DraftVocabulary(tuple(ids.tolist())) for name, ids in vocabularies.items()}
+
+    def draft_model(self, record: DomainRecord) -> DraftModel:
+        """The draft of one of the manifest's records; drafts of one vocabulary share its object, and so their heads."""
+        draft = record.draft
+        vocabulary = None if draft.vocabulary_size is None else self.draft_vocabularies[record.draft_owner]
+        return DraftModel(draft.mask, vocabulary, draft.is_low_bit, draft.max_draft, draft.confidence)
 
     def save(self, folder: Path) -> None:
-        """Writes both files, each at once or not at all: an interruption leaves what was there before."""
+        """Writes the files, each at once or not at all: an interruption leaves what was there before."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"anchors": self.anchors.float().contiguous(), "centre": self.centre.float().contiguous()}
-        contents = {"anchors.safetensors": save(tensors), "manifest.json": self.manifest_text.encode()}
+        drafts = {tensor_name(name): ids.int().contiguous() for name, ids in self.vocabularies.items()}
+        contents = {DRAFTS: save(drafts)} if drafts else {}
+        contents |= {ANCHORS: save(tensors), MANIFEST: self.manifest_text.encode()}
         for name, content in contents.items():
             (folder / (name + ".part")).write_bytes(content)
         for name in contents:
             os.replace(folder / (name + ".part"), folder / name)
+        if not drafts:
+            (folder / DRAFTS).unlink(missing_ok=True)
 
     @property
     def manifest_text(self) -> str:
@@ -158,29 +66,19 @@ class RoutingArtifact:
     @classmethod
     def load(cls, folder: Path) -> "RoutingArtifact":
         """Reads and checks a folder; raises `ArtifactError` with one sentence that says what is wrong."""
-        path = folder / "manifest.json"
-        if not path.exists():
-            raise ArtifactError(f"no routing artifact in {folder}: run `knn-ssd-offline calibrate --out {folder}`")
-        again = "run `knn-ssd-offline calibrate` again"
-        try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise ArtifactError(f"{path} is not a routing artifact: {where}: {first['msg']}; {again}") from error
-        path = folder / "anchors.safetensors"
-        try:
-            tensors = load_file(path)
-        except Exception as error:
-            raise ArtifactError(f"{path} cannot be read: {error}; {again}") from error
+        manifest = read_manifest(folder)
+        path = folder / ANCHORS
+        tensors = read_tensors(path)
         shapes = {"anchors": (len(manifest.anchor_domains), manifest.hidden_size), "centre": (manifest.hidden_size,)}
         for name, shape in shapes.items():
             if name not in tensors or tensors[name].shape != shape or not tensors[name].isfinite().all():
-                raise ArtifactError(f"{path} holds no finite tensor {name!r} of shape {shape}; {again}")
-        return cls(manifest, tensors["anchors"], tensors["centre"])
+                raise ArtifactError(f"{path} holds no finite tensor {name!r} of shape {shape}; {AGAIN}")
+        return cls(manifest, tensors["anchors"], tensors["centre"], read_vocabularies(folder / DRAFTS, manifest))
 
-    def check_model(self, fingerprint: str, template_hash: str, folder: Path) -> None:
-        """Refuses an artifact made for another model or chat template."""
+    def check_model(
+        self, fingerprint: str, template_hash: str, folder: Path, vocabulary_size: int | None = None
+    ) -> None:
+        """Refuses an artifact made for another model or chat template, or with ids beyond the model's vocabulary."""
         if self.manifest.model_fingerprint != fingerprint:
             raise ArtifactError(
                 f"{folder} was made for the model {self.manifest.model_name!r} with other weights: "
@@ -190,3 +88,51 @@ class RoutingArtifact:
             raise ArtifactError(
                 f"{folder} was made with another chat template: run `knn-ssd-offline calibrate` for this model"
             )
+        for name, ids in self.vocabularies.items():
+            if vocabulary_size is not None and int(ids.max()) >= vocabulary_size:
+                raise ArtifactError(
+                    f"{folder / DRAFTS} has token {int(ids.max())} in {tensor_name(name)!r}, "
+                    f"and the model has 0 to {vocabulary_size - 1}; {AGAIN}"
+                )
+
+
+def tensor_name(domain: str) -> str:
+    """The name of a domain's vocabulary in `drafts.safetensors`."""
+    return f"vocabulary.{domain}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ArtifactError(f"no routing artifact in {folder}: run `knn-ssd-offline calibrate --out {folder}`")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ArtifactError(f"{path} is not a routing artifact: {where}: {first['msg']}; {AGAIN}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
+
+
+def read_vocabularies(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The vocabularies that the manifest's drafts have; without one the file is not read."""
+    sized = [record for record in manifest.records if record.draft.vocabulary_size is not None]
+    tensors = read_tensors(path) if sized else {}
+    vocabularies = {}
+    for record in sized:
+        name, size = tensor_name(record.draft_owner), record.draft.vocabulary_size
+        ids = tensors.get(name)
+        if ids is None or ids.dtype != torch.int32 or ids.shape != (size,):
+            raise ArtifactError(f"{path} holds no tensor {name!r} of {size} token ids in int32; {AGAIN}")
+        if int(ids.min()) < 0:
+            raise ArtifactError(f"{path} has a token below 0 in {name!r}; {AGAIN}")
+        if len(ids.unique()) < len(ids):
+            raise ArtifactError(f"{path} has a token twice in {name!r}; {AGAIN}")
+        vocabularies[record.draft_owner] = ids
+    return vocabularies

@@ -1,4 +1,7 @@
-"""The prompt's hidden vector selects the mask: nearest anchor by centred cosine, through HNSW."""
+"""The prompt's hidden vector selects the draft: nearest anchor by centred cosine, through HNSW."""
+
+from dataclasses import replace
+from typing import Any
 
 import hnswlib
 import numpy as np
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 from server.engine.masks.artifact import RoutingArtifact
+from server.engine.masks.manifest import DomainRecord
 from server.engine.types import OTHER_DOMAIN, DraftModel, Route
 
 
@@ -15,18 +19,27 @@ def prompt_vector(hidden: Tensor) -> Tensor:
 
 
 class Router:
-    """Maps a prompt vector to a `Route`; below the artifact's threshold to the mixed mask.
+    """Maps a prompt vector to a `Route`; below the artifact's threshold to the mixed draft.
 
     The anchors' mean is subtracted before the cosine: raw hidden states share a large common
     direction, which would hide the distance between domains.
     """
 
-    def __init__(self, artifact: RoutingArtifact) -> None:
+    def __init__(
+        self, artifact: RoutingArtifact, max_draft: int | None = None, confidence: float | None = None
+    ) -> None:
+        """`max_draft` and `confidence`, where given, go before those of all the artifact's drafts."""
         manifest = artifact.manifest
+        given = {"max_draft": max_draft, "confidence": confidence}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+
+        def draft_of(record: DomainRecord) -> DraftModel:
+            return replace(artifact.draft_model(record), **changes)
+
         self.threshold = manifest.similarity_threshold
         self.centre = artifact.centre.float()
-        self.routes = [Route(domain.name, DraftModel(domain.mask)) for domain in manifest.domains]
-        self.mixed = Route(OTHER_DOMAIN, DraftModel(manifest.mixed.mask))
+        self.routes = [Route(domain.name, draft_of(domain)) for domain in manifest.domains]
+        self.mixed = Route(OTHER_DOMAIN, draft_of(manifest.mixed))
         self.anchor_domains = manifest.anchor_domains
         self.index = hnswlib.Index(space="cosine", dim=manifest.hidden_size)
         self.index.init_index(max_elements=len(self.anchor_domains), random_seed=0)
@@ -45,7 +58,12 @@ class Router:
 
     def named(self, domain: str) -> Route | None:
         """The route of a domain by name, or None where the artifact has no such domain."""
-        return next((route for route in [*self.routes, self.mixed] if route.domain == domain), None)
+        return next((route for route in self.all if route.domain == domain), None)
+
+    @property
+    def all(self) -> list[Route]:
+        """The route of each domain, and last the mixed one."""
+        return [*self.routes, self.mixed]
 
     @property
     def domains(self) -> list[str]:

@@ -41,8 +41,15 @@ class Decoder:
 
     @property
     def draft(self) -> "Decoder":
-        """What drafts are computed with: a copy in fewer bits where there is one, else the decoder itself."""
+        """What calibration drafts with: the copy in fewer bits where there is one, else the decoder itself."""
         return self.low_bit or self
+
+    def drafting(self, draft: DraftModel) -> "Decoder":
+        """What computes these drafts; those in fewer bits need the copy."""
+        if not draft.is_low_bit:
+            return self
+        assert self.low_bit is not None
+        return self.low_bit
 
     def new_cache(self, num_slots: int, max_length: int) -> KVCache:
         return KVCache(self.config, num_slots, max_length, self.dtype, self.device)

@@ -67,8 +67,8 @@ class DraftingParts:
 
     @cached_property
     def heads(self) -> DraftHeads:
-        """Those of the decoder that computes drafts; drafters share them."""
-        return DraftHeads(self.model.draft)
+        """Drafters share them."""
+        return DraftHeads(self.model)
 
 
 class Drafter(Protocol):
@@ -98,6 +98,10 @@ class Drafter(Protocol):
     def propose(self, sequences: list[Sequence]) -> Proposals:
         """At most `draft_limit` ids for each (a free one up to its `grown_draft_limit`), to follow its last id."""
         ...
+
+    def can_draft(self, sequence: Sequence) -> bool:
+        """Whether it may be picked for this sequence; one that is not free is asked in each step."""
+        return True
 
     def learn(self, sequence: Sequence, feedback: Feedback) -> None:
         """Hears of every proposal after its step; the emitted ids are not yet among the sequence's."""

@@ -76,7 +76,7 @@ class Speculator:
             if name in self.free:
                 if found := self.free[name].get(sequence.id):
                     options[name] = len(found)
-            elif not (self.drafters[name].needs_draft_model and sequence.route.draft.is_full):
+            elif self.drafters[name].can_draft(sequence):
                 options[name] = 0
         return options
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import torch
 
-from server.engine import Checkpoint, kernel_build, load_checkpoint
+from server.engine import Checkpoint, RoutingArtifact, kernel_build, load_checkpoint
 from tests.api.live import make_worker, serve
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -92,3 +92,63 @@ def test_metrics_say_what_is_served_and_who_drafted(with_copy: httpx.Client, wit
     other = without_copy.get("/metrics").text
     assert 'draft_weights="none"' in other
     assert 'knnssd_drafter_draft_tokens_total{drafter="low-bit"} 0.0' in other
+
+
+VOCABULARY = torch.arange(40, 130, dtype=torch.int32)
+
+
+@pytest.fixture(scope="module")
+def over_vocabulary(small: Checkpoint, tiny_artifact: RoutingArtifact) -> Iterator[httpx.Client]:
+    """Stories and sql draft over a vocabulary, sql with the copy too; others as the tiny artifact has it."""
+    if kernel_build() == "none":
+        pytest.skip("no kernels for this processor")
+    stories, sql = tiny_artifact.manifest.domains
+    drafts = [
+        stories.draft.model_copy(update={"vocabulary_size": 90}),
+        sql.draft.model_copy(update={"vocabulary_size": 90, "is_low_bit": True, "max_draft": 20, "confidence": 0.0}),
+    ]
+    domains = [
+        record.model_copy(update={"draft": draft, "draft_of": "stories"})
+        for record, draft in zip((stories, sql), drafts, strict=True)
+    ]
+    manifest = tiny_artifact.manifest.model_copy(update={"domains": domains, "draft_weights": "int4"})
+    artifact = RoutingArtifact(manifest, tiny_artifact.anchors, tiny_artifact.centre, {"stories": VOCABULARY})
+    worker, _ = make_worker(small, artifact, draft_weights="int4")
+    with serve(worker) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+def test_models_and_answers_say_how_a_domain_is_drafted_for(over_vocabulary: httpx.Client) -> None:
+    (card,) = over_vocabulary.get("/v1/models").json()["data"]
+    assert over_vocabulary.get("/v1/models/tiny").json() == card
+    assert {name: (draft["vocabulary_size"], draft["is_low_bit"]) for name, draft in card["drafts"].items()} == {
+        "stories": (90, False),
+        "sql": (90, True),
+        "other": (None, False),
+    }
+    texts = set()
+    for domain, draft in card["drafts"].items():
+        for method in ("plain", "skip", "cascade"):
+            asked = {"method": method, "domain": domain}
+            answer = ask(over_vocabulary, "/v1/completions", method, temperature=0, speculation=asked).json()
+            figures = answer["metrics"]["speculative_decoding"]
+            assert (figures["domain"], figures["draft"]) == (domain, draft)
+            assert (figures["num_draft_tokens"] > 0) == (method != "plain")
+            assert figures["num_spec_tokens"] == (20 if domain == "sql" else 16)
+            assert sum(figures["acceptance_histogram"]) == figures["num_spec_steps"]
+            texts.add(answer["choices"][0]["text"])
+    assert len(texts) == 1
+
+
+def test_without_an_artifact_there_are_no_drafts_to_tell_of(without_copy: httpx.Client) -> None:
+    (card,) = without_copy.get("/v1/models").json()["data"]
+    assert (card["domains"], card["drafts"]) == ([], {})
+    answer = ask(without_copy, "/v1/completions", "cascade").json()
+    assert answer["metrics"]["speculative_decoding"]["draft"] == {
+        "skipped_attention": 0,
+        "skipped_mlp": 0,
+        "vocabulary_size": None,
+        "is_low_bit": False,
+        "max_draft": None,
+        "confidence": None,
+    }

@@ -46,7 +46,9 @@ def test_what_is_saved_is_loaded(tiny_artifact: RoutingArtifact, tmp_path: Path)
     assert loaded.manifest == tiny_artifact.manifest
     assert torch.equal(loaded.anchors, tiny_artifact.anchors)
     assert torch.equal(loaded.centre, tiny_artifact.centre)
-    assert [d.mask for d in loaded.manifest.domains] == [d.mask for d in tiny_artifact.manifest.domains]
+    assert [d.draft for d in loaded.manifest.records] == [d.draft for d in tiny_artifact.manifest.records]
+    assert not loaded.vocabularies
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "anchors.safetensors"}
 
 
 def test_saving_twice_writes_the_same_bytes(folder: Path) -> None:
@@ -56,7 +58,7 @@ def test_saving_twice_writes_the_same_bytes(folder: Path) -> None:
 
 
 def test_bf16_anchors_are_saved_in_fp32(tiny_artifact: RoutingArtifact, tmp_path: Path) -> None:
-    RoutingArtifact(tiny_artifact.manifest, tiny_artifact.anchors.bfloat16(), tiny_artifact.centre).save(tmp_path)
+    RoutingArtifact(tiny_artifact.manifest, tiny_artifact.anchors.bfloat16(), tiny_artifact.centre, {}).save(tmp_path)
     assert RoutingArtifact.load(tmp_path).anchors.dtype == torch.float32
 
 
@@ -77,16 +79,21 @@ def test_a_broken_manifest_is_refused(folder: Path, content: bytes) -> None:
 
 FIELD_EDITS: dict[str, Edit] = {
     "format": lambda m: m.update(format="something-else"),
-    "max_draft": lambda m: m.update(max_draft=-3),
-    "confidence": lambda m: m.update(confidence=7.0),
+    "domains.0.draft.max_draft": lambda m: m["domains"][0]["draft"].update(max_draft=-3),
+    "domains.1.draft.confidence": lambda m: m["domains"][1]["draft"].update(confidence=7.0),
+    "mixed.draft.confidence": lambda m: m["mixed"]["draft"].pop("confidence"),
+    "mixed.draft.vocabulary_size": lambda m: m["mixed"]["draft"].update(vocabulary_size=0),
+    "domains.0.draft.is_low_bit": lambda m: m["domains"][0]["draft"].update(is_low_bit="a bit"),
+    "draft_weights": lambda m: m.update(draft_weights="int5"),
+    "max_draft": lambda m: m.update(max_draft=3),
     "anchor_domains": lambda m: m.update(anchor_domains=[]),
     "num_layers": lambda m: m.pop("num_layers"),
-    "mixed.mask": lambda m: m["mixed"].pop("mask"),
+    "mixed.draft": lambda m: m["mixed"].pop("draft"),
     "anchor_colour": lambda m: m.update(anchor_colour="red"),
-    "domains.0.mask.embedding": lambda m: m["domains"][0]["mask"].update(embedding=[1]),
+    "domains.0.draft.mask.embedding": lambda m: m["domains"][0]["draft"]["mask"].update(embedding=[1]),
     "domains.1.name": lambda m: m["domains"][1].update(name=""),
     "similarity_threshold": lambda m: m.update(similarity_threshold="high"),
-    "domains.0.mask.attention.0": lambda m: m["domains"][0]["mask"].update(attention=["first"]),
+    "domains.0.draft.mask.attention.0": lambda m: m["domains"][0]["draft"]["mask"].update(attention=["first"]),
 }
 
 
@@ -98,12 +105,16 @@ def test_a_missing_unknown_or_wrong_field_is_named(folder: Path, field: str) -> 
 
 SHAPE_EDITS: dict[str, tuple[Edit, str]] = {
     "version": (lambda m: m.update(format_version=99, new_field=1), "artifact format 99"),
+    "the version before": (lambda m: m.update(format_version=1, max_draft=4), "artifact format 1, this server reads 2"),
+    "a domain named as the mixed one": (lambda m: m["domains"][1].update(name="mixed"), "domain names differ"),
+    "a draft of no domain": (lambda m: m["domains"][1].update(draft_of="poems"), "that of 'poems', which is not in"),
+    "a copy that is not named": (lambda m: m["mixed"]["draft"].update(is_low_bit=True), "names no copy of the model"),
     "two domains of one name": (lambda m: m["domains"][1].update(name="stories"), "domain names differ"),
     "a domain named other": (lambda m: m["domains"][1].update(name="other"), "domain names differ"),
     "anchor count": (lambda m: m.update(anchor_domains=[0]), "shape"),
     "hidden size": (lambda m: m.update(hidden_size=7), "shape"),
-    "layer above": (lambda m: m["domains"][0]["mask"].update(attention=[4]), "layer outside 0..3"),
-    "layer below": (lambda m: m["mixed"]["mask"].update(mlp=[-1]), "layer outside 0..3"),
+    "layer above": (lambda m: m["domains"][0]["draft"]["mask"].update(attention=[4]), "layer outside 0..3"),
+    "layer below": (lambda m: m["mixed"]["draft"]["mask"].update(mlp=[-1]), "layer outside 0..3"),
     "anchor of no domain": (lambda m: m.update(anchor_domains=[0, 2]), "a domain that is not in the manifest"),
 }
 

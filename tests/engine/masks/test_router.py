@@ -18,7 +18,7 @@ def with_anchors(
         "hidden_size": anchors.shape[1],
         "similarity_threshold": threshold,
     }
-    return RoutingArtifact(artifact.manifest.model_copy(update=changes), anchors, centre)
+    return RoutingArtifact(artifact.manifest.model_copy(update=changes), anchors, centre, artifact.vocabularies)
 
 
 AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])

@@ -19,13 +19,16 @@ from server.engine.types import DraftModel
 class ChainDrafter(Drafter):
     """Chains of a cheaper pass of the model, a token a pass; sequences of the same draft model share a batch.
 
-    A chain ends at its limit, at a stop token, and after a token whose top probability is under
-    `confidence`: at 0.5, after the first token that the draft itself would bet against. It ends before a token
-    where nothing of its vocabulary may come next.
+    A chain ends at its limit, at a stop token, and after a token whose top probability is under its draft
+    model's confidence: at 0.5, after the first token that the draft itself would bet against. It ends before a
+    token where nothing of its vocabulary may come next.
     """
 
     def __init__(self, model: Decoder, cache: KVCache, confidence: float, heads: DraftHeads | None = None) -> None:
-        """`model` computes the drafts; it has the cache of the model that checks them."""
+        """`model` checks the drafts, and computes them where they are not low-bit; its copy has the same cache.
+
+        `confidence` is that of draft models without one.
+        """
         self.model = model
         self.cache = cache
         self.confidence = confidence
@@ -33,7 +36,7 @@ class ChainDrafter(Drafter):
 
     @classmethod
     def of(cls, parts: DraftingParts) -> Self:
-        return cls(parts.model.draft, parts.cache, parts.confidence, parts.heads)
+        return cls(parts.model, parts.cache, parts.confidence, parts.heads)
 
     @abstractmethod
     def draft_model(self, sequence: Sequence) -> DraftModel:
@@ -42,8 +45,9 @@ class ChainDrafter(Drafter):
     def propose(self, sequences: list[Sequence]) -> Proposals:
         groups: dict[DraftModel, list[Sequence]] = defaultdict(list)
         for sequence in sequences:
-            if sequence.draft_limit > 0:
-                groups[self.draft_model(sequence)].append(sequence)
+            draft = self.draft_model(sequence)
+            if sequence.chain_limit(draft) > 0:
+                groups[draft].append(sequence)
         proposals: Proposals = {}
         for draft, group in groups.items():
             proposals |= self.chains(group, draft)
@@ -51,23 +55,23 @@ class ChainDrafter(Drafter):
 
     def chains(self, group: list[Sequence], draft: DraftModel) -> Proposals:
         """Chains of one draft model; where all are greedy the kernels run them whole, without a return to Python."""
-        head = self.heads.grown(draft.vocabulary, group) if draft.vocabulary else None
-        if self.model.native is None or not all(sequence.is_plainly_greedy for sequence in group):
+        decoder, head = self.model.drafting(draft), self.heads.grown(draft, group)
+        if decoder.native is None or not all(sequence.is_plainly_greedy for sequence in group):
             return self.drawn_chains(group, draft, head)
         batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
-        limits, rows = [sequence.draft_limit for sequence in group], head.native if head else None
-        chains = self.model.native.draft(batch, self.cache, draft, limits, self.confidence, rows)
+        limits, rows = [sequence.chain_limit(draft) for sequence in group], head.native if head else None
+        chains = decoder.native.draft(batch, self.cache, draft, limits, self.needed_confidence(draft), rows)
         return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True)}
 
     def drawn_chains(self, group: list[Sequence], draft: DraftModel, head: DraftHead | None) -> Proposals:
         """The same for tokens that are drawn as their requests ask, a pass after the other."""
         drafts: Proposals = {sequence.id: [] for sequence in group}
-        active = group
+        decoder, active = self.model.drafting(draft), group
         while active:
             rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
             batch = TokenBatch.of(rows, self.cache)
-            hidden = self.model.forward(batch, self.cache, draft)
-            logits = adjusted((head or self.model).logits(hidden), [s.span(drafts[s.id]) for s in active])
+            hidden = decoder.forward(batch, self.cache, draft)
+            logits = adjusted((head or decoder).logits(hidden), [s.span(drafts[s.id]) for s in active])
             if head:
                 # Of a vocabulary a grammar may leave nothing.
                 is_open = logits.amax(-1) > float("-inf")
@@ -76,12 +80,15 @@ class ChainDrafter(Drafter):
             tokens, tops = draw_with_confidence(logits, draws)
             for sequence, token in zip(active, tokens, strict=True):
                 drafts[sequence.id].append(token)
-            active = [s for s, top in zip(active, tops, strict=True) if self.goes_on(s, drafts[s.id], top)]
+            active = [s for s, top in zip(active, tops, strict=True) if self.goes_on(s, draft, drafts[s.id], top)]
         return drafts
 
-    def goes_on(self, sequence: Sequence, draft: list[int], top: float) -> bool:
-        is_end = draft[-1] in sequence.request.stop.token_ids
-        return len(draft) < sequence.draft_limit and top >= self.confidence and not is_end
+    def goes_on(self, sequence: Sequence, draft: DraftModel, ids: list[int], top: float) -> bool:
+        is_end = ids[-1] in sequence.request.stop.token_ids
+        return len(ids) < sequence.chain_limit(draft) and top >= self.needed_confidence(draft) and not is_end
+
+    def needed_confidence(self, draft: DraftModel) -> float:
+        return self.confidence if draft.confidence is None else draft.confidence
 
     def forget(self, sequence: Sequence) -> None:
         self.heads.forget(sequence)

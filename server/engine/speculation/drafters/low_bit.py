@@ -15,4 +15,4 @@ class LowBitDrafter(ChainDrafter):
     needs_draft_weights = True
 
     def draft_model(self, sequence: Sequence) -> DraftModel:
-        return DraftModel(vocabulary=sequence.route.draft.vocabulary)
+        return DraftModel(vocabulary=sequence.route.draft.vocabulary, is_low_bit=True)

@@ -1,4 +1,4 @@
-"""Drafts as the route says: the model itself, some attention and MLP sub-layers left out, or over fewer tokens."""
+"""Drafts as the route says: some attention and MLP sub-layers left out, over fewer tokens, in fewer bits."""
 
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import Proposals, register
@@ -8,7 +8,7 @@ from server.engine.types import DraftModel
 
 @register
 class SkipDrafter(ChainDrafter):
-    """Chains of the route's draft model, with draft weights of the low-bit copy; none where it is the full model."""
+    """Chains of the route's draft model; none where that is the full model, or of a copy that is not there."""
 
     name = "skip"
     summary = "the model with its route's sub-layers skipped"
@@ -18,4 +18,8 @@ class SkipDrafter(ChainDrafter):
         return sequence.route.draft
 
     def propose(self, sequences: list[Sequence]) -> Proposals:
-        return super().propose([sequence for sequence in sequences if not sequence.route.draft.is_full])
+        return super().propose([sequence for sequence in sequences if self.can_draft(sequence)])
+
+    def can_draft(self, sequence: Sequence) -> bool:
+        draft = sequence.route.draft
+        return not draft.is_full and (not draft.is_low_bit or self.model.low_bit is not None)

@@ -1,0 +1,32 @@
+"""What `/v1/models` and the metrics of an answer say about a draft model."""
+
+from typing import Self
+
+from pydantic import BaseModel
+
+from server.engine import DraftModel
+
+
+class DraftCard(BaseModel):
+    """A draft model: sub-layers that it leaves out, tokens that it scores, its weights, and where its drafts end.
+
+    A vocabulary of null is the whole one, a length or confidence of null the engine's.
+    """
+
+    skipped_attention: int
+    skipped_mlp: int
+    vocabulary_size: int | None
+    is_low_bit: bool
+    max_draft: int | None
+    confidence: float | None
+
+    @classmethod
+    def of(cls, draft: DraftModel) -> Self:
+        return cls(
+            skipped_attention=len(draft.mask.attention),
+            skipped_mlp=len(draft.mask.mlp),
+            vocabulary_size=len(draft.vocabulary.token_ids) if draft.vocabulary else None,
+            is_low_bit=draft.is_low_bit,
+            max_draft=draft.max_draft,
+            confidence=draft.confidence,
+        )
