@@ -1,11 +1,12 @@
-"""Stage 4: anchors and masks -> the routing artifact, with speed-ups measured by decoding held-out prompts."""
+"""Stage 4: anchors and drafts -> the routing artifact, with speed-ups measured by decoding held-out prompts."""
 
 from datetime import UTC, datetime
 from pathlib import Path
 
 from offline.calibration.anchors import Anchors
 from offline.calibration.collect import Collection
-from offline.calibration.scoring.decoding import heldout_jobs, mask_decoding
+from offline.calibration.scoring.decoding import DraftDecoding, heldout_jobs
+from offline.calibration.scoring.drafts import Vocabularies
 from offline.calibration.search.verdicts import Verdict, Verdicts
 from offline.evaluation.measure import measure
 from offline.evaluation.summary import MEAN, Interval, summarise
@@ -13,7 +14,7 @@ from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED, PromptSet
 from offline.records import StageRecord, digest_of, reused_or_made, versions
 from offline.settings import CalibrationSettings
-from server.engine import PLAIN, DomainRecord, DraftModel, Manifest, Route, RoutingArtifact
+from server.engine import PLAIN, DomainRecord, Manifest, RoutingArtifact
 
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
@@ -27,37 +28,47 @@ class Measured(StageRecord):
     speedups: dict[str, Interval]
 
 
-def measure_masks(
-    loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings, work: Path
+def measure_drafts(
+    loaded: LoadedModel,
+    collection: Collection,
+    vocabularies: Vocabularies,
+    verdicts: Verdicts,
+    settings: CalibrationSettings,
+    work: Path,
 ) -> Measured:
-    """The measured speed-ups of the verdicts' masks; none where `--measure-prompts` is 0."""
+    """The measured speed-ups of the verdicts' drafts; none where `--measure-prompts` is 0."""
     digest = digest_of(verdicts.digest, settings.measure_prompts, settings.seed)
 
     def make() -> Measured:
-        found = decode_heldout(loaded, collection, verdicts, settings) if settings.measure_prompts else {}
-        return Measured(digest=digest, speedups=found)
+        if not settings.measure_prompts:
+            return Measured(digest=digest, speedups={})
+        return Measured(digest=digest, speedups=decode_heldout(loaded, collection, vocabularies, verdicts, settings))
 
     return reused_or_made(work / "measured.json", Measured, digest, make)
 
 
 def decode_heldout(
-    loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings
+    loaded: LoadedModel,
+    collection: Collection,
+    vocabularies: Vocabularies,
+    verdicts: Verdicts,
+    settings: CalibrationSettings,
 ) -> dict[str, Interval]:
-    """Decodes some held-out prompts plainly, with their domain's mask and with the mixed one, in turn.
+    """Decodes some held-out prompts plainly, with their domain's draft and with the mixed one, in turn.
 
-    A domain is left out where both masks skip nothing: without drafts there is nothing to measure.
+    A domain is left out where both drafts are the model itself: without drafts there is nothing to measure.
     """
-    masks = {verdict.name: verdict.mask for verdict in verdicts.domains}
-    drafting = {name for name, mask in masks.items() if not (mask.is_empty and verdicts.mixed.mask.is_empty)}
+    own = {verdict.name: (verdict.choice, verdict.rule) for verdict in verdicts.domains}
+    mixed = dict.fromkeys(own, (verdicts.mixed.choice, verdicts.mixed.rule))
+    drafting = {name for name in own if not (own[name][0].is_full and mixed[name][0].is_full)}
     jobs = [job for job in heldout_jobs(collection, settings.measure_prompts) if job.domain in drafting]
     if not jobs:
         return {}
-    decoding = mask_decoding(loaded, [job.ids for job in jobs], verdicts.rule, MEASURED_TOKENS)
-    mixed = Route(MIXED, DraftModel(verdicts.mixed.mask))
+    decoding = DraftDecoding(loaded, vocabularies, [job.ids for job in jobs], MEASURED_TOKENS)
     runners = {
-        PLAIN: decoding.runner(PLAIN, lambda job: mixed),
-        "own": decoding.runner("skip", lambda job: Route(job.domain, DraftModel(masks[job.domain]))),
-        MIXED: decoding.runner("skip", lambda job: mixed),
+        PLAIN: decoding.runner(PLAIN, mixed),
+        "own": decoding.runner("skip", own),
+        MIXED: decoding.runner("skip", mixed),
     }
     rows = summarise(measure(runners, [[job] for job in jobs], repeats=MEASURED_REPEATS), settings.seed)
     measured = {row.domain: row.speedup for row in rows if row.method == "own" and row.domain != MEAN}
@@ -89,8 +100,8 @@ def pack(
         similarity_threshold=anchors.similarity_threshold,
         false_reject_rate=anchors.false_reject_rate,
         false_accept_rate=anchors.false_accept_rate,
-        max_draft=verdicts.rule.max_draft,
-        confidence=verdicts.rule.confidence,
+        max_draft=verdicts.mixed.rule.max_draft,
+        confidence=verdicts.mixed.rule.confidence,
         seed=settings.seed,
         settings=settings.model_dump(mode="json", include=set(CalibrationSettings.model_fields) - PLACES),
         prompts_digest=prompts.digest,
@@ -107,10 +118,10 @@ def record(verdict: Verdict, num_prompts: int, measured: Measured) -> DomainReco
     found = measured.speedups.get(verdict.name)
     return DomainRecord(
         name=verdict.name,
-        mask=verdict.mask,
+        mask=verdict.choice.mask,
         num_prompts=num_prompts,
         acceptance=verdict.score.acceptance,
         predicted_speedup=verdict.score.speedup,
         measured_speedup=found.median if found else None,
-        mask_of=verdict.mask_of,
+        mask_of=verdict.draft_of,
     )

@@ -48,15 +48,22 @@ class DraftVocabulary:
 
 @dataclass(frozen=True)
 class DraftModel:
-    """How drafts are computed: with which sub-layers, and over which tokens; None is all of them."""
+    """How drafts are computed, how long they grow and how sure they have to be.
+
+    Without a vocabulary a pass scores all tokens; without `max_draft` or `confidence` the engine's hold.
+    """
 
     mask: SkipMask = EMPTY_MASK
     vocabulary: DraftVocabulary | None = None
+    is_low_bit: bool = False
+    """With the copy of the weights in fewer bits."""
+    max_draft: int | None = None
+    confidence: float | None = None
 
     @property
     def is_full(self) -> bool:
         """Whether it is the model itself."""
-        return self.mask.is_empty and self.vocabulary is None
+        return self.mask.is_empty and self.vocabulary is None and not self.is_low_bit
 
 
 FULL_MODEL = DraftModel()

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from offline.__main__ import main
-from offline.calibration.search.search import DomainMasks
+from offline.calibration.search.search import DomainDrafts
 from offline.evaluation.evaluate import Evaluation, stream
 from offline.evaluation.measure import Job
 from offline.evaluation.methods import known_methods, needs_draft_weights
@@ -95,7 +95,7 @@ def test_finished_stages_are_reused_and_an_interrupted_one_is_made_again(
     (calibrated / "manifest.json").unlink()
     common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--measure-prompts", "1"]
     assert main(["calibrate", *common, "--out", str(calibrated), *FAST]) == 0
-    for stage in ("collect", "texts", "masks", "measured"):
+    for stage in ("collect", "texts", "vocabulary", "drafts", "measured"):
         assert f"{stage}: finished before, reused" in messages.text
         assert f"{stage}: started" not in messages.text
     assert "search: started" in messages.text
@@ -128,8 +128,8 @@ def test_unlabelled_prompts_get_domains(
 def test_the_objective_of_the_paper_is_timed(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--out", str(tmp_path), "--no-controls"]
     assert main(["search", *common, *FAST, "--budget", "2", "--objective", "wallclock"]) == 0
-    (path,) = tmp_path.glob("work/digits-*/masks.json")
-    found = DomainMasks.model_validate_json(path.read_bytes())
+    (path,) = tmp_path.glob("work/digits-*/drafts.json")
+    found = DomainDrafts.model_validate_json(path.read_bytes())
     assert not found.controls
     assert len(set(found.own.curve)) >= 1 and min(found.own.curve) > 0
     assert not list(tmp_path.glob("work/digits-*/trials-other-seed.jsonl"))
