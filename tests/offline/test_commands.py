@@ -9,11 +9,15 @@ import torch
 from pydantic import ValidationError
 
 from offline.__main__ import main
+from offline.calibration.scoring import drafts
 from offline.calibration.search.search import DomainDrafts
+from offline.calibration.search.trials import Trial
+from offline.calibration.search.verdicts import Verdicts
 from offline.evaluation.evaluate import Evaluation, stream
 from offline.evaluation.measure import Job
 from offline.evaluation.methods import known_methods, needs_draft_weights
 from offline.evaluation.peers.base import LLAMA_CPP
+from offline.prompts import MIXED
 from offline.records import log
 from server.engine import (
     Checkpoint,
@@ -185,6 +189,28 @@ def test_low_bit_drafts_are_measured(prompts: Path, tmp_path: Path, capsys: pyte
     (row,) = [row for row in found.results if (row.method, row.domain) == ("low-bit", "mean")]
     assert row.exact == 1.0
     assert row.acceptance is not None
+
+
+@pytest.mark.skipif(kernel_build() == "none", reason="no kernels for this processor")
+def test_drafts_of_a_copy_and_of_vocabularies_are_calibrated(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafts, "SIZES", (8, 16))
+    folder, out = save_random_model(tmp_path, tiny_config(head_dim=16)), tmp_path / "out"
+    common = ["--model", str(folder), "--prompts", str(prompts), "--out", str(out), "--no-controls"]
+    assert main(["calibrate", *common, *FAST, "--draft-weights", "int4", "--measure-prompts", "1"]) == 0
+    (path,) = out.glob("work/digits-*/trials-own.jsonl")
+    tried = [Trial.model_validate_json(line).choice for line in path.read_text().splitlines()[1:]]
+    assert {(each.vocabulary and each.vocabulary.size, each.is_low_bit) for each in tried[:6]} == {
+        (size, is_low_bit) for size in (None, 8, 16) for is_low_bit in (False, True)
+    }
+    assert all(each.vocabulary.of == "digits" for each in tried if each.vocabulary)
+    found = Verdicts.model_validate_json((out / "work" / "search.json").read_bytes())
+    assert all(set(each.parts) == {"mask", "vocabulary", "bits", "all"} for each in [*found.domains, found.mixed])
+    assert found.mixed.choice.vocabulary is None or found.mixed.choice.vocabulary.of == MIXED
+    manifest = RoutingArtifact.load(out).manifest
+    assert manifest.max_draft == found.mixed.rule.max_draft
+    assert [record.mask for record in manifest.domains] == [each.choice.mask for each in found.domains]
 
 
 def test_methods_without_an_artifact_need_none(
