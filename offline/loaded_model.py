@@ -9,8 +9,6 @@ from server.engine import (
     ChatError,
     Checkpoint,
     Decoder,
-    DraftModel,
-    SkipMask,
     TextCodec,
     add_draft,
     load_model,
@@ -53,10 +51,6 @@ class LoadedModel:
         precisions = self.model.precision, self.model.draft.precision
         device = self.checkpoint.device.type
         return digest_of(self.checkpoint.fingerprint, self.codec.template_hash, *precisions, device)
-
-    def draft_model(self, mask: SkipMask) -> DraftModel:
-        """Drafts with this mask, of the copy in fewer bits where there is one; with the empty mask there are none."""
-        return DraftModel(mask, is_low_bit=self.model.low_bit is not None and not mask.is_empty)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt in the model's chat template; raises `PromptError` where that refuses it."""

@@ -24,7 +24,7 @@ from server.engine import (
 
 
 class ObjectiveName(StrEnum):
-    """The quantity that a search for masks maximises."""
+    """The quantity that a search for drafts maximises."""
 
     SCORE = "score"
     WALLCLOCK = "wallclock"
@@ -102,11 +102,11 @@ class BitsSettings(CommandSettings):
 
 
 class CalibrationSettings(BitsSettings):
-    """Learns which sub-layers a draft can skip for each domain, and writes a routing artifact."""
+    """Learns with which drafts each domain is fastest, and writes a routing artifact."""
 
     out: Path = Field(description="folder of the artifact; the stages keep their files in its work/")
     prompts_per_domain: int = Field(100, ge=3, description="prompts used at most per domain")
-    search_prompts: int = Field(16, ge=1, description="of these, prompts per domain that masks are scored on")
+    search_prompts: int = Field(16, ge=1, description="of these, prompts per domain that drafts are scored on")
     heldout_prompts: int = Field(32, ge=1, description="of these, prompts per domain that results are judged on")
     continuation_tokens: int = Field(64, ge=8, description="tokens the full model writes per scored prompt")
     anchors_per_domain: int = Field(10, ge=1, description="k-means centres per domain")

@@ -1,12 +1,15 @@
-"""Stage 4: anchors and masks -> the routing artifact, with speed-ups measured by decoding held-out prompts."""
+"""Stage 4: anchors and drafts -> the routing artifact, with speed-ups measured by decoding held-out prompts."""
 
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from offline.calibration.anchors import Anchors
 from offline.calibration.collect import Collection
-from offline.calibration.scoring.decoding import heldout_jobs, mask_decoding
+from offline.calibration.scoring.decoding import DraftDecoding, heldout_jobs
+from offline.calibration.scoring.drafts import Vocabularies
 from offline.calibration.search.verdicts import Verdict, Verdicts
 from offline.evaluation.measure import measure
 from offline.evaluation.summary import MEAN, Interval, summarise
@@ -14,7 +17,7 @@ from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED, PromptSet
 from offline.records import StageRecord, digest_of, reused_or_made, versions
 from offline.settings import CalibrationSettings
-from server.engine import PLAIN, DomainRecord, DraftRecord, Manifest, Route, RoutingArtifact
+from server.engine import PLAIN, DomainRecord, DraftRecord, Manifest, RoutingArtifact
 
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
@@ -28,37 +31,47 @@ class Measured(StageRecord):
     speedups: dict[str, Interval]
 
 
-def measure_masks(
-    loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings, work: Path
+def measure_drafts(
+    loaded: LoadedModel,
+    collection: Collection,
+    vocabularies: Vocabularies,
+    verdicts: Verdicts,
+    settings: CalibrationSettings,
+    work: Path,
 ) -> Measured:
-    """The measured speed-ups of the verdicts' masks; none where `--measure-prompts` is 0."""
+    """The measured speed-ups of the verdicts' drafts; none where `--measure-prompts` is 0."""
     digest = digest_of(verdicts.digest, settings.measure_prompts, settings.seed)
 
     def make() -> Measured:
-        found = decode_heldout(loaded, collection, verdicts, settings) if settings.measure_prompts else {}
-        return Measured(digest=digest, speedups=found)
+        if not settings.measure_prompts:
+            return Measured(digest=digest, speedups={})
+        return Measured(digest=digest, speedups=decode_heldout(loaded, collection, vocabularies, verdicts, settings))
 
     return reused_or_made(work / "measured.json", Measured, digest, make)
 
 
 def decode_heldout(
-    loaded: LoadedModel, collection: Collection, verdicts: Verdicts, settings: CalibrationSettings
+    loaded: LoadedModel,
+    collection: Collection,
+    vocabularies: Vocabularies,
+    verdicts: Verdicts,
+    settings: CalibrationSettings,
 ) -> dict[str, Interval]:
-    """Decodes some held-out prompts plainly, with their domain's mask and with the mixed one, in turn.
+    """Decodes some held-out prompts plainly, with their domain's draft and with the mixed one, in turn.
 
-    A domain is left out where both masks skip nothing: without drafts there is nothing to measure.
+    A domain is left out where both drafts are the model itself: without drafts there is nothing to measure.
     """
-    masks = {verdict.name: verdict.mask for verdict in verdicts.domains}
-    drafting = {name for name, mask in masks.items() if not (mask.is_empty and verdicts.mixed.mask.is_empty)}
+    own = {each.name: vocabularies.draft_model(each.choice, each.rule) for each in verdicts.domains}
+    mixed = dict.fromkeys(own, vocabularies.draft_model(verdicts.mixed.choice, verdicts.mixed.rule))
+    drafting = {name for name in own if not (own[name].is_full and mixed[name].is_full)}
     jobs = [job for job in heldout_jobs(collection, settings.measure_prompts) if job.domain in drafting]
     if not jobs:
         return {}
-    decoding = mask_decoding(loaded, [job.ids for job in jobs], verdicts.rule, MEASURED_TOKENS)
-    mixed = Route(MIXED, loaded.draft_model(verdicts.mixed.mask))
+    decoding = DraftDecoding(loaded, [job.ids for job in jobs], MEASURED_TOKENS)
     runners = {
-        PLAIN: decoding.runner(PLAIN, lambda job: mixed),
-        "own": decoding.runner("skip", lambda job: Route(job.domain, loaded.draft_model(masks[job.domain]))),
-        MIXED: decoding.runner("skip", lambda job: mixed),
+        PLAIN: decoding.runner(PLAIN, mixed),
+        "own": decoding.runner("skip", own),
+        MIXED: decoding.runner("skip", mixed),
     }
     rows = summarise(measure(runners, [[job] for job in jobs], repeats=MEASURED_REPEATS), settings.seed)
     measured = {row.domain: row.speedup for row in rows if row.method == "own" and row.domain != MEAN}
@@ -73,17 +86,15 @@ def pack(
     anchors: Anchors,
     verdicts: Verdicts,
     measured: Measured,
+    vocabularies: Vocabularies,
     settings: CalibrationSettings,
 ) -> RoutingArtifact:
     """Saves the artifact in `settings.out` and returns it."""
     config = loaded.model.config
 
-    def packed(verdict: Verdict, num_prompts: int) -> DomainRecord:
-        mask, rule = verdict.mask, verdicts.rule
-        is_low_bit = loaded.draft_model(mask).is_low_bit
-        draft = DraftRecord(mask=mask, is_low_bit=is_low_bit, max_draft=rule.max_draft, confidence=rule.confidence)
-        return record(verdict, draft, num_prompts, measured)
-
+    verdicts_of = [*verdicts.domains, verdicts.mixed]
+    drafts = {each.draft_of: each.choice.vocabulary for each in verdicts_of if each.choice.vocabulary}
+    tokens = {name: torch.tensor(vocabularies.vocabulary(each).token_ids) for name, each in drafts.items()}
     manifest = Manifest(
         model_fingerprint=loaded.checkpoint.fingerprint,
         model_name=Path(loaded.checkpoint.name).name,
@@ -92,8 +103,8 @@ def pack(
         dtype=loaded.dtype,
         chat_template_hash=loaded.codec.template_hash,
         draft_weights=draft_weights(loaded, settings),
-        domains=[packed(each, len(collection.domains[each.name].prompts)) for each in verdicts.domains],
-        mixed=packed(verdicts.mixed, collection.num_prompts),
+        domains=[record(each, len(collection.domains[each.name].prompts), measured) for each in verdicts.domains],
+        mixed=record(verdicts.mixed, collection.num_prompts, measured),
         anchor_domains=anchors.domains,
         similarity_threshold=anchors.similarity_threshold,
         false_reject_rate=anchors.false_reject_rate,
@@ -104,7 +115,7 @@ def pack(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
     )
-    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre, {})
+    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre, tokens)
     artifact.save(settings.out)
     return artifact
 
@@ -116,9 +127,16 @@ def draft_weights(loaded: LoadedModel, settings: CalibrationSettings) -> Literal
     return "int4" if settings.draft_weights == "auto" else settings.draft_weights
 
 
-def record(verdict: Verdict, draft: DraftRecord, num_prompts: int, measured: Measured) -> DomainRecord:
+def record(verdict: Verdict, num_prompts: int, measured: Measured) -> DomainRecord:
     """A verdict in the form that the artifact keeps."""
-    found = measured.speedups.get(verdict.name)
+    found, choice = measured.speedups.get(verdict.name), verdict.choice
+    draft = DraftRecord(
+        mask=choice.mask,
+        vocabulary_size=choice.vocabulary.size if choice.vocabulary else None,
+        is_low_bit=choice.is_low_bit,
+        max_draft=verdict.rule.max_draft,
+        confidence=verdict.rule.confidence,
+    )
     return DomainRecord(
         name=verdict.name,
         draft=draft,
@@ -126,5 +144,5 @@ def record(verdict: Verdict, draft: DraftRecord, num_prompts: int, measured: Mea
         acceptance=verdict.score.acceptance,
         predicted_speedup=verdict.score.speedup,
         measured_speedup=found.median if found else None,
-        draft_of=verdict.mask_of,
+        draft_of=verdict.draft_of,
     )

@@ -3,20 +3,22 @@
 Each is a function of the files that the stages before it left; a command runs all stages up to its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from offline.calibration.anchors import place_anchors
 from offline.calibration.collect import Collection, collect
-from offline.calibration.pack import measure_masks, pack
+from offline.calibration.pack import measure_drafts, pack
 from offline.calibration.report.report import write_report
 from offline.calibration.result import Calibration
 from offline.calibration.scoring.continuations import Texts, write_texts
 from offline.calibration.scoring.cost import CostModel, measure_cost
 from offline.calibration.search.race import DomainTraces
-from offline.calibration.search.search import DomainMasks, search_domain
+from offline.calibration.search.search import DomainDrafts, search_domain
 from offline.calibration.search.verdicts import judge
+from offline.calibration.vocabulary import TokenCounts, count_tokens, rank_vocabularies
 from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED, read_prompts
 from offline.records import WORK, digest_of, folder_name
@@ -53,40 +55,65 @@ def calibrate(settings: CalibrationSettings, last: Stage = Stage.PACK) -> Done:
     anchors = place_anchors(collection, settings, work)
     if last is Stage.ANCHORS:
         return Done(f"{len(anchors.rows)} anchors in {work}")
-    # 3) the model's own texts and the cost of passes -> masks -> verdicts
+    # 3) the cost of passes, the model's own texts and their tokens -> drafts -> verdicts
     cost = measure_cost(loaded, work)
-    texts, found = search_masks(loaded, collection, cost.model, settings, work)
-    verdicts = judge(loaded, texts, found, cost.model, settings, work)
+    texts, counted = write_and_count(loaded, collection, settings, work)
+    vocabularies = rank_vocabularies(loaded, counted)
+    traces = {name: DomainTraces(loaded.model, vocabularies, each.search) for name, each in texts.items()}
+    found = search_drafts(loaded, traces, counted, cost.model, settings, work)
+    verdicts = judge(traces, texts, found, cost.model, settings, work)
     if last is Stage.SEARCH:
-        return Done(f"{verdicts.num_masks} masks for {len(verdicts.domains)} domains in {work}")
+        return Done(f"{verdicts.num_drafts} drafts for {len(verdicts.domains)} domains in {work}")
     # 4) everything -> the artifact and its report
-    measured = measure_masks(loaded, collection, verdicts, settings, work)
-    artifact = pack(loaded, prompts, collection, anchors, verdicts, measured, settings)
+    measured = measure_drafts(loaded, collection, vocabularies, verdicts, settings, work)
+    artifact = pack(loaded, prompts, collection, anchors, verdicts, measured, vocabularies, settings)
     calibration = Calibration(
-        loaded, work, artifact.manifest, collection, anchors, cost, texts, found, verdicts, measured
+        loaded,
+        work,
+        artifact.manifest,
+        collection,
+        anchors,
+        cost,
+        texts,
+        counted,
+        vocabularies,
+        found,
+        verdicts,
+        measured,
     )
     table = write_report(calibration, settings.out)
     return Done(f"{table}\n\nrouting artifact and report.html written to {settings.out}", calibration)
 
 
-def search_masks(
-    loaded: LoadedModel, collection: Collection, cost: CostModel, settings: CalibrationSettings, work: Path
-) -> tuple[dict[str, Texts], dict[str, DomainMasks]]:
-    """The texts of the domains, and the masks of the domains and of `mixed`."""
-    texts = {
-        name: write_texts(loaded, domain, settings, work / folder_name(name))
-        for name, domain in collection.domains.items()
-    }
-    traces = {name: DomainTraces(loaded.model, each.search) for name, each in texts.items()}
-    groups = {name: ([traces[name]], each.digest) for name, each in texts.items()}
-    groups[MIXED] = (list(traces.values()), digest_of([each.digest for each in texts.values()]))
-    found = {
-        name: search_domain(loaded, name, domains, digest, cost, settings, mask_folder(work, name))
+def write_and_count(
+    loaded: LoadedModel, collection: Collection, settings: CalibrationSettings, work: Path
+) -> tuple[dict[str, Texts], dict[str, TokenCounts]]:
+    """The texts of the domains, and their counted tokens."""
+    texts, counted = {}, {}
+    for name, domain in collection.domains.items():
+        folder = work / folder_name(name)
+        texts[name] = write_texts(loaded, domain, settings, folder)
+        counted[name] = count_tokens(loaded, domain, texts[name], settings, folder)
+    return texts, counted
+
+
+def search_drafts(
+    loaded: LoadedModel,
+    traces: Mapping[str, DomainTraces],
+    counted: Mapping[str, TokenCounts],
+    cost: CostModel,
+    settings: CalibrationSettings,
+    work: Path,
+) -> dict[str, DomainDrafts]:
+    """The drafts of the domains and of `mixed`."""
+    groups = {name: ([traces[name]], each.digest) for name, each in counted.items()}
+    groups[MIXED] = (list(traces.values()), digest_of([each.digest for each in counted.values()]))
+    return {
+        name: search_domain(loaded, name, domains, digest, cost, settings, draft_folder(work, name))
         for name, (domains, digest) in groups.items()
     }
-    return texts, found
 
 
-def mask_folder(work: Path, name: str) -> Path:
-    """The folder of a domain, or of the mixed mask, whose plain name no domain can have."""
+def draft_folder(work: Path, name: str) -> Path:
+    """The folder of a domain, or of the mixed draft, whose plain name no domain can have."""
     return work / (MIXED if name == MIXED else folder_name(name))

@@ -9,8 +9,10 @@ from offline.calibration.collect import Collection
 from offline.calibration.pack import Measured
 from offline.calibration.scoring.continuations import Texts
 from offline.calibration.scoring.cost import MeasuredCost
-from offline.calibration.search.search import DomainMasks
+from offline.calibration.scoring.drafts import Vocabularies
+from offline.calibration.search.search import DomainDrafts
 from offline.calibration.search.verdicts import Verdicts
+from offline.calibration.vocabulary import TokenCounts
 from offline.loaded_model import LoadedModel
 from server.engine import Manifest
 
@@ -19,7 +21,7 @@ from server.engine import Manifest
 class Calibration:
     """The records of all stages, the model that they are of, and the folder `work` where they are kept.
 
-    `texts` are by domain; `found` holds the masks of each domain and the mixed one.
+    `texts` and `counted` are by domain; `found` holds the drafts of each domain and the mixed one.
     """
 
     loaded: LoadedModel
@@ -29,6 +31,8 @@ class Calibration:
     anchors: Anchors
     cost: MeasuredCost
     texts: Mapping[str, Texts]
-    found: Mapping[str, DomainMasks]
+    counted: Mapping[str, TokenCounts]
+    vocabularies: Vocabularies
+    found: Mapping[str, DomainDrafts]
     verdicts: Verdicts
     measured: Measured

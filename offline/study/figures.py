@@ -10,14 +10,14 @@ from offline.evaluation.summary import Interval
 
 
 def draw_correlation(points: Sequence[tuple[float, float]], spearman: float) -> Figure:
-    """Measured over predicted speed, a dot per mask."""
+    """Measured over predicted speed, a dot per draft."""
     figure, axes = panel(5.5, 5)
     axes.scatter([x for x, _ in points], [y for _, y in points], s=22, color=COLOURS[0], alpha=0.8, linewidths=0)
     axes.axline((1, 1), slope=1, color="black", linewidth=0.8, linestyle="--", label="prediction = measurement")
     axes.grid(axis="both")
     axes.set_xlabel("predicted speed over plain decoding")
     axes.set_ylabel("measured")
-    axes.set_title(f"rank correlation {spearman:.2f} over {len(points)} masks", fontsize=10)
+    axes.set_title(f"rank correlation {spearman:.2f} over {len(points)} drafts", fontsize=10)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -37,7 +37,7 @@ def draw_strategies(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 
 def draw_rival(ratios: Mapping[str, Interval]) -> Figure:
-    """Speed with the other artifact's masks over this one's, with 95 % intervals."""
+    """Speed with the other artifact's drafts over this one's, with 95 % intervals."""
     figure, axes = panel(2.5 + 1.1 * len(ratios), 3.4)
     places, values = np.arange(len(ratios)), list(ratios.values())
     axes.errorbar(places, [value.median for value in values], yerr=errors(values), fmt="o", capsize=4, color=COLOURS[1])

@@ -1,7 +1,7 @@
-"""Masks decoded for real on held-out prompts: beside their predicted scores, and beside another artifact's masks."""
+"""Drafts decoded for real on held-out prompts: masks beside their predicted scores, and another artifact's drafts."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +9,17 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from offline.calibration.result import Calibration
-from offline.calibration.scoring.decoding import heldout_jobs, mask_decoding
+from offline.calibration.scoring.decoding import DraftDecoding, heldout_jobs
+from offline.calibration.scoring.drafts import DraftChoice
 from offline.calibration.scoring.replay import Trace
-from offline.calibration.scoring.score import MaskScorer, score_traces
+from offline.calibration.scoring.score import DraftScorer, score_traces
 from offline.calibration.search.initial_masks import flipped
-from offline.calibration.search.search import Searcher
+from offline.calibration.search.starting_masks import StartingMasks
 from offline.evaluation.measure import Job, Runner, measure
 from offline.evaluation.summary import Interval, summarise
-from offline.prompts import MIXED
 from offline.records import StageRecord, digest_of, reused_or_made
 from offline.settings import SettingsMistake, StudySettings
-from server.engine import FULL_MODEL, PLAIN, DraftModel, Route, RoutingArtifact, SkipMask
+from server.engine import PLAIN, RoutingArtifact
 
 LEAST_SPEEDUP = 0.6
 """Slower masks are left out: no search dwells on them, and they would make a correlation look easy."""
@@ -28,41 +28,43 @@ RIVAL = "rival"
 
 
 class Correlation(StageRecord):
-    """Masks as (predicted, measured) speed-ups on the same held-out prompts, and their rank correlations."""
+    """Drafts as (predicted, measured) speed-ups on the same held-out prompts, and their rank correlations."""
 
     points: list[tuple[float, float]]
     spearman: float
     spearman_best_half: float
-    """Of the masks above the median prediction, between which a search has to choose."""
+    """Of the drafts above the median prediction, between which a search has to choose."""
 
 
 def correlate(done: Calibration, settings: StudySettings) -> Correlation:
-    """Predicts the speed of `--masks` masks, measures it on held-out prompts, and compares the two rankings."""
+    """Predicts the speed of `--masks` masks beside the mixed draft's other parts, measures it on held-out prompts.
+
+    All of them end by the mixed draft's rule.
+    """
     verdicts = done.verdicts
     digest = digest_of(verdicts.digest, settings.masks, settings.measure_prompts, settings.repeats)
 
     def make() -> Correlation:
         count = max(settings.measure_prompts, 1)
-        scorers = [MaskScorer(done.loaded.model, texts.heldout[:count]) for texts in done.texts.values()]
-        predicted = spread_masks(done, scorers, settings)
+        predicted = spread_drafts(done, count, settings)
         jobs = heldout_jobs(done.collection, count)
         prompts = [job.ids for job in jobs]
-        decoding = mask_decoding(done.loaded, prompts, verdicts.rule, settings.continuation_tokens)
-        routes = {f"mask-{i}": Route(MIXED, done.loaded.draft_model(mask)) for i, mask in enumerate(predicted)}
-        runners = {name: decoding.runner("skip", always(route)) for name, route in routes.items()}
-        runners[PLAIN] = decoding.runner(PLAIN, lambda job: Route(MIXED, FULL_MODEL))
+        decoding = DraftDecoding(done.loaded, prompts, settings.continuation_tokens)
+
+        def runner(method: str, choice: DraftChoice) -> Runner:
+            draft = done.vocabularies.draft_model(choice, verdicts.mixed.rule)
+            return decoding.runner(method, dict.fromkeys(done.texts, draft))
+
+        runners = {f"draft-{i}": runner("skip", choice) for i, choice in enumerate(predicted)}
+        runners[PLAIN] = runner(PLAIN, DraftChoice())
         rates = fastest_rates(runners, jobs, settings.repeats)
-        points = [(score, rates[f"mask-{i}"] / rates[PLAIN]) for i, score in enumerate(predicted.values())]
+        points = [(score, rates[f"draft-{i}"] / rates[PLAIN]) for i, score in enumerate(predicted.values())]
         best_half = sorted(points)[len(points) // 2 :]
         return Correlation(
             digest=digest, points=points, spearman=spearman(points), spearman_best_half=spearman(best_half)
         )
 
     return reused_or_made(done.work / "study-correlation.json", Correlation, digest, make)
-
-
-def always(route: Route) -> Callable[[Job], Route]:
-    return lambda job: route
 
 
 def spearman(points: Sequence[tuple[float, float]]) -> float:
@@ -72,24 +74,29 @@ def spearman(points: Sequence[tuple[float, float]]) -> float:
     return float(spearmanr(*zip(*points, strict=True)).statistic)
 
 
-def spread_masks(done: Calibration, scorers: Sequence[MaskScorer], settings: StudySettings) -> dict[SkipMask, float]:
-    """Masks with their predicted speed-ups, evenly over the ranks of what simple rules and random flips give."""
-    num_layers = done.loaded.model.config.num_layers
-    chance, centre = random.Random(settings.seed), done.verdicts.mixed.mask
-    searcher = Searcher(done.loaded, done.cost.model, settings, done.work, "")
-    masks = searcher.starting_masks([text for texts in done.texts.values() for text in texts.search])
+def spread_drafts(done: Calibration, count: int, settings: StudySettings) -> dict[DraftChoice, float]:
+    """Drafts with their predicted speed-ups, evenly over the ranks of what simple rules and random flips give.
+
+    They are scored on `count` held-out texts of each domain.
+    """
+    model, vocabularies, cost = done.loaded.model, done.vocabularies, done.cost.model
+    scorers = [DraftScorer(model, vocabularies, texts.heldout[:count]) for texts in done.texts.values()]
+    places, chance, mixed = range(2 * cost.num_layers), random.Random(settings.seed), done.verdicts.mixed
+    searched = [text for texts in done.texts.values() for text in texts.search]
+    masks = StartingMasks(model, vocabularies, cost, searched).around([mixed.choice])
     for _ in range(2 * settings.masks):
-        count = chance.randint(1, min(MOST_FLIPS, 2 * num_layers))
-        masks.append(flipped(centre, chance.sample(range(2 * num_layers), count), num_layers))
+        flips = chance.sample(places, chance.randint(1, min(MOST_FLIPS, len(places))))
+        masks.append(flipped(mixed.choice.mask, flips, cost.num_layers))
     scores = {}
     for mask in tqdm(dict.fromkeys(masks), "predictions", delay=2, leave=False):
-        traces: list[Trace] = [trace for scorer in scorers for trace in scorer.traces(mask)]
-        score = score_traces(traces, mask, done.verdicts.rule, done.cost.model).speedup
-        if not mask.is_empty and score >= LEAST_SPEEDUP:
-            scores[mask] = score
-    ranked = sorted(scores, key=lambda mask: scores[mask])
-    places = np.linspace(0, len(ranked) - 1, settings.masks).round().astype(int).tolist() if ranked else []
-    return {ranked[place]: scores[ranked[place]] for place in places}
+        choice = mixed.choice.with_mask(mask)
+        traces: list[Trace] = [trace for scorer in scorers for trace in scorer.traces(choice)]
+        score = score_traces(traces, choice, mixed.rule, cost).speedup
+        if not choice.is_full and score >= LEAST_SPEEDUP:
+            scores[choice] = score
+    ranked = sorted(scores, key=lambda choice: scores[choice])
+    chosen = np.linspace(0, len(ranked) - 1, settings.masks).round().astype(int).tolist() if ranked else []
+    return {ranked[place]: scores[ranked[place]] for place in chosen}
 
 
 def fastest_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: int) -> dict[str, float]:
@@ -103,7 +110,7 @@ def fastest_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: i
 
 
 def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> dict[str, Interval]:
-    """Decodes held-out prompts with this artifact's masks and with another's, in turn."""
+    """Decodes held-out prompts with this artifact's drafts and with another's, in turn."""
     rival = RoutingArtifact.load(folder)
     checkpoint = done.loaded.checkpoint
     known = checkpoint.fingerprint, done.loaded.codec.template_hash
@@ -114,15 +121,10 @@ def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> d
     missing = [name for name in done.texts if name not in theirs]
     if missing:
         raise SettingsMistake(f"--rival: {folder} has no domain {missing[0]!r}, only {', '.join(theirs)}")
-    ours = {verdict.name: done.loaded.draft_model(verdict.mask) for verdict in done.verdicts.domains}
+    ours = {each.name: done.vocabularies.draft_model(each.choice, each.rule) for each in done.verdicts.domains}
     jobs = heldout_jobs(done.collection, max(settings.measure_prompts, 1))
-    prompts = [job.ids for job in jobs]
-    decoding = mask_decoding(done.loaded, prompts, done.verdicts.rule, settings.continuation_tokens)
-
-    def runner(drafts: Mapping[str, DraftModel]) -> Runner:
-        return decoding.runner("skip", lambda job: Route(job.domain, drafts[job.domain]))
-
+    decoding = DraftDecoding(done.loaded, [job.ids for job in jobs], settings.continuation_tokens)
     # Ratios are taken to what is called plain: here, this artifact.
-    runners = {PLAIN: runner(ours), RIVAL: runner(theirs)}
+    runners = {PLAIN: decoding.runner("skip", ours), RIVAL: decoding.runner("skip", theirs)}
     rows = summarise(measure(runners, [[job] for job in jobs], settings.repeats), settings.seed)
     return {row.domain: row.speedup for row in rows if row.method == RIVAL}

@@ -1,4 +1,7 @@
-"""Strategies of mask search side by side: the same texts, starting masks and budget, several seeds."""
+"""Strategies of mask search side by side: the same texts, starting masks and budget, several seeds.
+
+All masks are of drafts with the model's own weights over all tokens.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from tqdm import tqdm
 
 from offline.calibration.result import Calibration
+from offline.calibration.scoring.drafts import DraftChoice
 from offline.calibration.search.race import DomainTraces, Objective
 from offline.calibration.search.search import Searcher
+from offline.calibration.search.starting_masks import StartingMasks
 from offline.calibration.search.strategies import STRATEGIES, explore
-from offline.calibration.search.trials import Trials
+from offline.calibration.search.trials import MaskTrials, Trials
 from offline.records import StageRecord, Strict, digest_of, folder_name, reused_or_made
 from offline.settings import StudySettings
 from server.engine import SkipMask
@@ -30,19 +35,19 @@ class DomainStrategies(StageRecord):
 
 def compare_strategies(done: Calibration, name: str, settings: StudySettings) -> DomainStrategies:
     """Every strategy from the same starting masks with the same budget and several seeds, on a domain's texts."""
-    texts, rule = done.texts[name], done.found[name].rule
+    model, texts, vocabularies = done.loaded.model, done.texts[name].search, done.vocabularies
     folder = done.work / folder_name(name)
     digest = digest_of(done.found[name].digest, settings.seeds)
 
     def make() -> DomainStrategies:
-        searcher = Searcher(done.loaded, done.cost.model, settings, folder, digest)
-        starts = searcher.starting_masks(texts.search)
+        searcher = Searcher(done.loaded, vocabularies, done.cost.model, settings, name, folder, digest)
+        starts = StartingMasks(model, vocabularies, done.cost.model, texts).around([DraftChoice()])
         found = {}
         for strategy in tqdm(STRATEGIES, f"strategies for {name}", leave=False):
             # Scores are remembered, so each strategy gets an objective of its own, which knows the starts only.
-            objective = searcher.objective([DomainTraces(done.loaded.model, texts.search)], rule)
+            objective = searcher.objective([DomainTraces(model, vocabularies, texts)])
             for mask in starts:
-                objective(mask, starts[0])
+                objective(DraftChoice(mask=mask), DraftChoice())
             started = time.perf_counter()
             runs = [one_curve(searcher, strategy, starts, objective, settings.seed + i) for i in range(settings.seeds)]
             found[strategy] = StrategyRuns(curves=runs, seconds=(time.perf_counter() - started) / settings.seeds)
@@ -56,9 +61,10 @@ def one_curve(
 ) -> list[float]:
     """The best score from the last starting mask on, in units of the best of them."""
     trials = Trials(None, "", objective)
+    masks = MaskTrials(trials, [DraftChoice()])
     for mask in starts:
-        trials.speedup(mask)
-    explore(STRATEGIES[strategy], trials, searcher.num_layers, searcher.settings.budget, seed)
+        masks.speedup(mask)
+    explore(STRATEGIES[strategy], masks, searcher.num_layers, searcher.settings.budget, seed)
     curve = trials.curve[len(starts) - 1 :]
     return [round(value / curve[0], 4) for value in curve]
 

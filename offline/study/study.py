@@ -25,7 +25,7 @@ class Study(Strict):
     gains: dict[str, dict[str, float]]
     """By strategy: the best score over that of the starting masks, and seconds; means over domains and seeds."""
     rival: dict[str, Interval]
-    """Measured speed with the other artifact's masks over that with this one's, by domain and in the mean."""
+    """Measured speed with the other artifact's drafts over that with this one's, by domain and in the mean."""
 
 
 def study(settings: StudySettings) -> Study:

@@ -9,6 +9,7 @@ from server.engine.masks.router import Router, prompt_vector, similarities
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
 from server.engine.model.default_model import DEFAULT_ARTIFACT, load_model, public_name
+from server.engine.model.draft_head import DraftHead
 from server.engine.model.draft_weights import add_draft
 from server.engine.model.kernels import kernel_build
 from server.engine.model.placement import Activations, DraftWeights, DtypeName, Quantization, parse_device, parse_dtype
@@ -68,6 +69,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "DomainRecord",
+    "DraftHead",
     "DraftModel",
     "DraftRecord",
     "DraftVocabulary",

@@ -107,6 +107,6 @@ def test_domain_names_may_be_odd(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert calibrate(tiny_checkpoint, path, out) == 0
     assert [domain.name for domain in RoutingArtifact.load(out).manifest.domains] == ODD_NAMES
     assert sorted(tmp_path.iterdir()) == [tmp_path / "inner", path], "no name leads out of the folder"
-    assert len(list((out / "work").glob("*/masks.json"))) == len(ODD_NAMES) + 1
+    assert len(list((out / "work").glob("*/drafts.json"))) == len(ODD_NAMES) + 1
     page = (out / "report.html").read_text()
     assert "&lt;b&gt;&amp;" in page and "<b>&" not in page

@@ -9,11 +9,15 @@ import torch
 from pydantic import ValidationError
 
 from offline.__main__ import main
-from offline.calibration.search.search import DomainMasks
+from offline.calibration.scoring import drafts
+from offline.calibration.search.search import DomainDrafts
+from offline.calibration.search.trials import Trial
+from offline.calibration.search.verdicts import Verdicts
 from offline.evaluation.evaluate import Evaluation, stream
 from offline.evaluation.measure import Job
 from offline.evaluation.methods import known_methods, needs_draft_weights
 from offline.evaluation.peers.base import LLAMA_CPP
+from offline.prompts import MIXED
 from offline.records import log
 from server.engine import (
     Checkpoint,
@@ -95,7 +99,7 @@ def test_finished_stages_are_reused_and_an_interrupted_one_is_made_again(
     (calibrated / "manifest.json").unlink()
     common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--measure-prompts", "1"]
     assert main(["calibrate", *common, "--out", str(calibrated), *FAST]) == 0
-    for stage in ("collect", "texts", "masks", "measured"):
+    for stage in ("collect", "texts", "vocabulary", "drafts", "measured"):
         assert f"{stage}: finished before, reused" in messages.text
         assert f"{stage}: started" not in messages.text
     assert "search: started" in messages.text
@@ -128,8 +132,8 @@ def test_unlabelled_prompts_get_domains(
 def test_the_objective_of_the_paper_is_timed(tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     common = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--out", str(tmp_path), "--no-controls"]
     assert main(["search", *common, *FAST, "--budget", "2", "--objective", "wallclock"]) == 0
-    (path,) = tmp_path.glob("work/digits-*/masks.json")
-    found = DomainMasks.model_validate_json(path.read_bytes())
+    (path,) = tmp_path.glob("work/digits-*/drafts.json")
+    found = DomainDrafts.model_validate_json(path.read_bytes())
     assert not found.controls
     assert len(set(found.own.curve)) >= 1 and min(found.own.curve) > 0
     assert not list(tmp_path.glob("work/digits-*/trials-other-seed.jsonl"))
@@ -205,17 +209,27 @@ def test_an_artifact_of_a_copy_is_measured_with_one_or_not_at_all(
 
 
 @pytest.mark.skipif(kernel_build() == "none", reason="no kernels for this processor")
-def test_an_artifact_names_the_copy_that_it_was_calibrated_with(prompts: Path, tmp_path: Path) -> None:
-    folder = save_random_model(tmp_path / "model", tiny_config(head_dim=16))
-    out = tmp_path / "artifact"
+def test_drafts_of_a_copy_and_of_vocabularies_are_calibrated(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafts, "SIZES", (8, 16))
+    folder, out = save_random_model(tmp_path, tiny_config(head_dim=16)), tmp_path / "out"
     common = ["--model", str(folder), "--prompts", str(prompts), "--out", str(out), "--no-controls"]
-    bits = ["--quantization", "int8", "--draft-weights", "int4", "--measure-prompts", "1"]
-    assert main(["calibrate", *common, *FAST, *bits]) == 0
+    assert main(["calibrate", *common, *FAST, "--draft-weights", "int4", "--measure-prompts", "1"]) == 0
+    (path,) = out.glob("work/digits-*/trials-own.jsonl")
+    tried = [Trial.model_validate_json(line).choice for line in path.read_text().splitlines()[1:]]
+    assert {(each.vocabulary and each.vocabulary.size, each.is_low_bit) for each in tried[:6]} == {
+        (size, is_low_bit) for size in (None, 8, 16) for is_low_bit in (False, True)
+    }
+    assert all(each.vocabulary.of == "digits" for each in tried if each.vocabulary)
+    found = Verdicts.model_validate_json((out / "work" / "search.json").read_bytes())
+    assert all(set(each.parts) == {"mask", "vocabulary", "bits", "all"} for each in [*found.domains, found.mixed])
+    assert found.mixed.choice.vocabulary is None or found.mixed.choice.vocabulary.of == MIXED
     manifest = RoutingArtifact.load(out).manifest
     assert manifest.draft_weights == "int4"
-    for record in manifest.records:
-        assert record.draft.is_low_bit != record.draft.mask.is_empty
-        assert (record.draft.max_draft, record.draft.vocabulary_size) == (manifest.mixed.draft.max_draft, None)
+    for record, verdict in zip(manifest.records, [*found.domains, found.mixed], strict=True):
+        assert (record.draft.max_draft, record.draft.is_low_bit) == (verdict.rule.max_draft, verdict.choice.is_low_bit)
+        assert record.draft.vocabulary_size == (verdict.choice.vocabulary and verdict.choice.vocabulary.size)
 
 
 def test_methods_without_an_artifact_need_none(

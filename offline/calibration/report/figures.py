@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
+from offline.calibration.scoring.drafts import DraftChoice
 from offline.calibration.search.verdicts import Verdict
 from offline.evaluation.summary import Interval
-from server.engine import SkipMask
 
 COLOURS = ("#3b6fb6", "#d9822b", "#4a9d5b", "#b5485d", "#7d63a8", "#8a6a4f", "#c77cb0", "#6f7378", "#a8a13a", "#3aa3ad")
 PALE, DARK, GRID = "#e9ebee", "#2f4858", "#d5d8dc"
@@ -62,11 +62,12 @@ def draw_map(prompts: Groups, anchors: Groups, seed: int) -> Figure:
     return figure
 
 
-def draw_masks(masks: Mapping[str, SkipMask], num_layers: int) -> Figure:
-    """Layers from the bottom up, two columns per mask: attention and MLP; dark is kept."""
-    figure, axes = panel(1.5 + 1.15 * len(masks), 1.4 + 0.2 * num_layers)
+def draw_masks(choices: Mapping[str, DraftChoice], num_layers: int) -> Figure:
+    """Layers from the bottom up, two columns per draft: attention and MLP; dark is kept."""
+    masks = [choice.mask for choice in choices.values()]
+    figure, axes = panel(1.5 + 1.3 * len(masks), 1.7 + 0.2 * num_layers)
     kept = np.ones((num_layers, 3 * len(masks)))
-    for column, mask in enumerate(masks.values()):
+    for column, mask in enumerate(masks):
         for offset, skipped in enumerate((mask.attention, mask.mlp)):
             kept[:, 3 * column + offset] = [2 if layer not in skipped else 0 for layer in range(num_layers)]
     shades = ListedColormap([PALE, "white", DARK])
@@ -77,9 +78,8 @@ def draw_masks(masks: Mapping[str, SkipMask], num_layers: int) -> Figure:
     axes.set_yticks([layer + 0.5 for layer in range(0, num_layers, step)], [str(i) for i in range(0, num_layers, step)])
     axes.set_ylabel("layer")
     centres = [3 * column + 1 for column in range(len(masks))]
-    axes.set_xticks(
-        centres, [f"{label(name)}\n{mask.num_skipped} skipped" for name, mask in masks.items()], rotation=25
-    )
+    names = ["\n".join([label(name), *str(choice).split(", ")]) for name, choice in choices.items()]
+    axes.set_xticks(centres, names, fontsize=8)
     axes.tick_params(length=0)
     for column in range(len(masks)):
         for offset, part in enumerate(("attn", "MLP")):
@@ -119,7 +119,7 @@ def errors(values: Sequence[Interval]) -> list[list[float]]:
 
 
 def draw_gains(verdicts: Sequence[Verdict]) -> Figure:
-    """The gain of each own mask over the mixed one, before the noise of the search."""
+    """The gain of each own draft over the mixed one, before the noise of the search."""
     figure, axes = panel(2.5 + 1.2 * len(verdicts), 3.6)
     places = np.arange(len(verdicts))
     noise = [verdict.noise for verdict in verdicts]
@@ -127,23 +127,37 @@ def draw_gains(verdicts: Sequence[Verdict]) -> Figure:
     for place, verdict in zip(places, verdicts, strict=True):
         colour = COLOURS[2] if verdict.pays else COLOURS[3]
         axes.errorbar(place, verdict.gain.median, yerr=errors([verdict.gain]), fmt="o", color=colour, capsize=4)
-        text = "own mask" if verdict.pays else "mixed mask"
+        text = "own draft" if verdict.pays else "mixed draft"
         axes.annotate(text, (place, verdict.gain.high), (0, 5), textcoords="offset points", ha="center", fontsize=8)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.margins(y=0.2)
     axes.set_xticks(places, [label(verdict.name) for verdict in verdicts], rotation=25, ha="right")
-    axes.set_ylabel("gain over the mixed mask")
+    axes.set_ylabel("gain over the mixed draft")
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, 1.13))
     return figure
 
 
+def draw_parts(verdicts: Sequence[Verdict]) -> Figure:
+    """The predicted speed of each draft reduced to one of its parts, and of all of it."""
+    figure, axes = panel(2.5 + 1.3 * len(verdicts), 3.6)
+    places, names = np.arange(len(verdicts)), list(verdicts[0].parts)
+    for number, name in enumerate(names):
+        heights = [verdict.parts[name] for verdict in verdicts]
+        axes.bar(places + 0.2 * (number - 1.5), heights, 0.19, color=COLOURS[number], label=name)
+    axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
+    axes.set_xticks(places, [label(verdict.name) for verdict in verdicts], rotation=25, ha="right")
+    axes.set_ylabel("speed over plain decoding")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", ncols=len(names), bbox_to_anchor=(0, 1.13))
+    return figure
+
+
 def draw_curves(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """The best score after each scored mask."""
+    """The best score after each scored draft."""
     figure, axes = panel(7.5, 4)
     for number, (name, curve) in enumerate(curves.items()):
         colour = "black" if number == len(curves) - 1 else COLOURS[number % len(COLOURS)]
         axes.step(range(1, len(curve) + 1), curve, where="post", color=colour, linewidth=1.5, label=label(name))
-    axes.set_xlabel("masks scored")
+    axes.set_xlabel("drafts scored")
     axes.set_ylabel("best predicted speed so far")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     return figure

@@ -22,7 +22,10 @@ PICTURES = "report"
 DPI = 130
 MAX_POINTS = 100
 """Prompts of a domain on the map."""
-HEAD = ("domain", "prompts", "mask", "skipped", "draft cost", "acceptance", "predicted", "measured", "gain", "noise")
+HEAD = (
+    *("domain", "prompts", "draft", "skipped", "weights", "tokens", "draft cost"),
+    *("acceptance", "predicted", "measured", "gain", "noise"),
+)
 
 
 def write_report(calibration: Calibration, out: Path, further: Sequence[tuple[str, Figure]] = ()) -> str:
@@ -57,12 +60,13 @@ def drawn_figures(calibration: Calibration) -> Iterator[tuple[str, Figure]]:
     verdicts, manifest = calibration.verdicts, calibration.manifest
     names = [verdict.name for verdict in verdicts.domains]
     yield "gains", figures.draw_gains(verdicts.domains)
+    yield "parts", figures.draw_parts([*verdicts.domains, verdicts.mixed])
     yield "speeds", figures.draw_speeds([*verdicts.domains, verdicts.mixed], calibration.measured.speedups)
-    masks = {name: found.own.mask for name, found in calibration.found.items()}
-    yield "masks", figures.draw_masks(masks, manifest.num_layers)
+    choices = {name: found.own.choice for name, found in calibration.found.items()}
+    yield "masks", figures.draw_masks(choices, manifest.num_layers)
     yield (
         "cross",
-        figures.draw_matrix(np.array(verdicts.cross), [f"mask: {n}" for n in [*names, MIXED]], names, ".2f", 0),
+        figures.draw_matrix(np.array(verdicts.cross), [f"draft: {n}" for n in [*names, MIXED]], names, ".2f", 0),
     )
     vectors = {name: each[:MAX_POINTS].numpy() for name, each in calibration.collection.vectors.items()}
     anchors, owners = calibration.anchors.tensor.numpy(), np.array(calibration.anchors.domains)
@@ -82,7 +86,8 @@ def stage_seconds(calibration: Calibration) -> dict[str, float]:
         "anchors": calibration.anchors.seconds,
         "cost of passes": calibration.cost.seconds,
         "the model's texts": sum(each.seconds for each in calibration.texts.values()),
-        **{f"masks: {figures.label(name)}": masks.seconds for name, masks in calibration.found.items()},
+        "the texts' tokens": sum(each.seconds for each in calibration.counted.values()),
+        **{f"drafts: {figures.label(name)}": found.seconds for name, found in calibration.found.items()},
         "verdicts": calibration.verdicts.seconds,
         "measuring": calibration.measured.seconds,
     }
@@ -98,7 +103,7 @@ def rendered(figure: Figure) -> bytes:
 
 
 def summary(calibration: Calibration) -> str:
-    """The first paragraph of the page: which domains gain, how drafts end, how long it all took."""
+    """The first paragraph of the page: which domains gain, how long it all took."""
     verdicts, count = calibration.verdicts, len(calibration.verdicts.domains)
     total = sum(stage_seconds(calibration).values())
     paying = [verdict.name for verdict in verdicts.domains if verdict.pays]
@@ -110,10 +115,9 @@ def summary(calibration: Calibration) -> str:
     if clustering and clustering.stability is None:
         how = " No clusters were found in the prompts, so they are one domain."
     return (
-        "Domains that gain from a mask of their own, beyond the noise of the search: "
-        f"{', '.join(paying) or 'none'} (of {count}; different masks in use: {verdicts.num_masks}). "
-        f"Drafts are at most {verdicts.rule.max_draft} tokens long and end after a token of less than "
-        f"{verdicts.rule.confidence:.0%} confidence. Calibration took {total:.0f} seconds.{how}"
+        "Domains that gain from a draft of their own, beyond the noise of the search: "
+        f"{', '.join(paying) or 'none'} (of {count}; different drafts in use: {verdicts.num_drafts}). "
+        f"Calibration took {total:.0f} seconds.{how}"
     )
 
 
@@ -129,27 +133,29 @@ def routing(calibration: Calibration) -> str:
     return (
         f"{anchors.routing_accuracy:.1%} of held-out prompts are nearest to an anchor of their own domain. "
         f"{anchors.false_reject_rate:.1%} of them fall under the similarity threshold of "
-        f"{anchors.similarity_threshold:.3f} and draft with the mixed mask (false reject).{unknown}"
+        f"{anchors.similarity_threshold:.3f} and take the mixed draft (false reject).{unknown}"
     )
 
 
 def table_rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
-    """A row per domain and a last one for the mixed mask, with the columns of `HEAD`."""
+    """A row per domain and a last one for the mixed draft, with the columns of `HEAD`."""
     counts = {name: len(domain.prompts) for name, domain in calibration.collection.domains.items()}
     for verdict in [*calibration.verdicts.domains, calibration.verdicts.mixed]:
         yield table_row(verdict, counts.get(verdict.name, sum(counts.values())), calibration)
 
 
 def table_row(verdict: Verdict, num_prompts: int, calibration: Calibration) -> tuple[str, ...]:
-    mask, cost = verdict.mask, calibration.cost.model
+    choice, cost = verdict.choice, calibration.cost.model
     measured, is_mixed = calibration.measured.speedups.get(verdict.name), verdict.name == MIXED
     has_noise = verdict.seed_noise is not None
     return (
         verdict.name,
         str(num_prompts),
-        "own" if verdict.mask_of == verdict.name else verdict.mask_of,
-        f"{mask.num_skipped} of {2 * cost.num_layers}",
-        f"{cost.draft(mask) / cost.plain:.2f}",
+        "own" if verdict.draft_of == verdict.name else verdict.draft_of,
+        f"{choice.mask.num_skipped} of {2 * cost.num_layers}",
+        "low-bit" if choice.is_low_bit else "own",
+        f"{choice.vocabulary.size:,}" if choice.vocabulary else "all",
+        f"{cost.draft(choice) / cost.plain:.2f}",
         f"{verdict.score.acceptance:.2f}",
         f"{verdict.score.speedup:.2f}",
         f"{measured.median:.2f}" if measured else "-",

@@ -2,11 +2,17 @@
 
 CAPTIONS = {
     "gains": (
-        "Does a domain gain from its own mask?",
-        "The point is how much faster the domain's own mask is predicted to be than the mixed mask, with the 95 % "
-        "interval over prompts. The grey bar is what chance alone brings: the difference between masks that were "
+        "Does a domain gain from its own draft?",
+        "The point is how much faster the domain's own draft is predicted to be than the mixed draft, with the 95 % "
+        "interval over prompts. The grey bar is what chance alone brings: the difference between drafts that were "
         "searched with another seed or on another half of the prompts. Good: the point above the grey bar, its "
-        "interval above zero. Where that is not so, the domain takes the mixed mask, and nothing is lost.",
+        "interval above zero. Where that is not so, the domain takes the mixed draft, and nothing is lost.",
+    ),
+    "parts": (
+        "What each part of a draft brings",
+        "Predicted speed on held-out prompts of each domain's draft if it only skipped its sub-layers (mask), only "
+        "scored its vocabulary, only read weights of fewer bits (bits), and of all of it. A part that the draft does "
+        "not have is plain decoding, which is 1. Good: all of it above each of its parts.",
     ),
     "speeds": (
         "Acceptance and speed of each domain",
@@ -18,13 +24,14 @@ CAPTIONS = {
     "masks": (
         "What drafts skip",
         "Dark sub-layers are kept in a draft, pale ones skipped; the first layer is at the bottom. These are the "
-        "masks as searched, before the verdict above. Columns that look alike are domains that could share a mask.",
+        "masks as searched, before the verdict above, each with its weights and vocabulary. Columns that look alike "
+        "are domains that could share a draft.",
     ),
     "cross": (
-        "The mask of one domain on the prompts of another",
-        "Predicted speed on held-out prompts: a row per mask, a column per domain, shaded within the column. Good: "
+        "The draft of one domain on the prompts of another",
+        "Predicted speed on held-out prompts: a row per draft, a column per domain, shaded within the column. Good: "
         "the diagonal is the largest figure of its column by more than the noise. A column of equal figures says "
-        "that any of the masks will do.",
+        "that any of the drafts will do.",
     ),
     "map": (
         "Map of the prompts",
@@ -35,13 +42,14 @@ CAPTIONS = {
     "routing": (
         "Where held-out prompts are routed",
         "A row per true domain, a column per decision; the last column counts prompts that are like no anchor and "
-        "draft with the mixed mask. Good: everything on the diagonal. A wrong route costs speed, never a wrong "
+        "take the mixed draft. Good: everything on the diagonal. A wrong route costs speed, never a wrong "
         "token.",
     ),
     "curves": (
         "The search",
-        "The best predicted speed after so many scored masks. It begins with masks made by rules, and goes on with "
-        "proposals. Good: curves that are flat at the end; if one still rises, a larger --budget would pay.",
+        "The best predicted speed after so many scored drafts. It begins with weights and vocabularies, then come "
+        "masks made by rules, proposals, and the vocabularies once more. Good: curves that are flat at the end; if "
+        "one still rises, a larger --budget would pay.",
     ),
     "seconds": (
         "What the calibration cost",
@@ -49,7 +57,7 @@ CAPTIONS = {
     ),
     "correlation": (
         "Can the score be trusted?",
-        "Each dot is a mask: what the score predicts, and what decoding the same held-out prompts with it "
+        "Each dot is a draft: what the score predicts, and what decoding the same held-out prompts with it "
         "measured. Good: a rising line, which is a rank correlation of 0.8 or more; what lies above or below is "
         "what the score does not know.",
     ),
@@ -61,7 +69,7 @@ CAPTIONS = {
     ),
     "rival": (
         "Against another artifact",
-        "Measured speed with the masks of the other artifact over that with the masks of this one, in turn on the "
+        "Measured speed with the drafts of the other artifact over that with the drafts of this one, in turn on the "
         "same prompts. Good: the interval holds 1, or lies below it.",
     ),
 }
@@ -81,13 +89,14 @@ footer {{ color: #5b646d; font-size: .85rem; margin-top: 3rem; border-top: 1px s
 </style></head><body>
 <h1>Calibration of {model}</h1>
 <p>A server can draft tokens with a part of the model, and check them with the whole model, which changes no token. A
-mask says which attention and MLP sub-layers a draft skips. This page says which masks were found for which kinds of
-prompt (the domains), and what they are worth.</p>
+draft may skip attention and MLP sub-layers, score a part of the vocabulary, and read weights of fewer bits. This page
+says which drafts were found for which kinds of prompt (the domains), and what they are worth.</p>
 <p><strong>{summary}</strong></p>
 <div class="wide"><table>{table}</table></div>
 <p>Figures are of held-out prompts, which no search saw. <em>predicted</em> and <em>measured</em> are speeds over plain
 decoding; <em>draft cost</em> is the time of a drafted token in units of a plain one; <em>gain</em> is what the domain's
-own mask is predicted to add to the mixed mask's speed, <em>noise</em> the part of such differences that is chance.</p>
+own draft is predicted to add to the speed of the mixed one, <em>noise</em> the part of such differences that is
+chance.</p>
 <p>{routing}</p>
 {sections}
 <footer><p>Made {created}. Options: {settings}. Versions: {versions}.</p></footer>

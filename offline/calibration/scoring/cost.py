@@ -1,10 +1,11 @@
-"""The cost of passes on this machine: of a draft pass by the sub-layers it keeps, of a full pass by its rows.
+"""The cost of passes on this machine: of a draft pass by what it computes, of a full pass by its rows.
 
 It is fitted to the lower quartile of 31 timings of each pass: other programs only ever add time, so the
-short ones are nearest to the truth. Times are in seconds, with the output head and the choice of a token.
+short ones are nearest to the truth. Times are in seconds, with the choice of a token.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,19 @@ import torch
 from scipy.optimize import nnls
 from tqdm import tqdm
 
+from offline.calibration.scoring.drafts import DraftChoice
 from offline.loaded_model import LoadedModel
 from offline.records import StageRecord, Strict, digest_of, log, reused_or_made
-from server.engine import Decoder, DraftModel, KVCache, SkipMask, TokenBatch, interleaved_quartiles
+from server.engine import (
+    Decoder,
+    DraftHead,
+    DraftModel,
+    DraftVocabulary,
+    KVCache,
+    SkipMask,
+    TokenBatch,
+    interleaved_quartiles,
+)
 
 LONGEST_DRAFT = 12
 """Longest draft that is considered; verification is measured up to one row more."""
@@ -24,21 +35,51 @@ CONTEXT = 128
 CHAIN = 4
 """Tokens of a timed draft: the work of starting one is shared by about so many."""
 ROUNDS = 31
+TIMED_SHARE = 1 / 8
+"""The part of the vocabulary that timed drafts score beside the whole."""
+FURTHER_ROWS = 128
+"""Rows that a text's own tokens are taken to add to a vocabulary's."""
+
+
+class PassCost(Strict):
+    """A draft pass costs base + head * share of the tokens scored + attention * kept attentions + mlp * kept MLPs."""
+
+    base: float
+    head: float
+    attention: float
+    mlp: float
+
+    def seconds(self, num_layers: int, mask: SkipMask, share: float) -> float:
+        kept_attention, kept_mlp = num_layers - len(mask.attention), num_layers - len(mask.mlp)
+        return self.base + self.head * share + self.attention * kept_attention + self.mlp * kept_mlp
 
 
 class CostModel(Strict):
-    """A draft pass costs base + attention * kept attentions + mlp * kept MLPs, a full pass of r rows `full[r - 1]`."""
+    """The cost of drafts with the model's own weights and with its copy, and of full passes: `full[rows - 1]`."""
 
     num_layers: int
-    base: float
-    attention: float
-    mlp: float
+    vocabulary_size: int
+    own: PassCost
+    low_bit: PassCost | None = None
     full: list[float]
 
-    def draft(self, mask: SkipMask) -> float:
-        """Seconds to draft one token with this mask."""
-        kept_attention = self.num_layers - len(mask.attention)
-        return self.base + self.attention * kept_attention + self.mlp * (self.num_layers - len(mask.mlp))
+    def weights(self, is_low_bit: bool) -> PassCost:
+        """Raises `ValueError` for a copy that there was none of."""
+        if not is_low_bit:
+            return self.own
+        if self.low_bit is None:
+            raise ValueError("the passes of a low-bit copy were not timed")
+        return self.low_bit
+
+    def rows(self, choice: DraftChoice) -> int:
+        """Tokens that a draft's pass scores: its vocabulary's, and `FURTHER_ROWS` of the text."""
+        size = choice.vocabulary.size + FURTHER_ROWS if choice.vocabulary else self.vocabulary_size
+        return min(size, self.vocabulary_size)
+
+    def draft(self, choice: DraftChoice) -> float:
+        """Seconds to draft one token."""
+        share = self.rows(choice) / self.vocabulary_size
+        return self.weights(choice.is_low_bit).seconds(self.num_layers, choice.mask, share)
 
     def verify(self, rows: int) -> float:
         """Seconds of a full pass over this many tokens."""
@@ -56,30 +97,67 @@ class MeasuredCost(StageRecord):
     worst_error: float
 
 
+@dataclass(frozen=True)
+class TimedDraft:
+    """A draft that is timed; without a head it scores the whole vocabulary."""
+
+    decoder: Decoder
+    mask: SkipMask
+    head: DraftHead | None = None
+
+    @property
+    def share(self) -> float:
+        return len(self.head.token_ids) / self.head.vocabulary_size if self.head else 1.0
+
+
 def measure_cost(loaded: LoadedModel, work: Path) -> MeasuredCost:
     """The cost of passes, read from the work folder where it was measured with as many threads."""
-    digest = digest_of(loaded.digest, torch.get_num_threads(), LONGEST_DRAFT, CONTEXT, ROUNDS)
+    digest = digest_of(loaded.digest, torch.get_num_threads(), LONGEST_DRAFT, CONTEXT, ROUNDS, TIMED_SHARE)
     return reused_or_made(work / "cost.json", MeasuredCost, digest, lambda: make_cost(loaded, digest))
 
 
 def make_cost(loaded: LoadedModel, digest: str) -> MeasuredCost:
-    """Times draft passes of several masks and full passes of several rows, in turn, so that noise spreads evenly."""
-    num_layers = loaded.model.config.num_layers
-    masks = timing_masks(num_layers)
-    context = min(CONTEXT, loaded.model.config.max_length - LONGEST_DRAFT - 1)
-    cache = loaded.model.new_cache(1, context + LONGEST_DRAFT + 1)
-    drafts = [partial(draft_passes, loaded, cache, context, mask) for mask in masks]
-    checks = [partial(full_pass, loaded.model, cache, context, rows) for rows in range(1, LONGEST_DRAFT + 2)]
-    rounds = tqdm(range(ROUNDS), "cost of passes", delay=2, leave=False)
-    times = interleaved_quartiles([*drafts, *checks], rounds)
-    per_token = [seconds / CHAIN for seconds in times[: len(masks)]]
-    fitted = fit(num_layers, masks, per_token, times[len(masks) :])
-    errors = [abs(fitted.draft(mask) / measured - 1) for mask, measured in zip(masks, per_token, strict=True)]
-    half = fitted.draft(masks[1]) / fitted.plain
-    log.info(
-        "cost: a full pass takes %.2f ms, one of the first half of the layers %.2f of it", 1e3 * fitted.plain, half
+    """Times draft passes of several kinds and full passes of several rows, in turn, so that noise spreads evenly."""
+    model, config = loaded.model, loaded.model.config
+    kinds = [timed_drafts(decoder) for decoder in (model, model.low_bit) if decoder]
+    context = min(CONTEXT, config.max_length - LONGEST_DRAFT - 1)
+    cache = model.new_cache(1, context + LONGEST_DRAFT + 1)
+    drafts = [partial(draft_passes, draft, cache, context) for kind in kinds for draft in kind]
+    checks = [partial(full_pass, model, cache, context, rows) for rows in range(1, LONGEST_DRAFT + 2)]
+    times = interleaved_quartiles([*drafts, *checks], tqdm(range(ROUNDS), "cost of passes", delay=2, leave=False))
+    per_token = [seconds / CHAIN for seconds in times[: len(drafts)]]
+    costs, errors = [], []
+    for kind in kinds:
+        measured, per_token = per_token[: len(kind)], per_token[len(kind) :]
+        cost = fit(config.num_layers, [(draft.mask, draft.share) for draft in kind], measured)
+        predicted = [cost.seconds(config.num_layers, draft.mask, draft.share) for draft in kind]
+        errors += [abs(one / other - 1) for one, other in zip(predicted, measured, strict=True)]
+        costs.append(cost)
+    fitted = CostModel(
+        num_layers=config.num_layers,
+        vocabulary_size=config.vocabulary_size,
+        own=costs[0],
+        low_bit=costs[1] if len(costs) > 1 else None,
+        # Full passes are made to never fall with more rows.
+        full=np.maximum.accumulate(times[len(drafts) :]).tolist(),
     )
+    log.info("cost: a full pass takes %.2f ms, drafts of it %s", 1e3 * fitted.plain, shares_of_plain(fitted))
     return MeasuredCost(digest=digest, model=fitted, worst_error=max(errors))
+
+
+def shares_of_plain(cost: CostModel) -> str:
+    """What a drafted token costs without skipping anything, as `0.98 (low-bit 0.41)`."""
+    own, low_bit = (DraftChoice(is_low_bit=is_low_bit) for is_low_bit in (False, True))
+    further = f" (low-bit {cost.draft(low_bit) / cost.plain:.2f})" if cost.low_bit else ""
+    return f"{cost.draft(own) / cost.plain:.2f}{further}"
+
+
+def timed_drafts(decoder: Decoder) -> list[TimedDraft]:
+    """Drafts of all timing masks, the first four of them also over a part of the vocabulary."""
+    masks = timing_masks(decoder.config.num_layers)
+    few = range(max(int(TIMED_SHARE * decoder.config.vocabulary_size), 1))
+    head = DraftHead(decoder, DraftVocabulary(tuple(few)), tail=0)
+    return [TimedDraft(decoder, mask) for mask in masks] + [TimedDraft(decoder, mask, head) for mask in masks[:4]]
 
 
 def timing_masks(num_layers: int) -> list[SkipMask]:
@@ -92,15 +170,17 @@ def timing_masks(num_layers: int) -> list[SkipMask]:
 
 
 @torch.inference_mode()
-def draft_passes(loaded: LoadedModel, cache: KVCache, context: int, mask: SkipMask) -> None:
+def draft_passes(timed: TimedDraft, cache: KVCache, context: int) -> None:
     """Passes as the engine drafts `CHAIN` tokens, chosen and judged each."""
-    model, draft = loaded.model.draft, DraftModel(mask)
+    model, draft = timed.decoder, DraftModel(timed.mask)
     if model.native:
-        model.native.draft(TokenBatch.of([(0, context, [1])], cache), cache, draft, [CHAIN], 0.0)
+        rows = timed.head.native if timed.head else None
+        model.native.draft(TokenBatch.of([(0, context, [1])], cache), cache, draft, [CHAIN], 0.0, rows)
         return
     for step in range(CHAIN):
         batch = TokenBatch.of([(0, context + step, [1])], cache)
-        top, token = torch.softmax(model.logits(model.forward(batch, cache, draft)), -1).max(-1)
+        logits = (timed.head or model).logits(model.forward(batch, cache, draft))
+        top, token = torch.softmax(logits, -1).max(-1)
         top.tolist(), token.tolist()
 
 
@@ -110,13 +190,10 @@ def full_pass(model: Decoder, cache: KVCache, context: int, rows: int) -> None:
     model.greedy(TokenBatch.of([(0, context, [1] * rows)], cache), cache)
 
 
-def fit(num_layers: int, masks: Sequence[SkipMask], drafts: Sequence[float], full: Sequence[float]) -> CostModel:
-    """Least squares of relative errors with no negative part; full passes are made to never fall with more rows."""
-    kept = np.array([[1, num_layers - len(m.attention), num_layers - len(m.mlp)] for m in masks], dtype=float)
-    measured = np.array(drafts, dtype=float)
+def fit(num_layers: int, drafts: Sequence[tuple[SkipMask, float]], seconds: Sequence[float]) -> PassCost:
+    """Least squares of relative errors with no negative part; `drafts` are masks with shares of the tokens scored."""
+    kept = [[1, share, num_layers - len(mask.attention), num_layers - len(mask.mlp)] for mask, share in drafts]
     # Divided by what was measured: errors count by their share, or the cheap deep masks would hardly count.
-    (base, attention, mlp), _ = nnls(kept / measured[:, None], np.ones(len(masks)))
-    rising = np.maximum.accumulate(np.array(full, dtype=float))
-    return CostModel(
-        num_layers=num_layers, base=float(base), attention=float(attention), mlp=float(mlp), full=rising.tolist()
-    )
+    scaled = np.array(kept, dtype=float) / np.array(seconds, dtype=float)[:, None]
+    (base, head, attention, mlp), _ = nnls(scaled, np.ones(len(drafts)))
+    return PassCost(base=float(base), head=float(head), attention=float(attention), mlp=float(mlp))

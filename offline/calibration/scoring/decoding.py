@@ -1,15 +1,14 @@
-"""Masks decoded for real: the prompts for it, and an engine whose speed is that of the masks alone.
+"""Drafts decoded for real: the prompts for it, and engines whose speed is that of the drafts alone.
 
 Used where a speed is measured rather than predicted: by the last stage, by `study`, and by the paper's objective.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from offline.calibration.collect import Collection, Part
-from offline.calibration.scoring.replay import DraftRule
-from offline.evaluation.measure import Decoding, Job
+from offline.evaluation.measure import Decoding, Job, Runner
 from offline.loaded_model import LoadedModel
-from server.engine import Engine, EngineConfig
+from server.engine import DraftModel, Engine, EngineConfig, Route
 
 
 def heldout_jobs(collection: Collection, count: int) -> list[Job]:
@@ -19,13 +18,18 @@ def heldout_jobs(collection: Collection, count: int) -> list[Job]:
     return [Job(ids, name, seed) for seed, (ids, name) in enumerate(prompts)]
 
 
-def mask_decoding(loaded: LoadedModel, prompts: Sequence[list[int]], rule: DraftRule, max_tokens: int) -> Decoding:
+class DraftDecoding:
     """Answers of up to `max_tokens` tokens to any of these prompts, one at a time.
 
-    The engine drafts at every step and adapts nothing, so a mask is as fast or slow as it is.
+    The engine drafts at every step and adapts nothing, so a draft is as fast or slow as it is.
     """
-    room = max(map(len, prompts)) + max_tokens
-    config = EngineConfig(
-        1, room, max_draft=rule.max_draft, confidence=rule.confidence, baseline_share=0, is_adaptive=False
-    )
-    return Decoding(Engine(loaded.model, config), loaded.checkpoint.eos_ids, max_tokens)
+
+    def __init__(self, loaded: LoadedModel, prompts: Sequence[list[int]], max_tokens: int) -> None:
+        config = EngineConfig(1, max(map(len, prompts)) + max_tokens, baseline_share=0, is_adaptive=False)
+        self.engine = Engine(loaded.model, config)
+        self.decoding = Decoding(self.engine, loaded.checkpoint.eos_ids, max_tokens)
+
+    def runner(self, method: str, drafts: Mapping[str, DraftModel]) -> Runner:
+        """Answers with the draft of each job's domain."""
+        routes = {name: Route(name, draft) for name, draft in drafts.items()}
+        return self.decoding.runner(method, lambda job: routes[job.domain])

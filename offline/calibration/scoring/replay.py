@@ -1,11 +1,10 @@
 """Replays the engine's drafting on recorded text, to predict tokens per second without decoding.
 
-A trace holds, for each place of a continuation, whether the masked model would have chosen the token
-that the full model wrote there, and how sure it was. Replaying costs microseconds, so any draft length
+A trace holds, for each place of a continuation, whether the draft would have chosen the token that the full
+model wrote there, and how sure it was. Replaying costs microseconds, so any draft length
 and confidence can be tried without another pass.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,20 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offline.calibration.scoring.cost import LONGEST_DRAFT, CostModel
+from offline.calibration.scoring.drafts import DraftChoice, DraftRule
 from offline.evaluation.summary import RESAMPLES
-from offline.records import Strict
-from server.engine import SkipMask
-
-
-class DraftRule(Strict):
-    """A draft ends at `max_draft` tokens, or after a token whose top probability is under `confidence`."""
-
-    max_draft: int
-    confidence: float
-
 
 FIRST_RULE = DraftRule(max_draft=8, confidence=0.5)
-"""The rule to begin with, before any text was replayed."""
+"""The rule where no text tells which is best."""
 RULES = tuple(
     DraftRule(max_draft=length, confidence=confidence)
     for length in (2, 4, 6, 8, LONGEST_DRAFT)
@@ -37,7 +27,7 @@ RULES = tuple(
 
 @dataclass(frozen=True)
 class Trace:
-    """One continuation under one mask: per place, agreement and the draft's top probability."""
+    """One continuation under one draft: per place, agreement and the draft's top probability."""
 
     agrees: Sequence[bool]
     confidences: Sequence[float]
@@ -59,13 +49,13 @@ class Replay:
     def acceptance(self) -> float:
         return self.num_accepted / self.num_drafted if self.num_drafted else 0.0
 
-    def seconds(self, mask: SkipMask, cost: CostModel) -> float:
-        draft = cost.draft(mask)
+    def seconds(self, choice: DraftChoice, cost: CostModel) -> float:
+        draft = cost.draft(choice)
         return sum(count * (length * draft + cost.verify(length + 1)) for length, count in self.lengths.items())
 
-    def speedup(self, mask: SkipMask, cost: CostModel) -> float:
+    def speedup(self, choice: DraftChoice, cost: CostModel) -> float:
         """Predicted tokens per second over those of plain decoding."""
-        return self.num_emitted * cost.plain / self.seconds(mask, cost) if self.num_emitted else 1.0
+        return self.num_emitted * cost.plain / self.seconds(choice, cost) if self.num_emitted else 1.0
 
 
 def replay(traces: Iterable[Trace], rule: DraftRule) -> Replay:
@@ -98,18 +88,16 @@ def draft_length(confidences: Sequence[float], at: int, limit: int, confidence: 
     return limit
 
 
-def best_rule(traces: Sequence[tuple[SkipMask, Sequence[Trace]]], cost: CostModel) -> DraftRule:
-    """The rule of the grid with the highest geometric mean of predicted speed-ups over masks with their traces."""
-
-    def worth(rule: DraftRule) -> float:
-        return math.prod(replay(group, rule).speedup(mask, cost) for mask, group in traces)
-
-    return max(RULES, key=worth)
+def best_rule(traces: Sequence[Trace], choice: DraftChoice, cost: CostModel) -> DraftRule:
+    """The rule of the grid with the highest predicted speed-up of a draft with these traces."""
+    if not traces:
+        return FIRST_RULE
+    return max(RULES, key=lambda rule: replay(traces, rule).speedup(choice, cost))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Tokens and times under a mask, each an array [texts]; `seconds` are in units of a plain token's."""
+    """Tokens and times under a draft, each an array [texts]; `seconds` are in units of a plain token's."""
 
     tokens: NDArray[np.float64]
     seconds: NDArray[np.float64]
@@ -117,21 +105,21 @@ class Outcome:
     accepted: NDArray[np.float64]
 
     @classmethod
-    def of(cls, traces: Sequence[Trace], mask: SkipMask, rule: DraftRule, cost: CostModel) -> "Outcome":
-        if mask.is_empty:
+    def of(cls, traces: Sequence[Trace], choice: DraftChoice, rule: DraftRule, cost: CostModel) -> "Outcome":
+        if choice.is_full:
             lengths = np.array([len(trace.agrees) for trace in traces], dtype=float)
             return cls(lengths, lengths, 0 * lengths, 0 * lengths)
         replays = [replay([trace], rule) for trace in traces]
         columns = [
             [each.num_emitted for each in replays],
-            [each.seconds(mask, cost) / cost.plain for each in replays],
+            [each.seconds(choice, cost) / cost.plain for each in replays],
             [each.num_drafted for each in replays],
             [each.num_accepted for each in replays],
         ]
         return cls(*(np.array(column, dtype=float) for column in columns))
 
     def speedups(self, seed: int) -> NDArray[np.float64]:
-        """Of all texts, then of each of `RESAMPLES` resamples: the same ones for every mask on the same texts."""
+        """Of all texts, then of each of `RESAMPLES` resamples: the same ones for every draft on the same texts."""
         return resampled_ratios(self.tokens, self.seconds, 1.0, seed)
 
     def acceptances(self, seed: int) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
-"""Scores a mask without decoding: one teacher-forced pass of the masked model over the full model's own text.
+"""Scores a draft without decoding: one teacher-forced pass of its model over the full model's own text.
 
 Each text is cut into spans; every span has a cache slot in which the full model has processed all that
-comes before it, as a verification leaves it. A pass with a mask then covers all spans at once and writes
-only inside them, so the next mask finds the same state.
+comes before it, as a verification leaves it. A pass of a draft then covers all spans at once and writes
+only inside them, so the next draft finds the same state.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from offline.calibration.scoring.continuations import Text
 from offline.calibration.scoring.cost import CostModel
-from offline.calibration.scoring.replay import DraftRule, Trace, replay
+from offline.calibration.scoring.drafts import DraftChoice, DraftRule, Vocabularies
+from offline.calibration.scoring.replay import Trace, best_rule, replay
+from offline.calibration.scoring.text_head import TextHead
 from offline.records import Strict
-from server.engine import Decoder, DraftModel, Row, SkipMask, TokenBatch
+from server.engine import Decoder, DraftModel, Row, TokenBatch
 
 SPAN = 16
 """Places per span: short, because a real draft sees only few keys and values of its own making."""
@@ -23,19 +25,31 @@ HEAD_ROWS = 512
 
 
 class Score(Strict):
-    """Predictions for a mask on some texts: speed over plain decoding, and share of drafted tokens accepted."""
+    """Predictions for a draft on some texts: speed over plain decoding, and share of drafted tokens accepted."""
 
     speedup: float
     acceptance: float
 
 
-class MaskScorer:
-    """Traces and scores of any mask on fixed texts; holds their keys and values."""
+PLAIN_SCORE = Score(speedup=1.0, acceptance=0.0)
 
-    def __init__(self, model: Decoder, texts: Sequence[Text]) -> None:
+
+class DraftScorer:
+    """Traces of any draft on fixed texts; holds their keys and values.
+
+    It remembers the last states and the last head, so drafts that differ in their vocabularies share a pass.
+    """
+
+    def __init__(self, model: Decoder, vocabularies: Vocabularies, texts: Sequence[Text]) -> None:
         self.model = model
+        self.vocabularies = vocabularies
         self.texts = [text for text in texts if len(text.output_ids) > 1]
-        self.targets = [token for text in self.texts for token in text.output_ids[1:]]
+        self.targets = torch.tensor([token for text in self.texts for token in text.output_ids[1:]])
+        lengths = torch.tensor([len(text.output_ids) - 1 for text in self.texts], dtype=torch.long)
+        self.owners = torch.arange(len(self.texts)).repeat_interleave(lengths)
+        """The text of each place."""
+        self.last_states: tuple[DraftChoice, Tensor] | None = None
+        self.last_head: tuple[DraftChoice, TextHead] | None = None
         if self.texts:
             self.fill_cache()
 
@@ -55,22 +69,34 @@ class MaskScorer:
         self.batch = TokenBatch.of(rows, self.cache)
 
     @torch.inference_mode()
-    def hidden_states(self, mask: SkipMask) -> Tensor:
-        """States [places, hidden_size] after the final norm."""
-        return self.model.forward(self.batch, self.cache, DraftModel(mask))
+    def hidden_states(self, choice: DraftChoice) -> Tensor:
+        """States [places, hidden_size] after the final norm, which no vocabulary changes."""
+        key = choice.with_vocabulary(None)
+        if self.last_states is None or self.last_states[0] != key:
+            decoder = choice.decoder(self.model)
+            self.last_states = key, decoder.forward(self.batch, self.cache, DraftModel(choice.mask))
+        return self.last_states[1]
+
+    def head(self, choice: DraftChoice) -> TextHead:
+        """What the draft chooses with on these texts, which no mask changes."""
+        key = DraftChoice(vocabulary=choice.vocabulary, is_low_bit=choice.is_low_bit)
+        if self.last_head is None or self.last_head[0] != key:
+            vocabulary = self.vocabularies.vocabulary(choice.vocabulary) if choice.vocabulary else None
+            self.last_head = key, TextHead(choice.decoder(self.model), vocabulary, self.texts)
+        return self.last_head[1]
 
     @torch.inference_mode()
-    def traces(self, mask: SkipMask) -> list[Trace]:
+    def traces(self, choice: DraftChoice) -> list[Trace]:
         """One trace per text; the first token of an answer comes from the prefill and is never drafted."""
         if not self.texts:
             return []
-        tops, tokens = [], []
-        for rows in self.hidden_states(mask).split(HEAD_ROWS):
-            top, token = torch.softmax(self.model.logits(rows), -1).max(-1)
-            tops.append(top)
-            tokens.append(token)
-        confidences = torch.cat(tops).tolist()
-        agrees = (torch.cat(tokens).cpu() == torch.tensor(self.targets)).tolist()
+        head = self.head(choice)
+        states = self.hidden_states(choice)
+        chosen = [
+            head.choose(*rows) for rows in zip(states.split(HEAD_ROWS), self.owners.split(HEAD_ROWS), strict=True)
+        ]
+        confidences = torch.cat([top for top, _ in chosen]).tolist()
+        agrees = ((torch.cat([token for _, token in chosen]).cpu() == self.targets) & head.is_known).tolist()
         traces, at = [], 0
         for text in self.texts:
             end = at + len(text.output_ids) - 1
@@ -86,9 +112,14 @@ def spans_of(text: Text) -> list[tuple[int, list[int]]]:
     return [(start, ids[: min(start + SPAN, last)]) for start in range(first, last, SPAN)]
 
 
-def score_traces(traces: Sequence[Trace], mask: SkipMask, rule: DraftRule, cost: CostModel) -> Score:
-    """The predicted score; the engine does not draft with the empty mask, so that one is plain decoding."""
-    if mask.is_empty:
-        return Score(speedup=1.0, acceptance=0.0)
+def score_traces(traces: Sequence[Trace], choice: DraftChoice, rule: DraftRule, cost: CostModel) -> Score:
+    """The predicted score by a rule; the draft that is the model itself is plain decoding."""
+    if choice.is_full:
+        return PLAIN_SCORE
     result = replay(traces, rule)
-    return Score(speedup=result.speedup(mask, cost), acceptance=result.acceptance)
+    return Score(speedup=result.speedup(choice, cost), acceptance=result.acceptance)
+
+
+def best_score(traces: Sequence[Trace], choice: DraftChoice, cost: CostModel) -> Score:
+    """The predicted score by the rule that suits the draft best."""
+    return score_traces(traces, choice, best_rule(traces, choice, cost), cost)

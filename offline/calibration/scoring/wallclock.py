@@ -8,39 +8,33 @@ import time
 from collections.abc import Sequence
 
 from offline.calibration.scoring.continuations import Text
-from offline.calibration.scoring.decoding import mask_decoding
-from offline.calibration.scoring.replay import DraftRule
+from offline.calibration.scoring.decoding import DraftDecoding
+from offline.calibration.scoring.drafts import DraftChoice, Vocabularies
+from offline.calibration.scoring.replay import FIRST_RULE
 from offline.calibration.scoring.score import Score
 from offline.loaded_model import LoadedModel
-from server.engine import (
-    EMPTY_MASK,
-    PLAIN,
-    GenerationRequest,
-    Route,
-    SamplingParams,
-    SkipMask,
-    StopConditions,
-)
+from server.engine import PLAIN, GenerationRequest, Route, SamplingParams, StopConditions
 
 
 class WallClock:
-    """Scores a mask by decoding with it; a score of 1 is the speed of plain decoding."""
+    """Scores a draft by decoding with it, by one rule for all; a score of 1 is the speed of plain decoding."""
 
-    def __init__(self, loaded: LoadedModel, texts: Sequence[Text], rule: DraftRule, max_tokens: int) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: LoadedModel, vocabularies: Vocabularies, texts: Sequence[Text], max_tokens: int) -> None:
+        self.vocabularies = vocabularies
         self.prompts = [text.prompt_ids for text in texts]
-        self.engine = mask_decoding(loaded, self.prompts, rule, max_tokens).engine
+        self.engine = DraftDecoding(loaded, self.prompts, max_tokens).engine
         self.stop = StopConditions(max_tokens, loaded.checkpoint.eos_ids)
-        self.decode(PLAIN, EMPTY_MASK)
-        self.plain_rate, _ = self.decode(PLAIN, EMPTY_MASK)
+        self.decode(PLAIN, DraftChoice())
+        self.plain_rate, _ = self.decode(PLAIN, DraftChoice())
 
-    def __call__(self, mask: SkipMask) -> Score:
-        rate, acceptance = self.decode("skip", mask)
+    def __call__(self, choice: DraftChoice) -> Score:
+        rate, acceptance = self.decode("skip", choice)
         return Score(speedup=rate / self.plain_rate, acceptance=acceptance)
 
-    def decode(self, method: str, mask: SkipMask) -> tuple[float, float]:
+    def decode(self, method: str, choice: DraftChoice) -> tuple[float, float]:
         """(tokens per second, accepted of drafted tokens) over all prompts."""
-        route, num_tokens, num_drafted, num_accepted = Route("search", self.loaded.draft_model(mask)), 0, 0, 0
+        route = Route("search", self.vocabularies.draft_model(choice, FIRST_RULE))
+        num_tokens, num_drafted, num_accepted = 0, 0, 0
         started = time.perf_counter()
         for ids in self.prompts:
             request = GenerationRequest(ids, SamplingParams(), self.stop, method, route)

@@ -75,24 +75,22 @@ def similarity(one: Tensor, other: Tensor) -> float:
     return float((one * other).sum(-1).mean())
 
 
-def cosine_masks(depths: Depths, cost: CostModel) -> list[SkipMask]:
-    """Masks that skip more and more of the sub-layers that turn the state least for the time they take.
+def cosine_masks(depths: Depths, seconds: tuple[float, float]) -> list[SkipMask]:
+    """Masks that skip more and more of the sub-layers that turn the state least for their time, of `place_seconds`.
 
     After Draft on the Fly (arXiv 2410.01028), which leaves out attentions of high similarity.
     """
-    seconds = place_seconds(cost)
     turned = [1 - similarity(depths.full[i], depths.full[i + 1]) for i in range(depths.num_places)]
     order = sorted(range(depths.num_places), key=lambda place: turned[place] / seconds[place % 2])
     return [mask_of(order[:count]) for count in range(1, depths.num_places)]
 
 
-def knapsack_masks(depths: Depths, cost: CostModel) -> list[SkipMask]:
+def knapsack_masks(depths: Depths, seconds: tuple[float, float]) -> list[SkipMask]:
     """For each amount of saved time, the mask whose state stays nearest to the full model's, place by place.
 
     After CLaSp (arXiv 2505.24196) and KnapSpec (arXiv 2602.20217). One partial mask is kept for each
     amount, so the result is good rather than best.
     """
-    seconds = place_seconds(cost)
     unit = sum(seconds) * depths.num_places / 2 / BINS
     kept: dict[int, tuple[float, float, frozenset[int], Tensor]] = {0: (1.0, 0.0, frozenset(), depths.full[0])}
     for place in range(depths.num_places):
@@ -108,7 +106,7 @@ def knapsack_masks(depths: Depths, cost: CostModel) -> list[SkipMask]:
     return [mask_of(places) for _, _, places, _ in kept.values() if places]
 
 
-def place_seconds(cost: CostModel) -> tuple[float, float]:
+def place_seconds(cost: CostModel, is_low_bit: bool) -> tuple[float, float]:
     """Seconds of an attention and of an MLP; a fitted zero would make skipping it worthless."""
-    least = 1e-3 * cost.plain / cost.num_layers
-    return max(cost.attention, least), max(cost.mlp, least)
+    weights, least = cost.weights(is_low_bit), 1e-3 * cost.plain / cost.num_layers
+    return max(weights.attention, least), max(weights.mlp, least)

@@ -1,7 +1,7 @@
-"""Scores masks in heats: every mask on a few texts, and only those that keep up on all of them.
+"""Scores drafts in heats: every draft on a few texts, and only those that keep up on all of them.
 
-Of sixteen texts, four are the first heat. A mask that is more than 3 % slower there than the best mask so far
-gets no second heat: its score is the best mask's, less the same share. Most masks of a search are such ones,
+Of sixteen texts, four are the first heat. A draft that is more than 3 % slower there than the best one so far
+gets no second heat: its score is the best one's, less the same share. Most drafts of a search are such ones,
 so a search costs little more than a quarter of what scoring all on everything would.
 """
 
@@ -10,47 +10,49 @@ from dataclasses import dataclass
 
 from offline.calibration.scoring.continuations import Text
 from offline.calibration.scoring.cost import CostModel
-from offline.calibration.scoring.replay import DraftRule, Trace
-from offline.calibration.scoring.score import MaskScorer, Score, score_traces
-from server.engine import Decoder, SkipMask
+from offline.calibration.scoring.drafts import DraftChoice, Vocabularies
+from offline.calibration.scoring.replay import Trace
+from offline.calibration.scoring.score import PLAIN_SCORE, DraftScorer, Score, best_score
+from server.engine import Decoder
 
 HEAT_TEXTS = 4
 """Texts of a domain in the first heat, half of them of either half of its texts."""
 MARGIN = 0.03
-"""How much slower than the best a mask may be in the first heat: about the noise of four texts."""
+"""How much slower than the best a draft may be in the first heat: about the noise of four texts."""
 HALVES = (0, 1)
 FIRST_HEAT, ALL_HEATS = (0,), (0, 1)
 
-Objective = Callable[[SkipMask, SkipMask | None], Score]
-"""The score of a mask, given the best one so far, or None where it is the first."""
+Objective = Callable[[DraftChoice, DraftChoice | None], Score]
+"""The score of a draft, given the best one so far, or None where it is the first."""
 
 
 class DomainTraces:
-    """Traces of any mask on a domain's search texts. A pass is made once, whichever search asks for it again.
+    """Traces of any draft on a domain's search texts. A pass is made once, whichever search asks for it again.
 
     The texts lie in two halves (every other text), for control searches that see only one, and each half in two
     heats.
     """
 
-    def __init__(self, model: Decoder, texts: Sequence[Text]) -> None:
+    def __init__(self, model: Decoder, vocabularies: Vocabularies, texts: Sequence[Text]) -> None:
         self.model = model
+        self.vocabularies = vocabularies
         self.texts = texts
         # So few texts are not worth a heat of their own.
         num_first = HEAT_TEXTS // 2 if len(texts) >= 2 * HEAT_TEXTS else len(texts)
         self.parts = {(half, 0): texts[half::2][:num_first] for half in HALVES}
         self.parts |= {(half, 1): texts[half::2][num_first:] for half in HALVES}
-        self.scorers: dict[tuple[int, int], MaskScorer] = {}
-        self.known: dict[tuple[int, int, SkipMask], list[Trace]] = {}
+        self.scorers: dict[tuple[int, int], DraftScorer] = {}
+        self.known: dict[tuple[int, int, DraftChoice], list[Trace]] = {}
 
-    def traces(self, mask: SkipMask, halves: Sequence[int], heats: Sequence[int]) -> list[Trace]:
-        return [trace for half in halves for heat in heats for trace in self.part_traces(mask, half, heat)]
+    def traces(self, choice: DraftChoice, halves: Sequence[int], heats: Sequence[int]) -> list[Trace]:
+        return [trace for half in halves for heat in heats for trace in self.part_traces(choice, half, heat)]
 
-    def part_traces(self, mask: SkipMask, half: int, heat: int) -> list[Trace]:
-        key = (half, heat, mask)
+    def part_traces(self, choice: DraftChoice, half: int, heat: int) -> list[Trace]:
+        key = (half, heat, choice)
         if key not in self.known:
             if (half, heat) not in self.scorers:
-                self.scorers[half, heat] = MaskScorer(self.model, self.parts[half, heat])
-            self.known[key] = self.scorers[half, heat].traces(mask)
+                self.scorers[half, heat] = DraftScorer(self.model, self.vocabularies, self.parts[half, heat])
+            self.known[key] = self.scorers[half, heat].traces(choice)
         return self.known[key]
 
     def release(self) -> None:
@@ -60,24 +62,26 @@ class DomainTraces:
 
 @dataclass(frozen=True)
 class Race:
-    """Predicted speed of masks on the search texts of one domain or several, or on one half of them."""
+    """Predicted speed of drafts on the search texts of one domain or several, or on one half of them.
+
+    Each is replayed by the rule that suits it best there.
+    """
 
     domains: Sequence[DomainTraces]
-    rule: DraftRule
     cost: CostModel
     halves: tuple[int, ...] = HALVES
 
-    def __call__(self, mask: SkipMask, leader: SkipMask | None) -> Score:
+    def __call__(self, choice: DraftChoice, leader: DraftChoice | None) -> Score:
         if leader is None:
-            return self.score(mask, ALL_HEATS)
-        first, ahead = self.score(mask, FIRST_HEAT), self.score(leader, FIRST_HEAT)
+            return self.score(choice, ALL_HEATS)
+        first, ahead = self.score(choice, FIRST_HEAT), self.score(leader, FIRST_HEAT)
         if first.speedup >= (1 - MARGIN) * ahead.speedup:
-            return self.score(mask, ALL_HEATS)
+            return self.score(choice, ALL_HEATS)
         whole = self.score(leader, ALL_HEATS)
         return Score(speedup=whole.speedup * first.speedup / ahead.speedup, acceptance=first.acceptance)
 
-    def score(self, mask: SkipMask, heats: Sequence[int]) -> Score:
-        return score_traces(self.traces(mask, heats), mask, self.rule, self.cost)
-
-    def traces(self, mask: SkipMask, heats: Sequence[int]) -> list[Trace]:
-        return [trace for domain in self.domains for trace in domain.traces(mask, self.halves, heats)]
+    def score(self, choice: DraftChoice, heats: Sequence[int]) -> Score:
+        if choice.is_full:
+            return PLAIN_SCORE
+        traces = [trace for domain in self.domains for trace in domain.traces(choice, self.halves, heats)]
+        return best_score(traces, choice, self.cost)

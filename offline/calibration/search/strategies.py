@@ -11,7 +11,7 @@ from math import ceil
 
 from offline.calibration.search.bayes import bayesian
 from offline.calibration.search.initial_masks import flipped
-from offline.calibration.search.trials import Trials
+from offline.calibration.search.trials import MaskTrials
 from server.engine import EMPTY_MASK, SkipMask
 
 Proposals = Generator[SkipMask, float, None]
@@ -28,7 +28,7 @@ PATIENCE = 50
 """Proposals in a row that bring no new mask, after which there is nothing left to try."""
 
 
-def explore(strategy: Strategy, trials: Trials, num_layers: int, budget: int, seed: int) -> None:
+def explore(strategy: Strategy, trials: MaskTrials, num_layers: int, budget: int, seed: int) -> None:
     """Scores at most `budget` new masks: fewer where a third of it brings nothing better, or none are left."""
     if budget == 0:
         return
@@ -38,7 +38,7 @@ def explore(strategy: Strategy, trials: Trials, num_layers: int, budget: int, se
     mask = next(proposals)
     while patience:
         patience = patience - 1 if mask in trials.speedups else PATIENCE
-        before = trials.curve[-1] if trials.speedups else 0.0
+        before = trials.best
         score = trials.speedup(mask)
         if score > before:
             improved_at = len(trials.speedups)

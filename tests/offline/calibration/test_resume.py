@@ -18,7 +18,13 @@ from offline.records import log
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = "--budget 30 --continuation-tokens 24 --search-prompts 4 --heldout-prompts 4 --measure-prompts 2 --seed 3"
-KILLED_AFTER = ("work/*/collect.json", "work/*/texts.json", "work/one-*/trials-own.jsonl", "work/search.json")
+KILLED_AFTER = (
+    "work/*/collect.json",
+    "work/*/texts.json",
+    "work/*/vocabulary.json",
+    "work/one-*/trials-own.jsonl",
+    "work/search.json",
+)
 """What is on disk when the process is killed: in the stage after it, or in the search itself."""
 FURTHER_SECONDS = 120
 LETTERS = {"one": "0123456789", "two": "abcdefghij", "three": "uvwxyz"}
@@ -95,8 +101,8 @@ def test_a_new_domain_leaves_the_work_of_the_others(
     assert main([*arguments(tiny_checkpoint, prompts, out), "--prompts", str(further)]) == 0
     started = {record.getMessage() for record in caplog.records if record.getMessage().endswith(": started")}
     assert {re.sub("-[0-9a-f]{6}/", "/", name.removesuffix(": started")) for name in started} == {
-        *("three/collect", "three/texts", "three/masks"),
-        *("anchors", "mixed/masks", "search", "measured"),
+        *("three/collect", "three/texts", "three/vocabulary", "three/drafts"),
+        *("anchors", "mixed/drafts", "search", "measured"),
     }
     assert before and all(path.read_bytes() == content for path, content in before.items())
     manifest = json.loads((out / "manifest.json").read_text())

@@ -1,15 +1,20 @@
-"""The replay of drafting on recorded agreements, and the cost model that prices it."""
+"""The replay of drafting on recorded agreements."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.calibration.scoring.cost import LONGEST_DRAFT, CostModel, fit, timing_masks
-from offline.calibration.scoring.replay import RULES, DraftRule, Trace, best_rule, replay
-from server.engine import EMPTY_MASK, SkipMask
+from offline.calibration.scoring.cost import LONGEST_DRAFT, CostModel, PassCost
+from offline.calibration.scoring.drafts import DraftChoice, DraftRule
+from offline.calibration.scoring.replay import FIRST_RULE, RULES, Trace, best_rule, replay
+from server.engine import SkipMask
 
-HALF = SkipMask(frozenset({2, 3}), frozenset({2, 3}))
-COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=2.0, full=[13.0] * 8 + [15.0] * (LONGEST_DRAFT - 7))
+HALF = DraftChoice(mask=SkipMask(frozenset({2, 3}), frozenset({2, 3})))
+COST = CostModel(
+    num_layers=4,
+    vocabulary_size=262,
+    own=PassCost(base=0.5, head=0.5, attention=1.0, mlp=2.0),
+    full=[13.0] * 8 + [15.0] * (LONGEST_DRAFT - 7),
+)
 
 places = st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=60)
 rules = st.sampled_from(RULES)
@@ -63,16 +68,6 @@ def test_nothing_to_replay_is_no_speedup() -> None:
 def test_the_best_rule_follows_the_text() -> None:
     sure = [Trace([True] * 90, [1.0] * 90)]
     wrong = [Trace([False, True] * 45, [0.1, 0.9] * 45)]
-    assert best_rule([(HALF, sure)], COST).max_draft > 4
-    assert best_rule([(HALF, wrong)], COST).confidence > 0.1
-
-
-def test_the_fit_recovers_a_linear_machine() -> None:
-    masks = timing_masks(4)
-    drafts = [COST.draft(mask) for mask in masks]
-    fitted = fit(4, masks, drafts, [13.0, 12.0, 14.0])
-    assert fitted.base == pytest.approx(COST.base)
-    assert fitted.attention == pytest.approx(COST.attention)
-    assert fitted.mlp == pytest.approx(COST.mlp)
-    assert fitted.full == [13.0, 13.0, 14.0]
-    assert fitted.draft(EMPTY_MASK) == pytest.approx(fitted.plain)
+    assert best_rule(sure, HALF, COST).max_draft > 4
+    assert best_rule(wrong, HALF, COST).confidence > 0.1
+    assert best_rule([], HALF, COST) == FIRST_RULE

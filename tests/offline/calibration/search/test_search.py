@@ -1,45 +1,48 @@
-"""Proposals find a planted optimum; trials survive interruptions; scores mean what they say."""
+"""Proposals find a planted optimum; trials survive interruptions; a search tries weights, vocabularies and masks."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
+from offline.calibration.scoring import drafts
 from offline.calibration.scoring.continuations import Text
-from offline.calibration.scoring.cost import LONGEST_DRAFT, CostModel
-from offline.calibration.scoring.replay import FIRST_RULE, replay
-from offline.calibration.scoring.score import SPAN, MaskScorer, Score, score_traces
+from offline.calibration.scoring.drafts import DraftChoice
+from offline.calibration.scoring.score import Score
 from offline.calibration.search.bayes import FlipSpace
 from offline.calibration.search.initial_masks import prefix_masks, rule_masks
-from offline.calibration.search.race import Objective
+from offline.calibration.search.race import DomainTraces, Objective
+from offline.calibration.search.search import Searcher
+from offline.calibration.search.starting_masks import StartingMasks
 from offline.calibration.search.strategies import STRATEGIES, Strategy, explore
-from offline.calibration.search.trials import Trials
+from offline.calibration.search.trials import MaskTrials, Trials
+from offline.loaded_model import LoadedModel
+from offline.settings import CalibrationSettings
 from server.engine import (
     EMPTY_MASK,
     Decoder,
-    DraftModel,
     Engine,
     EngineConfig,
     GenerationRequest,
     SamplingParams,
     SkipMask,
     StopConditions,
-    TokenBatch,
-    load_checkpoint,
+    kernel_build,
 )
-from tests.tiny import CPU, save_random_model, tiny_config
+from tests.offline.calibration.examples import COST, vocabularies
+from tests.tiny import save_random_model, tiny_config
 
 NUM_LAYERS = 6
 PLANTED = SkipMask(frozenset({1, 2, 4, 5}), frozenset({3, 4, 5}))
-COST = CostModel(num_layers=4, base=1.0, attention=1.0, mlp=1.0, full=[9.0] * (LONGEST_DRAFT + 1))
+LOW_BIT = DraftChoice(is_low_bit=True)
 
 
 def distance(mask: SkipMask) -> int:
     return len(mask.attention ^ PLANTED.attention) + len(mask.mlp ^ PLANTED.mlp)
 
 
-def planted_score(mask: SkipMask, leader: SkipMask | None = None) -> Score:
-    return Score(speedup=2.0 - 0.1 * distance(mask), acceptance=0.5)
+def planted_score(choice: DraftChoice, leader: DraftChoice | None = None) -> Score:
+    """Best for the planted mask on the low-bit copy."""
+    return Score(speedup=2.0 - 0.1 * distance(choice.mask) - 0.01 * (not choice.is_low_bit), acceptance=0.5)
 
 
 def texts_of(model: Decoder, count: int, length: int = 40) -> list[Text]:
@@ -59,18 +62,18 @@ def test_points_stand_for_their_masks() -> None:
         assert all(low <= point[name] <= high for name, (low, high) in space.bounds.items())
 
 
-def started(path: Path | None, compute: Objective = planted_score) -> Trials:
-    trials = Trials(path, "d", compute)
+def started(path: Path | None, compute: Objective = planted_score) -> MaskTrials:
+    masks = MaskTrials(Trials(path, "d", compute), [DraftChoice()])
     for mask in rule_masks(NUM_LAYERS):
-        trials.speedup(mask)
-    return trials
+        masks.speedup(mask)
+    return masks
 
 
 @pytest.mark.parametrize("name", ["greedy", "evolution", "bayesian"])
 def test_a_strategy_finds_a_planted_optimum(name: str) -> None:
     trials = started(None)
     explore(STRATEGIES[name], trials, NUM_LAYERS, 100, seed=0)
-    assert trials.best == PLANTED
+    assert trials.trials.best == DraftChoice(mask=PLANTED)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
@@ -78,25 +81,25 @@ def test_a_strategy_keeps_to_its_budget_and_its_seed(strategy: Strategy) -> None
     curves = []
     for seed in (0, 0, 1):
         trials = started(None)
-        before = len(trials.curve)
+        before = len(trials.speedups)
         explore(strategy, trials, NUM_LAYERS, 12, seed)
-        assert before + 4 <= len(trials.curve) <= before + 12, "a third of the budget, or all of it"
+        assert before + 4 <= len(trials.speedups) <= before + 12, "a third of the budget, or all of it"
         curves.append(list(trials.speedups))
     assert curves[0] == curves[1] != curves[2]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 def test_a_strategy_ends_where_no_mask_is_left(strategy: Strategy) -> None:
-    trials = Trials(None, "d", planted_score)
+    trials = MaskTrials(Trials(None, "d", planted_score), [DraftChoice()])
     explore(strategy, trials, 1, 100, seed=0)
     assert 1 <= len(trials.speedups) <= 4
 
 
 def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path: Path) -> None:
-    def failing(mask: SkipMask, leader: SkipMask | None) -> Score:
+    def failing(choice: DraftChoice, leader: DraftChoice | None) -> Score:
         if len(path.read_text().splitlines()) > 30:
             raise KeyboardInterrupt
-        return planted_score(mask)
+        return planted_score(choice)
 
     strategy = STRATEGIES["evolution"]
     whole = started(tmp_path / "whole.jsonl")
@@ -106,9 +109,9 @@ def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         explore(strategy, cut, NUM_LAYERS, 60, seed=3)
     with path.open("a") as file:
-        file.write('{"mask": {"attention": [1')
+        file.write('{"choice": {"mask": {"attention": [1')
     resumed = started(path)
-    assert len(resumed.recorded) == 30
+    assert len(resumed.trials.recorded) == 30
     explore(strategy, resumed, NUM_LAYERS, 60, seed=3)
     assert resumed.speedups == whole.speedups
     assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
@@ -116,53 +119,52 @@ def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path: Path) -> None
 
 def test_trials_of_other_inputs_are_not_used(tmp_path: Path) -> None:
     first = Trials(tmp_path / "trials.jsonl", "one", planted_score)
-    first.speedup(EMPTY_MASK)
+    first.speedup(LOW_BIT)
     assert Trials(tmp_path / "trials.jsonl", "one", planted_score).recorded
     assert not Trials(tmp_path / "trials.jsonl", "two", planted_score).recorded
 
 
-@pytest.fixture(params=["torch", "kernels"])
-def runner(request: pytest.FixtureRequest, model: Decoder, tmp_path: Path) -> Decoder:
-    """A model that torch runs, or one of whole vectors, that the CPU kernels run where they are built."""
-    if request.param == "torch":
-        return model
-    folder = save_random_model(tmp_path, tiny_config(num_key_value_heads=2, head_dim=16))
-    return Decoder(load_checkpoint(str(folder), torch.float32, CPU))
+def test_a_mask_is_worth_what_its_best_draft_is() -> None:
+    trials = Trials(None, "d", planted_score)
+    masks = MaskTrials(trials, [DraftChoice(), LOW_BIT])
+    assert masks.best == 0.0
+    assert masks.speedup(PLANTED) == masks.best == 2.0
+    assert list(trials.speedups) == [DraftChoice(mask=PLANTED), LOW_BIT.with_mask(PLANTED)]
+    assert trials.best == LOW_BIT.with_mask(PLANTED)
+    assert trials.curve == [pytest.approx(1.99), 2.0]
 
 
-def test_the_empty_mask_agrees_everywhere(runner: Decoder) -> None:
-    model, texts = runner, texts_of(runner, 12)
-    traces = MaskScorer(model, texts).traces(EMPTY_MASK)
-    assert [len(trace.agrees) for trace in traces] == [len(text.output_ids) - 1 for text in texts]
-    assert replay(traces, FIRST_RULE).acceptance == 1.0
-    assert score_traces(traces, EMPTY_MASK, FIRST_RULE, COST).speedup == 1.0
+@pytest.mark.parametrize("draft_weights", ["none", "int4"])
+def test_a_search_compares_vocabularies_and_weights_before_and_after_masks(
+    draft_weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if draft_weights == "int4" and kernel_build() == "none":
+        pytest.skip("no kernels for this processor")
+    monkeypatch.setattr(drafts, "SIZES", (16, 64))
+    folder = save_random_model(tmp_path / "model", tiny_config(head_dim=16))
+    options = {"model": str(folder), "prompts": [Path("p")], "out": tmp_path, "dtype": "float32", "budget": 4}
+    settings = CalibrationSettings.model_validate(options | {"draft_weights": draft_weights, "threads": 1})
+    loaded, known = LoadedModel.open(settings), vocabularies()
+    domain = DomainTraces(loaded.model, known, texts_of(loaded.model, 3, 20))
+    searcher = Searcher(loaded, known, COST, settings, "a", tmp_path, "d")
+    wholes = searcher.whole_drafts()
+    assert wholes[0].is_full and len(set(wholes)) == len(wholes) == (6 if draft_weights == "int4" else 3)
+    starts = StartingMasks(loaded.model, known, COST, domain.texts)
+    trials = Trials(None, "", searcher.objective([domain]))
+    searcher.search(trials, starts, seed=0)
+    tried = list(trials.speedups)
+    assert tried[: len(wholes)] == wholes
+    bases = sorted(wholes, key=lambda choice: -trials.speedups[choice])[:2]
+    skipping = {choice.with_mask(EMPTY_MASK) for choice in tried if not choice.mask.is_empty}
+    assert set(bases) <= skipping <= {each.with_vocabulary(v) for each in bases for v in known.choices("a")}
+    assert {trials.best.with_vocabulary(each) for each in known.choices("a")} <= set(tried)
+    run = searcher.run("own", starts, searcher.objective([domain]), seed=0)
+    assert run.choice == trials.best
+    assert run == searcher.run("own", starts, planted_score, seed=0), "all is read from the file"
 
 
-def test_scores_do_not_depend_on_the_masks_before(model: Decoder) -> None:
-    scorer = MaskScorer(model, texts_of(model, 3))
-    masks = [SkipMask(frozenset({1}), frozenset({2, 3})), SkipMask(frozenset(), frozenset({0})), EMPTY_MASK]
-    first = [scorer.traces(mask) for mask in masks]
-    assert [scorer.traces(mask) for mask in reversed(masks)] == first[::-1]
-
-
-def test_a_trace_begins_like_a_real_draft(model: Decoder) -> None:
-    """Up to the first disagreement of a span, teacher forcing and drafting are the same thing."""
-    mask = SkipMask(frozenset({3}), frozenset({2}))
-    text = texts_of(model, 1)[0]
-    trace = MaskScorer(model, [text]).traces(mask)[0]
-    cache = model.new_cache(1, 80)
-    ids = text.prompt_ids + text.output_ids
-    with torch.inference_mode():
-        model.forward(TokenBatch.of([(0, 0, text.prompt_ids)], cache), cache)
-        for place in range(SPAN):
-            at = len(text.prompt_ids) + place
-            hidden = model.forward(TokenBatch.of([(0, at, [ids[at]])], cache), cache, DraftModel(mask))
-            top, token = torch.softmax(model.logits(hidden), -1).max(-1)
-            assert (int(token) == ids[at + 1]) == trace.agrees[place]
-            assert float(top) == pytest.approx(trace.confidences[place], rel=1e-3)
-
-
-def test_answers_of_one_token_give_nothing_to_score(model: Decoder) -> None:
-    scorer = MaskScorer(model, [Text(prompt_ids=[5, 6], output_ids=[2])])
-    assert scorer.traces(EMPTY_MASK) == []
-    assert score_traces([], SkipMask(frozenset({1})), FIRST_RULE, COST).speedup == 1.0
+def test_texts_of_one_token_leave_the_rules_to_start_from(model: Decoder) -> None:
+    texts = [Text(prompt_ids=[5, 6], output_ids=[2])]
+    starts = StartingMasks(model, vocabularies(), COST, texts)
+    assert starts.around([DraftChoice()]) == rule_masks(model.config.num_layers)
+    assert starts.around([DraftChoice(), LOW_BIT]) == rule_masks(model.config.num_layers)
