@@ -94,7 +94,7 @@ def test_a_tiny_temperature_is_nearly_greedy() -> None:
 
 def second_tokens(model: Decoder, method: str, mask: SkipMask, prompt: list[int], first: int) -> np.ndarray:
     """Counts of the second token over many seeds, among texts whose first token is `first`."""
-    engine = Engine(model, EngineConfig(max_batch=64, confidence=0.0, baseline_share=0))
+    engine = Engine(model, EngineConfig(max_batch=64, confidence=0.0, baseline_share=0, is_adaptive=False))
     sampling = [SamplingParams(1.0, top_k=6, seed=seed) for seed in range(DRAWS)]
     requests = [
         GenerationRequest(prompt, s, StopConditions(3), method=method, route=Route("t", DraftModel(mask)), max_draft=2)
