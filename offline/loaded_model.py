@@ -48,7 +48,7 @@ class LoadedModel:
     @property
     def digest(self) -> str:
         """Identifies weights, chat template, precision and kind of device: results depend on these too."""
-        precisions = self.model.precision, self.model.draft.precision
+        precisions = self.model.precision, (self.model.low_bit or self.model).precision
         device = self.checkpoint.device.type
         return digest_of(self.checkpoint.fingerprint, self.codec.template_hash, *precisions, device)
 

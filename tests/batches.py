@@ -4,16 +4,19 @@ import random
 
 from server.engine import (
     Decoder,
+    DraftHead,
     DraftModel,
     Emission,
     Engine,
     EngineConfig,
     GenerationRequest,
+    KVCache,
     Route,
     SamplingParams,
     SkipMask,
     StepStats,
     StopConditions,
+    TokenBatch,
 )
 
 MASK = SkipMask(frozenset({1, 3}), frozenset({2}))
@@ -56,3 +59,33 @@ def run(engine: Engine) -> tuple[list[Emission], list[StepStats]]:
         emissions += new
         steps.append(stats)
     return emissions, steps
+
+
+def started_batch(model: Decoder, cache: KVCache) -> TokenBatch:
+    """The next token of each of three prompts, which the cache holds."""
+    prompts = [[7, 8, 9], [20, 21], [30, 31, 32, 33]]
+    model.forward(TokenBatch.of([(slot, 0, ids) for slot, ids in enumerate(prompts)], cache), cache)
+    return TokenBatch.of([(slot, len(ids), [50 + slot]) for slot, ids in enumerate(prompts)], cache)
+
+
+def greedy_chains(
+    model: Decoder,
+    draft: DraftModel,
+    head: Decoder | DraftHead,
+    cache: KVCache,
+    starts: TokenBatch,
+    limits: list[int],
+    confidence: float,
+) -> list[list[int]]:
+    """Chains token by token: each row goes on while it is sure, up to its own limit."""
+    chains = []
+    for (slot, position, [token]), limit in zip(starts.rows, limits, strict=True):
+        chain: list[int] = []
+        top = 1.0
+        while len(chain) < limit and top >= confidence:
+            batch = TokenBatch.of([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
+            logits = head.logits(model.forward(batch, cache, draft))
+            chain.append(int(logits.argmax()))
+            top = float(logits.softmax(-1).max())
+        chains.append(chain)
+    return chains

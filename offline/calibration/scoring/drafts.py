@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from offline.records import Strict
-from server.engine import EMPTY_MASK, Decoder, DraftModel, DraftVocabulary, JsonMask, SkipMask
+from server.engine import EMPTY_MASK, DraftModel, DraftVocabulary, JsonMask, SkipMask
 
 SIZES = (1024, 2048, 4096, 8192)
 """Vocabularies that are tried; beside them, all tokens."""
@@ -50,14 +50,6 @@ class DraftChoice(Strict):
             "bits": DraftChoice(is_low_bit=self.is_low_bit),
             "all": self,
         }
-
-    def decoder(self, model: Decoder) -> Decoder:
-        """What its passes run on; raises `ValueError` for a low-bit draft of a model without a copy."""
-        if not self.is_low_bit:
-            return model
-        if model.low_bit is None:
-            raise ValueError("a low-bit draft needs a copy of the model in fewer bits")
-        return model.low_bit
 
     def __str__(self) -> str:
         """As `12 skipped, low-bit, 1,024 tokens`."""

@@ -73,7 +73,7 @@ class DraftScorer:
         """States [places, hidden_size] after the final norm, which no vocabulary changes."""
         key = choice.with_vocabulary(None)
         if self.last_states is None or self.last_states[0] != key:
-            decoder = choice.decoder(self.model)
+            decoder = self.model.drafting(choice.is_low_bit)
             self.last_states = key, decoder.forward(self.batch, self.cache, DraftModel(choice.mask))
         return self.last_states[1]
 
@@ -82,7 +82,8 @@ class DraftScorer:
         key = DraftChoice(vocabulary=choice.vocabulary, is_low_bit=choice.is_low_bit)
         if self.last_head is None or self.last_head[0] != key:
             vocabulary = self.vocabularies.vocabulary(choice.vocabulary) if choice.vocabulary else None
-            self.last_head = key, TextHead(choice.decoder(self.model), vocabulary, self.texts)
+            decoder = self.model.drafting(choice.is_low_bit)
+            self.last_head = key, TextHead(decoder, vocabulary, self.texts)
         return self.last_head[1]
 
     @torch.inference_mode()

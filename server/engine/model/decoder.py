@@ -39,16 +39,12 @@ class Decoder:
         self.precision = precision(checkpoint, self.native is not None, input_bits)
         self.low_bit: Decoder | None = None
 
-    @property
-    def draft(self) -> "Decoder":
-        """What calibration drafts with: the copy in fewer bits where there is one, else the decoder itself."""
-        return self.low_bit or self
-
-    def drafting(self, draft: DraftModel) -> "Decoder":
-        """What computes these drafts; those in fewer bits need the copy."""
-        if not draft.is_low_bit:
+    def drafting(self, is_low_bit: bool) -> "Decoder":
+        """What computes drafts; raises `ValueError` for those in fewer bits where there is no copy."""
+        if not is_low_bit:
             return self
-        assert self.low_bit is not None
+        if self.low_bit is None:
+            raise ValueError("a low-bit draft needs a copy of the model in fewer bits")
         return self.low_bit
 
     def new_cache(self, num_slots: int, max_length: int) -> KVCache:

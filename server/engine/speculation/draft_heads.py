@@ -31,7 +31,7 @@ class DraftHeads:
             return None
         heads = self.heads.setdefault(vocabulary, {})
         if draft.is_low_bit not in heads:
-            heads[draft.is_low_bit] = DraftHead(self.model.drafting(draft), vocabulary)
+            heads[draft.is_low_bit] = DraftHead(self.model.drafting(draft.is_low_bit), vocabulary)
         head = heads[draft.is_low_bit]
         for sequence in sequences:
             key = sequence.id, draft.is_low_bit

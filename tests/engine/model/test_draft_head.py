@@ -19,12 +19,12 @@ from server.engine import (
     Decoder,
     DraftVocabulary,
     Quantization,
-    TokenBatch,
     load_checkpoint,
 )
 from server.engine.model import kernels
 from server.engine.model.draft_head import DraftHead
 from server.engine.model.gguf.codes import READERS
+from tests.batches import greedy_chains, started_batch
 from tests.gguf_files import TOKENS, wide_config, write_gguf
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -212,20 +212,9 @@ def test_a_draft_chain_is_the_greedy_loop_over_the_heads_tokens(
         torch.set_num_threads(1)
     assert model.native is not None
     cache, limits = model.new_cache(3, 64), [5, 0, 2]
-    prompts = [[7, 8, 9], [20, 21], [30, 31, 32, 33]]
-    model.forward(TokenBatch.of([(slot, 0, ids) for slot, ids in enumerate(prompts)], cache), cache)
-    starts = TokenBatch.of([(slot, len(ids), [50 + slot]) for slot, ids in enumerate(prompts)], cache)
+    starts = started_batch(model, cache)
     for count in (1, 15, 16, 40, 250):
         head = DraftHead(model, a_vocabulary(count, random.Random(count), 262), 7)
         head.add([50, 51, 52])
-        expected = []
-        for (slot, position, [token]), limit in zip(starts.rows, limits, strict=True):
-            chain: list[int] = []
-            top = 1.0
-            while len(chain) < limit and top >= confidence:
-                batch = TokenBatch.of([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
-                logits = head.logits(model.forward(batch, cache))
-                chain.append(int(logits.argmax()))
-                top = float(logits.softmax(-1).max())
-            expected.append(chain)
+        expected = greedy_chains(model, FULL_MODEL, head, cache, starts, limits, confidence)
         assert model.native.draft(starts, cache, FULL_MODEL, limits, confidence, head.native) == expected

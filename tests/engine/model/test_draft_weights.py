@@ -62,13 +62,15 @@ def a_file(folder: Path, path: Path, kind: Type, quantization: Quantization = "a
 def test_without_a_choice_the_model_drafts_itself(checkpoint: Checkpoint, predicted: dict[str, float]) -> None:
     model = with_draft(checkpoint, "none")
     assert model.low_bit is None
-    assert model.draft is model
+    assert model.drafting(is_low_bit=False) is model
+    with pytest.raises(ValueError, match="needs a copy"):
+        model.drafting(is_low_bit=True)
 
 
 @pytest.mark.parametrize("choice", ["int4", "int8"])
 def test_a_copy_has_the_bits_that_are_asked_for(checkpoint: Checkpoint, choice: DraftWeights) -> None:
     model = with_draft(checkpoint, choice)
-    assert model.low_bit is model.draft is not model
+    assert model.low_bit is model.drafting(is_low_bit=True) is not model
     assert model.low_bit is not None
     assert model.low_bit.precision == f"{choice} weights, 8-bit activations, float32 cache"
     assert model.precision == "float32"
@@ -84,7 +86,7 @@ def test_a_copy_is_the_model_with_every_matrix_rounded(
     """Its embeddings stay the model's; its head is rounded, also where it is the embeddings."""
     config = tiny_config(head_dim=16, tie_word_embeddings=is_tied, attention_bias=True)
     checkpoint = load_checkpoint(str(save_random_model(tmp_path, config)), torch.float32, CPU)
-    copy = with_draft(checkpoint, choice).draft
+    copy = with_draft(checkpoint, choice).drafting(is_low_bit=True)
     weights: dict[str, Tensor] = {}
     for name, weight in checkpoint.weights.items():
         is_rounded = weight.ndim == 2 and name != "model.embed_tokens.weight"
@@ -178,7 +180,7 @@ def test_a_copy_without_kernels_is_refused(checkpoint: Checkpoint, monkeypatch: 
 
 def test_a_gain_is_predicted_from_passes_of_both(checkpoint: Checkpoint) -> None:
     model = with_draft(checkpoint, "int4")
-    assert 0 < predicted_gain(model, model.draft) < 10
+    assert 0 < predicted_gain(model, model.drafting(is_low_bit=True)) < 10
 
 
 def test_passes_are_timed_in_turn() -> None:
@@ -213,7 +215,7 @@ def test_threads_and_weights_end_with_the_model(checkpoint: Checkpoint) -> None:
 
 def test_a_copy_outlives_the_decoder_that_lent_it_threads(checkpoint: Checkpoint) -> None:
     model = with_draft(checkpoint, "int8")
-    copy, cache = model.draft, model.new_cache(1, 16)
+    copy, cache = model.drafting(is_low_bit=True), model.new_cache(1, 16)
     expected = copy.greedy(TokenBatch.of([(0, 0, [5, 6, 7])], cache), cache)
     del model
     assert copy.greedy(TokenBatch.of([(0, 0, [5, 6, 7])], cache), cache) == expected

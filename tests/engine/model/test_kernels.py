@@ -24,6 +24,7 @@ from server.engine import (
     load_checkpoint,
 )
 from server.engine.model import kernels
+from tests.batches import greedy_chains, started_batch
 from tests.gguf_files import TOKENS, wide_config, write_gguf
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -120,19 +121,8 @@ def test_a_draft_chain_is_the_greedy_loop(confidence: float, tmp_path: Path) -> 
     assert model.native is not None
     draft, limits = DraftModel(SkipMask(frozenset({1}), frozenset({2}))), [5, 0, 2]
     cache = model.new_cache(3, 64)
-    prompts = [[7, 8, 9], [20, 21], [30, 31, 32, 33]]
-    model.forward(TokenBatch.of([(slot, 0, ids) for slot, ids in enumerate(prompts)], cache), cache)
-    starts = TokenBatch.of([(slot, len(ids), [50 + slot]) for slot, ids in enumerate(prompts)], cache)
-    expected = []
-    for (slot, position, [token]), limit in zip(starts.rows, limits, strict=True):
-        chain: list[int] = []
-        top = 1.0
-        while len(chain) < limit and top >= confidence:
-            batch = TokenBatch.of([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
-            logits = model.logits(model.forward(batch, cache, draft))
-            chain.append(int(logits.argmax()))
-            top = float(logits.softmax(-1).max())
-        expected.append(chain)
+    starts = started_batch(model, cache)
+    expected = greedy_chains(model, draft, model, cache, starts, limits, confidence)
     assert model.native.draft(starts, cache, draft, limits, confidence) == expected
 
 

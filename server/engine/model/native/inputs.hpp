@@ -103,11 +103,9 @@ class Rounding {
     const size_t begin = size_t(own.first) * width, end = size_t(own.last) * width;
     if (forms & HALVES)
       for (size_t i = begin; i < end; i++) store(&halves_[at + i], rows[i]);
-    for (size_t i = begin; i < end; i += BLOCK)
-      if (forms & FINE_CODES)
-        blocks_[(at + i) / BLOCK] = round_fine(rows + i, at + i);
-      else if (forms & CODES)
-        blocks_[(at + i) / BLOCK] = round_codes(rows + i, at + i);
+    if (forms & (CODES | FINE_CODES))
+      for (size_t i = begin; i < end; i += BLOCK)
+        blocks_[(at + i) / BLOCK] = forms & FINE_CODES ? round_fine(rows + i, at + i) : round_codes(rows + i, at + i);
     if (!are_few && forms != FLOATS) team_.barrier();
     return out;
   }

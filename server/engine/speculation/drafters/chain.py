@@ -55,7 +55,7 @@ class ChainDrafter(Drafter):
 
     def chains(self, group: list[Sequence], draft: DraftModel) -> Proposals:
         """Chains of one draft model; where all are greedy the kernels run them whole, without a return to Python."""
-        decoder, head = self.model.drafting(draft), self.heads.grown(draft, group)
+        decoder, head = self.model.drafting(draft.is_low_bit), self.heads.grown(draft, group)
         if decoder.native is None or not all(sequence.is_plainly_greedy for sequence in group):
             return self.drawn_chains(group, draft, head)
         batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
@@ -66,7 +66,7 @@ class ChainDrafter(Drafter):
     def drawn_chains(self, group: list[Sequence], draft: DraftModel, head: DraftHead | None) -> Proposals:
         """The same for tokens that are drawn as their requests ask, a pass after the other."""
         drafts: Proposals = {sequence.id: [] for sequence in group}
-        decoder, active = self.model.drafting(draft), group
+        decoder, active = self.model.drafting(draft.is_low_bit), group
         while active:
             rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
             batch = TokenBatch.of(rows, self.cache)

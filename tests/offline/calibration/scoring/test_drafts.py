@@ -5,7 +5,7 @@ import pytest
 from offline.calibration.scoring import drafts
 from offline.calibration.scoring.drafts import DraftChoice, DraftRule, Vocabularies, VocabularyChoice
 from offline.prompts import MIXED
-from server.engine import Decoder, SkipMask
+from server.engine import SkipMask
 from tests.offline.calibration.examples import RANKED, vocabularies
 
 MASK = SkipMask(frozenset({1, 2}), frozenset({2}))
@@ -58,9 +58,3 @@ def test_sizes_are_below_the_counted_and_the_models_tokens(monkeypatch: pytest.M
     monkeypatch.setattr(drafts, "SIZES", (16, 64, 120))
     assert [each and each.size for each in vocabularies().choices(MIXED)] == [None, 16, 64]
     assert [each and each.size for each in Vocabularies(RANKED, 64).choices("a")] == [None, 16]
-
-
-def test_a_low_bit_draft_needs_a_copy(model: Decoder) -> None:
-    assert DraftChoice(mask=MASK).decoder(model) is model
-    with pytest.raises(ValueError, match="needs a copy"):
-        WHOLE.decoder(model)
