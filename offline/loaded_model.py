@@ -1,6 +1,7 @@
 """The model that a command works with, loaded once."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from offline.prompts import Prompt, PromptError
 from offline.records import digest_of, log
@@ -9,6 +10,7 @@ from server.engine import (
     ChatError,
     Checkpoint,
     Decoder,
+    RoutingArtifact,
     TextCodec,
     add_draft,
     load_model,
@@ -51,6 +53,11 @@ class LoadedModel:
         precisions = self.model.precision, (self.model.low_bit or self.model).precision
         device = self.checkpoint.device.type
         return digest_of(self.checkpoint.fingerprint, self.codec.template_hash, *precisions, device)
+
+    def check(self, artifact: RoutingArtifact, folder: Path) -> None:
+        """Raises `ArtifactError` for an artifact, read from this folder, that is another model's."""
+        known = self.checkpoint.fingerprint, self.codec.template_hash
+        artifact.check_model(*known, folder, self.checkpoint.config.vocabulary_size)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt in the model's chat template; raises `PromptError` where that refuses it."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from offline.calibration.anchors import Anchors
 from offline.calibration.collect import Collection
@@ -91,10 +92,6 @@ def pack(
 ) -> RoutingArtifact:
     """Saves the artifact in `settings.out` and returns it."""
     config = loaded.model.config
-
-    verdicts_of = [*verdicts.domains, verdicts.mixed]
-    drafts = {each.draft_of: each.choice.vocabulary for each in verdicts_of if each.choice.vocabulary}
-    tokens = {name: torch.tensor(vocabularies.vocabulary(each).token_ids) for name, each in drafts.items()}
     manifest = Manifest(
         model_fingerprint=loaded.checkpoint.fingerprint,
         model_name=Path(loaded.checkpoint.name).name,
@@ -115,9 +112,16 @@ def pack(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
     )
-    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre, tokens)
+    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre, chosen_tokens(verdicts, vocabularies))
     artifact.save(settings.out)
     return artifact
+
+
+def chosen_tokens(verdicts: Verdicts, vocabularies: Vocabularies) -> dict[str, Tensor]:
+    """The token ids of each draft that has a vocabulary, by the domain that it was searched for."""
+    drafts = [*verdicts.domains, verdicts.mixed]
+    chosen = {each.draft_of: each.choice.vocabulary for each in drafts if each.choice.vocabulary}
+    return {name: torch.tensor(vocabularies.vocabulary(each).token_ids) for name, each in chosen.items()}
 
 
 def draft_weights(loaded: LoadedModel, settings: CalibrationSettings) -> Literal["none", "int8", "int4"]:

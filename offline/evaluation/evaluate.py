@@ -57,8 +57,7 @@ def evaluate(settings: MethodSettings) -> Evaluation:
     loaded = LoadedModel.open(settings)
     check_draft_weights(loaded, artifact, settings)
     if artifact is not None and folder is not None:
-        known = loaded.checkpoint.fingerprint, loaded.codec.template_hash
-        artifact.check_model(*known, folder, loaded.checkpoint.config.vocabulary_size)
+        loaded.check(artifact, folder)
     if settings.limit is not None:
         prompts = prompts.limited(settings.limit, settings.seed)
     jobs = usable_jobs(loaded, [(loaded.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)

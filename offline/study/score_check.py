@@ -112,9 +112,7 @@ def fastest_rates(runners: Mapping[str, Runner], jobs: Sequence[Job], repeats: i
 def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> dict[str, Interval]:
     """Decodes held-out prompts with this artifact's drafts and with another's, in turn."""
     rival = RoutingArtifact.load(folder)
-    checkpoint = done.loaded.checkpoint
-    known = checkpoint.fingerprint, done.loaded.codec.template_hash
-    rival.check_model(*known, folder, checkpoint.config.vocabulary_size)
+    done.loaded.check(rival, folder)
     if rival.manifest.has_low_bit_drafts and done.loaded.model.low_bit is None:
         raise SettingsMistake(f"--rival: {folder} needs --draft-weights {rival.manifest.draft_weights}")
     theirs = {record.name: rival.draft_model(record) for record in rival.manifest.domains}
