@@ -2,6 +2,9 @@
 
 import random
 
+import torch
+from torch import Tensor
+
 from server.engine import (
     Decoder,
     DraftHead,
@@ -11,6 +14,7 @@ from server.engine import (
     EngineConfig,
     GenerationRequest,
     KVCache,
+    Patch,
     Route,
     SamplingParams,
     SkipMask,
@@ -76,16 +80,28 @@ def greedy_chains(
     starts: TokenBatch,
     limits: list[int],
     confidence: float,
+    states: Tensor | None = None,
 ) -> list[list[int]]:
-    """Chains token by token: each row goes on while it is sure, up to its own limit."""
+    """Chains token by token: each row goes on while it is sure, up to its own limit.
+
+    `states` [rows, hidden_size] are what a patch reads first.
+    """
     chains = []
-    for (slot, position, [token]), limit in zip(starts.rows, limits, strict=True):
+    for row, ((slot, position, [token]), limit) in enumerate(zip(starts.rows, limits, strict=True)):
         chain: list[int] = []
-        top = 1.0
+        top, hidden = 1.0, None if states is None else states[row : row + 1]
         while len(chain) < limit and top >= confidence:
             batch = TokenBatch.of([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
-            logits = head.logits(model.forward(batch, cache, draft))
+            hidden = model.forward(batch, cache, draft, hidden)
+            logits = head.logits(hidden)
             chain.append(int(logits.argmax()))
             top = float(logits.softmax(-1).max())
         chains.append(chain)
     return chains
+
+
+def random_patch(model: Decoder, start: int, seed: int = 0) -> Patch:
+    """A patch that puts about as large states in place of the layers from `start` on as they were."""
+    generator, size = torch.Generator().manual_seed(seed), model.config.hidden_size
+    weight = torch.randn(size, 2 * size, generator=generator) / (2 * size) ** 0.5
+    return Patch(start, (weight.bfloat16().float(),), torch.randn(size, generator=generator) / 10)

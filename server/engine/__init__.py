@@ -3,9 +3,10 @@
 from server.engine.config import DecoderConfig, EngineConfig
 from server.engine.engine import Engine
 from server.engine.kvcache.slots import KVCache, Row, TokenBatch
-from server.engine.masks.artifact import ArtifactError, RoutingArtifact
+from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.manifest import DomainRecord, DraftRecord, JsonMask, Manifest
 from server.engine.masks.router import Router, prompt_vector, similarities
+from server.engine.masks.tensors import ArtifactError
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
 from server.engine.model.default_model import DEFAULT_ARTIFACT, load_model, public_name
@@ -35,6 +36,7 @@ from server.engine.types import (
     DraftModel,
     DraftVocabulary,
     FinishReason,
+    Patch,
     Route,
     RowStats,
     SamplingParams,
@@ -87,6 +89,7 @@ __all__ = [
     "KVCache",
     "Manifest",
     "Method",
+    "Patch",
     "PromptTooLongError",
     "Quantization",
     "Route",

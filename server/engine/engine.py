@@ -114,9 +114,10 @@ class Engine:
             started = time.perf_counter()
             # 2) Draft cheaply, then let one full pass say what the model itself writes after each drafted token.
             drafts = self.draft(decoding, stats)
-            own = self.check(decoding, drafts, stats)
+            own, states = self.check(decoding, drafts, stats)
             # 3) Keep what agrees and one token more; drafters and policy learn what their drafts were worth.
             checks = [self.accept(s, drafts.get(s.id, NO_DRAFT), own[s.id].token_ids, stats) for s in decoding]
+            keep_last_states(decoding, drafts, checks, states)
             self.speculator.learn(decoding, drafts, checks, stats)
             # 4) Hand out the tokens, and end what is at its end.
             emissions += [self.emit(s, c.emitted, own[s.id].logits) for s, c in zip(decoding, checks, strict=True)]
@@ -145,6 +146,7 @@ class Engine:
             self.finish(sequence, FinishReason.LENGTH)
             return [Emission(sequence, [], sequence.finish_reason)]
         (first,) = sample(self.model.logits(hidden[-1:]), [sequence.span([])])
+        sequence.last_state = hidden[-1].float()
         emission = self.emit(sequence, *first)
         stats.prefill_seconds = time.perf_counter() - started
         self.route(sequence, stats)
@@ -190,19 +192,23 @@ class Engine:
         stats.draft_seconds = time.perf_counter() - started
         return drafts
 
-    def check(self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> dict[int, Sampled]:
-        """One full pass over all drafted tokens: the model's own token after each of them."""
+    def check(
+        self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats
+    ) -> tuple[dict[int, Sampled], Tensor]:
+        """One full pass over all drafted tokens: the model's own token after each of them, and its states there."""
         started = time.perf_counter()
         drafted = [drafts.get(s.id, NO_DRAFT).ids for s in decoding]
         rows = [(s.slot, s.cursor, [s.ids[-1], *ids]) for s, ids in zip(decoding, drafted, strict=True)]
         spans = [s.span(ids, num_rows=len(ids) + 1) for s, ids in zip(decoding, drafted, strict=True)]
         batch = TokenBatch.of(rows, self.cache)
         if any(s.needs_logits for s in decoding):
-            own = sample(self.model.logits(self.model.forward(batch, self.cache)), spans)
+            states = self.model.forward(batch, self.cache)
+            own = sample(self.model.logits(states), spans)
         else:
-            own = greedy(self.model.greedy(batch, self.cache), spans)
+            tokens, states = self.model.greedy(batch, self.cache)
+            own = greedy(tokens, spans)
         stats.verify_seconds = time.perf_counter() - started
-        return {s.id: one for s, one in zip(decoding, own, strict=True)}
+        return {s.id: one for s, one in zip(decoding, own, strict=True)}, states
 
     def accept(self, sequence: Sequence, draft: Draft, own: list[int], stats: StepStats) -> Verification:
         """Moves the cursor over what was accepted and the corrected or bonus token."""
@@ -238,3 +244,13 @@ class Engine:
         self.speculator.forget(sequence)
         for source in self.mask_sources.values():
             source.forget(sequence)
+
+
+def keep_last_states(
+    sequences: list[Sequence], drafts: dict[int, Draft], checks: list[Verification], states: Tensor
+) -> None:
+    """Gives each sequence the state that its last token was drawn from; `states` are those of all checked rows."""
+    first = 0
+    for sequence, check in zip(sequences, checks, strict=True):
+        sequence.last_state = states[first + len(check.emitted) - 1].float().clone()
+        first += len(drafts.get(sequence.id, NO_DRAFT).ids) + 1

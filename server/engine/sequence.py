@@ -4,6 +4,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from server.engine.requests import GenerationRequest
@@ -41,6 +42,8 @@ class Sequence:
     slot: int = -1
     hidden_chunks: list[Tensor] = field(default_factory=list)
     prompt_vector: Tensor | None = None
+    last_state: Tensor = field(default_factory=lambda: torch.empty(0))
+    """The full model's state [hidden_size] that the last id was drawn from, in fp32; none before the first."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     route: Route = UNROUTED
     stats: SequenceStats = field(default_factory=SequenceStats)

@@ -1,4 +1,4 @@
-"""The engine's plain values: masks, draft models, sampling parameters, routes, statistics. No tensors, no text.
+"""The engine's plain values: masks, draft models, sampling parameters, routes, statistics. No text.
 
 Vocabulary of one verification, used everywhere:
   drafted    tokens proposed by the drafter
@@ -11,6 +11,8 @@ Every step emits its accepted tokens and then exactly one corrected or bonus tok
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,27 @@ class DraftVocabulary:
             raise ValueError("a draft vocabulary has each token once")
 
 
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A matrix in place of the layers from `start` on and of the last norm; equal only where they are one object.
+
+    A token's state is weight [hidden_size, 2 * hidden_size] times two others, plus bias [hidden_size]: what reaches
+    layer `start`, normalised as by the last norm, and the state of the token before. With start 0 it reads the token's
+    embedding, and no layer is left: a step of EAGLE (arXiv 2401.15077, section 4.1) without its layer.
+    """
+
+    start: int
+    factors: tuple[Tensor, ...]
+    """The weight, or two matrices whose product it is."""
+    bias: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of the factors, made anew each time, in fp32."""
+        first, *rest = (factor.float() for factor in self.factors)
+        return first @ rest[0] if rest else first
+
+
 @dataclass(frozen=True)
 class DraftModel:
     """How drafts are computed, how long they grow and how sure they have to be."""
@@ -59,11 +82,20 @@ class DraftModel:
     """Most tokens of one; None is the engine's number."""
     confidence: float | None = None
     """Top probability under which one ends; None is the engine's."""
+    patch: Patch | None = None
+    """What takes the place of the last layers, where something does."""
 
     @property
     def is_full(self) -> bool:
         """Whether it is the model itself."""
-        return self.mask.is_empty and self.vocabulary is None and not self.is_low_bit
+        return self.mask.is_empty and self.patch is None and self.vocabulary is None and not self.is_low_bit
+
+    def skips(self, num_layers: int) -> SkipMask:
+        """All sub-layers that do not run: those of the mask, and those that the patch stands for."""
+        if self.patch is None:
+            return self.mask
+        patched = range(self.patch.start, num_layers)
+        return SkipMask(self.mask.attention.union(patched), self.mask.mlp.union(patched))
 
 
 FULL_MODEL = DraftModel()

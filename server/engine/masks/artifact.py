@@ -1,55 +1,61 @@
 """The routing artifact on disk: what calibration learned about one model.
 
-A folder with `manifest.json`, `anchors.safetensors`, and `drafts.safetensors` where a draft has a vocabulary.
+A folder with `manifest.json`, `anchors.safetensors`, and `drafts.safetensors` where a draft has a vocabulary or patch.
 It belongs to exactly one model and chat template; loading it for another is refused.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from server.engine.masks.manifest import DomainRecord, Manifest
-from server.engine.types import DraftModel, DraftVocabulary
+from server.engine.masks.tensors import AGAIN, ArtifactError, DraftFile, draft_tensors, read_tensors, vocabulary_name
+from server.engine.types import DraftModel, DraftVocabulary, Patch
 
 MANIFEST, ANCHORS, DRAFTS = "manifest.json", "anchors.safetensors", "drafts.safetensors"
-AGAIN = "run `knn-ssd-offline calibrate` again"
-
-
-class ArtifactError(Exception):
-    """The artifact is missing, broken, or made for another model."""
+NO_PATCHES: Mapping[str, Patch] = MappingProxyType({})
 
 
 class RoutingArtifact:
-    """A manifest with its anchors [num_anchors, hidden_size], their centre [hidden_size], fp32, and vocabularies.
+    """A manifest, its anchors [num_anchors, hidden_size] and their centre [hidden_size] in fp32, and drafts' tensors.
 
-    `vocabularies` are int32 ids [vocabulary_size], commonest first, by the name of the domain that they were
-    chosen for, or of the mixed record.
+    `vocabularies` are int32 ids [vocabulary_size], commonest first, and `patches` the matrices, each by the name of
+    the domain that it was made for, or of the mixed record.
     """
 
-    def __init__(self, manifest: Manifest, anchors: Tensor, centre: Tensor, vocabularies: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        anchors: Tensor,
+        centre: Tensor,
+        vocabularies: Mapping[str, Tensor],
+        patches: Mapping[str, Patch] = NO_PATCHES,
+    ) -> None:
         """Raises `ValueError` where a vocabulary has a token twice."""
         self.manifest = manifest
         self.anchors = anchors
         self.centre = centre
         self.vocabularies = vocabularies
+        self.patches = patches
         self.draft_vocabularies = {name: DraftVocabulary(tuple(ids.tolist())) for name, ids in vocabularies.items()}
 
     def draft_model(self, record: DomainRecord) -> DraftModel:
         """The draft of one of the manifest's records; drafts of one vocabulary share its object, and so their heads."""
         draft = record.draft
         vocabulary = None if draft.vocabulary_size is None else self.draft_vocabularies[record.draft_owner]
-        return DraftModel(draft.mask, vocabulary, draft.is_low_bit, draft.max_draft, draft.confidence)
+        patch = None if draft.patch is None else self.patches[record.draft_owner]
+        return DraftModel(draft.mask, vocabulary, draft.is_low_bit, draft.max_draft, draft.confidence, patch)
 
     def save(self, folder: Path) -> None:
         """Writes the files, each at once or not at all: an interruption leaves what was there before."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"anchors": self.anchors.float().contiguous(), "centre": self.centre.float().contiguous()}
-        drafts = {tensor_name(name): ids.int().contiguous() for name, ids in self.vocabularies.items()}
+        drafts = draft_tensors(self.vocabularies, self.patches)
         contents = {DRAFTS: save(drafts)} if drafts else {}
         contents |= {ANCHORS: save(tensors), MANIFEST: self.manifest_text.encode()}
         for name, content in contents.items():
@@ -73,7 +79,8 @@ class RoutingArtifact:
         for name, shape in shapes.items():
             if name not in tensors or tensors[name].shape != shape or not tensors[name].isfinite().all():
                 raise ArtifactError(f"{path} holds no finite tensor {name!r} of shape {shape}; {AGAIN}")
-        return cls(manifest, tensors["anchors"], tensors["centre"], read_vocabularies(folder / DRAFTS, manifest))
+        drafts = DraftFile.read(folder / DRAFTS, manifest)
+        return cls(manifest, tensors["anchors"], tensors["centre"], drafts.vocabularies, drafts.patches)
 
     def check_model(
         self, fingerprint: str, template_hash: str, folder: Path, vocabulary_size: int | None = None
@@ -91,14 +98,9 @@ class RoutingArtifact:
         for name, ids in self.vocabularies.items():
             if vocabulary_size is not None and int(ids.max()) >= vocabulary_size:
                 raise ArtifactError(
-                    f"{folder / DRAFTS} has token {int(ids.max())} in {tensor_name(name)!r}, "
+                    f"{folder / DRAFTS} has token {int(ids.max())} in {vocabulary_name(name)!r}, "
                     f"and the model has 0 to {vocabulary_size - 1}; {AGAIN}"
                 )
-
-
-def tensor_name(domain: str) -> str:
-    """The name of a domain's vocabulary in `drafts.safetensors`."""
-    return f"vocabulary.{domain}"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -111,28 +113,3 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ArtifactError(f"{path} is not a routing artifact: {where}: {first['msg']}; {AGAIN}") from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
-
-
-def read_vocabularies(path: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The vocabularies that the manifest's drafts have; without one the file is not read."""
-    sized = [record for record in manifest.records if record.draft.vocabulary_size is not None]
-    tensors = read_tensors(path) if sized else {}
-    vocabularies = {}
-    for record in sized:
-        name, size = tensor_name(record.draft_owner), record.draft.vocabulary_size
-        ids = tensors.get(name)
-        if ids is None or ids.dtype != torch.int32 or ids.shape != (size,):
-            raise ArtifactError(f"{path} holds no tensor {name!r} of {size} token ids in int32; {AGAIN}")
-        if int(ids.min()) < 0:
-            raise ArtifactError(f"{path} has a token below 0 in {name!r}; {AGAIN}")
-        if len(ids.unique()) < len(ids):
-            raise ArtifactError(f"{path} has a token twice in {name!r}; {AGAIN}")
-        vocabularies[record.draft_owner] = ids
-    return vocabularies

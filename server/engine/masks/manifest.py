@@ -50,12 +50,20 @@ JsonMask = Annotated[SkipMask, GetPydanticSchema(mask_schema)]
 """A `SkipMask` in a record; in JSON it is {"attention": [1, 2], "mlp": [2]}, the numbers of the skipped layers."""
 
 
+class PatchRecord(Strict):
+    """A matrix in place of the layers from `start` on, whole or of so low a rank; it lies in `drafts.safetensors`."""
+
+    start: Annotated[int, Field(ge=0)]
+    rank: Annotated[int, Field(ge=1)] | None = None
+
+
 class DraftRecord(Strict):
     """How one domain's drafts are computed, how long they grow and how sure they have to be."""
 
     mask: JsonMask = EMPTY_MASK
     vocabulary_size: Annotated[int, Field(ge=1)] | None = None
     """How many tokens they score, which lie in `drafts.safetensors`; None is all of them."""
+    patch: PatchRecord | None = None
     is_low_bit: bool = False
     """Whether with the copy of the weights in fewer bits, which the manifest's `draft_weights` names."""
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)]
@@ -85,7 +93,7 @@ class DomainRecord(Strict):
 
 
 class Manifest(Strict):
-    """`manifest.json`: everything but the anchor vectors and the vocabularies."""
+    """`manifest.json`: everything but the anchor vectors, the vocabularies and the patches."""
 
     format: Literal["knnssd-artifact"] = "knnssd-artifact"
     format_version: int = FORMAT_VERSION
@@ -151,6 +159,8 @@ class Manifest(Strict):
         masks = [record.draft.mask for record in self.records]
         if any(not 0 <= i < self.num_layers for mask in masks for i in [*mask.attention, *mask.mlp]):
             raise ValueError(f"a mask names a layer outside 0..{self.num_layers - 1}")
+        if any(r.draft.patch and r.draft.patch.start >= self.num_layers for r in self.records):
+            raise ValueError(f"a patch begins at a layer outside 0..{self.num_layers - 1}")
         if self.has_low_bit_drafts and self.draft_weights == "none":
             raise ValueError("a draft is low-bit, and draft_weights names no copy of the model")
         return self

@@ -67,16 +67,21 @@ class Decoder:
         finally:
             torch.set_num_threads(num_threads)
 
-    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL) -> Tensor:
-        """Hidden states [tokens, hidden_size] after the final norm, as the draft model computes them."""
-        return self.body.forward(batch, cache, draft)
+    def forward(
+        self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL, states: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [tokens, hidden_size] after the final norm, as the draft model computes them.
+
+        `states` are those of the token before each [tokens, hidden_size], which a patch reads.
+        """
+        return self.body.forward(batch, cache, draft, states.float().contiguous() if states is not None else None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [tokens, vocabulary_size] in fp32."""
         return self.body.logits(hidden)
 
-    def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
-        """The full model's greedy token after each of the batch's."""
+    def greedy(self, batch: TokenBatch, cache: KVCache) -> tuple[list[int], Tensor]:
+        """The full model's greedy token after each of the batch's, and its hidden states until the next pass."""
         return self.body.greedy(batch, cache)
 
 

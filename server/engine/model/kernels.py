@@ -55,7 +55,7 @@ class Shape(Structure):
 class Rows(Structure):
     _fields_ = [
         *fields(c_int, "count num_slots max_length"),
-        *fields(c_void_p, "ids positions slots keys values is_skipped hidden"),
+        *fields(c_void_p, "ids positions slots keys values is_skipped hidden patch states"),
     ]
 
 

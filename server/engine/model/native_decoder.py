@@ -2,8 +2,9 @@
 
 from array import array
 from collections.abc import Mapping, Sequence
-from ctypes import byref
+from ctypes import byref, c_void_p, cast
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.kernels import Chain, Edges, Greedy, Layer, Matrix, Rows, Shape, library
-from server.engine.model.panels import Panels
-from server.engine.types import EMPTY_MASK, DraftModel, SkipMask
+from server.engine.model.panels import Panels, pack
+from server.engine.types import FULL_MODEL, DraftModel, Patch, SkipMask
 
 if TYPE_CHECKING:
     from server.engine.model.native_head import NativeHead
@@ -69,7 +70,8 @@ class NativeDecoder:
         self.handle = kernels.decoder_new(
             byref(shape), pointers, byref(Edges(**pointed(edges, input_bits))), team.handle
         )
-        self.masks: dict[SkipMask, array[int]] = {}
+        self.skipped: dict[SkipMask, array[int]] = {}
+        self.patches: WeakKeyDictionary[Patch, tuple[Panels, Matrix]] = WeakKeyDictionary()
         self.scratch = Scratch(0, config)
 
     @property
@@ -110,19 +112,20 @@ class NativeDecoder:
         if self.handle is not None:
             self.kernels.decoder_free(self.handle)
 
-    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel, states: Tensor | None = None) -> Tensor:
         """Hidden states [tokens, hidden_size] in fp32, as `Decoder.forward`."""
         hidden = torch.empty(batch.num_tokens, self.config.hidden_size)
         flat = flattened(batch)
-        self.kernels.decoder_forward(self.handle, byref(self.rows(flat, batch.num_tokens, hidden, cache, draft.mask)))
+        rows = self.rows(flat, batch.num_tokens, hidden, cache, draft, states)
+        self.kernels.decoder_forward(self.handle, byref(rows))
         return hidden
 
-    def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
-        """The full model's greedy token after each of the batch's."""
+    def greedy(self, batch: TokenBatch, cache: KVCache) -> tuple[list[int], Tensor]:
+        """The full model's greedy token after each of the batch's, and its states, which the next pass writes over."""
         flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
-        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, EMPTY_MASK)
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, FULL_MODEL)
         self.kernels.decoder_greedy(self.handle, byref(rows), byref(scratch.sure))
-        return scratch.tokens[: batch.num_tokens].tolist()
+        return scratch.tokens[: batch.num_tokens].tolist(), scratch.hidden[: batch.num_tokens]
 
     def draft(
         self,
@@ -132,24 +135,37 @@ class NativeDecoder:
         limits: list[int],
         confidence: float,
         head: "NativeHead | None" = None,
+        states: Tensor | None = None,
     ) -> list[list[int]]:
         """Greedy chains after the batch's single tokens, as `ChainDrafter` describes them.
 
-        `head`: the rows of the draft's vocabulary, where it has one.
+        `head`: the rows of the draft's vocabulary, where it has one; `states` as in `Decoder.forward`.
         """
         flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
         stride = max(limits)
         most, drafted = array("i", limits), array("i", bytes(4 * stride * len(limits)))
         lengths = array("i", bytes(4 * len(limits)))
         chain = Chain(stride, confidence, *(values.buffer_info()[0] for values in (most, drafted, lengths)))
-        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft.mask)
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft, states)
         scored = (byref(head.matrix), head.ids.buffer_info()[0]) if head else (None, None)
         self.kernels.decoder_draft(self.handle, byref(rows), *scored, byref(scratch.unsure), byref(chain))
         return [drafted[i * stride : i * stride + length].tolist() for i, length in enumerate(lengths)]
 
-    def rows(self, flat: "array[int]", count: int, hidden: Tensor, cache: KVCache, mask: SkipMask) -> Rows:
-        """`flat` has `count` ids, positions and slots; the caller keeps it and `hidden` alive through the call."""
+    def rows(
+        self,
+        flat: "array[int]",
+        count: int,
+        hidden: Tensor,
+        cache: KVCache,
+        draft: DraftModel,
+        states: Tensor | None = None,
+    ) -> Rows:
+        """`flat` has `count` ids, positions and slots; the caller keeps it and the tensors alive through the call.
+
+        `states` are contiguous and in fp32.
+        """
         first = flat.buffer_info()[0]
+        patch = byref(self.patch_matrix(draft.patch)) if draft.patch else None
         return Rows(
             count,
             cache.num_slots,
@@ -159,8 +175,10 @@ class NativeDecoder:
             first + 2 * count * flat.itemsize,
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
-            self.skipped(mask),
+            self.skipped_address(draft),
             hidden.data_ptr(),
+            cast(patch, c_void_p) if patch else None,
+            address(states),
         )
 
     def scratch_of(self, num_tokens: int) -> "Scratch":
@@ -176,12 +194,20 @@ class NativeDecoder:
         self.kernels.decoder_logits(self.handle, scored, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
         return out
 
-    def skipped(self, mask: SkipMask) -> int:
-        """Address of a byte for each sub-layer in turn, 1 where the mask leaves it out."""
-        if mask not in self.masks:
+    def skipped_address(self, draft: DraftModel) -> int:
+        """Address of a byte for each sub-layer in turn, 1 where the draft leaves it out."""
+        mask = draft.skips(self.config.num_layers)
+        if mask not in self.skipped:
             layers = range(self.config.num_layers)
-            self.masks[mask] = array("B", [i in part for i in layers for part in (mask.attention, mask.mlp)])
-        return self.masks[mask].buffer_info()[0]
+            self.skipped[mask] = array("B", [i in part for i in layers for part in (mask.attention, mask.mlp)])
+        return self.skipped[mask].buffer_info()[0]
+
+    def patch_matrix(self, patch: Patch) -> Matrix:
+        """A patch's matrix in bf16, packed when it is first used."""
+        if patch not in self.patches:
+            panels = pack(patch.weight.bfloat16(), patch.bias)
+            self.patches[patch] = panels, matrix(panels, self.input_bits)
+        return self.patches[patch][1]
 
 
 class Scratch:

@@ -1,6 +1,7 @@
 """The forward in torch: for GPUs, and for processors that the kernels were not built for."""
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.linear import Linear
-from server.engine.types import FULL_MODEL, DraftModel
+from server.engine.types import FULL_MODEL, DraftModel, Patch
 
 
 @dataclass(frozen=True)
@@ -127,23 +128,37 @@ class TorchDecoder:
         self.mlps = [Mlp(i, weights) for i in range(config.num_layers)]
         self.norm = weights.norm("model.norm")
         self.head = weights.linear("lm_head")
+        self.patches: WeakKeyDictionary[Patch, Linear] = WeakKeyDictionary()
 
-    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel) -> Tensor:
+    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel, states: Tensor | None = None) -> Tensor:
         """Hidden states [tokens, hidden_size], as `Decoder.forward`."""
         cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
-        x = self.embeddings[batch.ids]
+        x, skipped = self.embeddings[batch.ids], draft.skips(self.config.num_layers)
         for layer in range(self.config.num_layers):
-            if layer not in draft.mask.attention:
+            if layer not in skipped.attention:
                 x = x + self.attentions[layer](x, cos, sin, cache, batch)
-            if layer not in draft.mask.mlp:
+            if layer not in skipped.mlp:
                 x = x + self.mlps[layer](x)
-        return self.norm(x)
+        normed = self.norm(x)
+        if draft.patch is None:
+            return normed
+        assert states is not None
+        return self.patch_linear(draft.patch)(torch.cat((normed, states.to(normed.dtype)), -1))
+
+    def patch_linear(self, patch: Patch) -> Linear:
+        """A patch's matrix on the decoder's device, in its precision."""
+        if patch not in self.patches:
+            weight, bias = (
+                part.to(self.embeddings.device, self.embeddings.dtype) for part in (patch.weight, patch.bias)
+            )
+            self.patches[patch] = Linear(weight, bias)
+        return self.patches[patch]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [tokens, vocabulary_size] in fp32."""
         return self.head(hidden).float()
 
-    def greedy(self, batch: TokenBatch, cache: KVCache) -> list[int]:
-        """The full model's greedy token after each of the batch's."""
-        tokens: list[int] = self.logits(self.forward(batch, cache, FULL_MODEL)).argmax(-1).tolist()
-        return tokens
+    def greedy(self, batch: TokenBatch, cache: KVCache) -> tuple[list[int], Tensor]:
+        """The full model's greedy token after each of the batch's, and its states."""
+        hidden = self.forward(batch, cache, FULL_MODEL)
+        return self.logits(hidden).argmax(-1).tolist(), hidden

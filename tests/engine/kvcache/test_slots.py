@@ -37,11 +37,13 @@ class PoisonedDecoder(Decoder):
 
     poison = math.nan
 
-    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL) -> Tensor:
+    def forward(
+        self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL, states: Tensor | None = None
+    ) -> Tensor:
         for slot, start, _ in batch.rows:
             cache.keys[:, slot, :, start:] = self.poison
             cache.values[:, slot, :, start:] = self.poison
-        return super().forward(batch, cache, draft)
+        return super().forward(batch, cache, draft, states)
 
 
 @pytest.fixture(scope="module")

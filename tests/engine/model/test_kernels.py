@@ -24,7 +24,7 @@ from server.engine import (
     load_checkpoint,
 )
 from server.engine.model import kernels
-from tests.batches import greedy_chains, started_batch
+from tests.batches import greedy_chains, random_patch, started_batch
 from tests.gguf_files import TOKENS, wide_config, write_gguf
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -126,14 +126,49 @@ def test_a_draft_chain_is_the_greedy_loop(confidence: float, tmp_path: Path) -> 
     assert model.native.draft(starts, cache, draft, limits, confidence) == expected
 
 
+@pytest.mark.parametrize("start", [0, 2])
+@torch.inference_mode()
+def test_a_patch_takes_the_place_of_the_last_layers_and_norm(start: int, tmp_path: Path) -> None:
+    """Of kernels and torch alike: a token's state from what reaches the patch and the state of the token before."""
+    native, plain = decoders(save_random_model(tmp_path, tiny_config(head_dim=16)), torch.float32)
+    patch, size = random_patch(native, start), native.config.hidden_size
+    rest = SkipMask(*[frozenset(range(start, native.config.num_layers))] * 2)
+    for decoder in (native, plain):
+        for count in (3, 12):
+            cache = decoder.new_cache(1, 64)
+            batch = TokenBatch.of([(0, 0, list(range(6, 6 + count)))], cache)
+            states = torch.randn(count, size, generator=torch.Generator().manual_seed(1))
+            reached = decoder.forward(batch, cache, DraftModel(rest))
+            expected = torch.cat((reached, states), 1) @ patch.weight.T + patch.bias
+            hidden = decoder.forward(batch, cache, DraftModel(patch=patch), states)
+            torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.05, 0.5])
+@torch.inference_mode()
+def test_a_patched_chain_hands_its_states_on(confidence: float, tmp_path: Path) -> None:
+    model = Decoder(load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU))
+    assert model.native is not None
+    draft, limits = DraftModel(patch=random_patch(model, 1)), [5, 0, 2]
+    cache = model.new_cache(3, 64)
+    starts = started_batch(model, cache)
+    states = torch.randn(3, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    expected = greedy_chains(model, draft, model, cache, starts, limits, confidence, states)
+    assert model.native.draft(starts, cache, draft, limits, confidence, None, states) == expected
+    others = greedy_chains(model, draft, model, cache, starts, limits, 0.0, -states)
+    assert others != greedy_chains(model, draft, model, cache, starts, limits, 0.0, states)
+
+
 @torch.inference_mode()
 def test_greedy_tokens_are_those_of_the_logits(model: Decoder, tmp_path: Path) -> None:
     native = Decoder(load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU))
     for decoder in (model, native):
         cache = decoder.new_cache(1, 64)
         batch = TokenBatch.of([(0, 0, list(range(6, 40)))], cache)
-        tokens = decoder.greedy(batch, cache)
-        assert tokens == decoder.logits(decoder.forward(batch, cache)).argmax(-1).tolist()
+        tokens, states = decoder.greedy(batch, cache)
+        expected = decoder.forward(batch, cache)
+        assert tokens == decoder.logits(expected).argmax(-1).tolist()
+        torch.testing.assert_close(states, expected)
 
 
 @pytest.fixture

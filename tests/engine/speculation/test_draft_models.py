@@ -158,9 +158,11 @@ class Passes:
         self.count = 0
         forward = decoder.forward
 
-        def counted(batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL) -> Tensor:
+        def counted(
+            batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL, states: Tensor | None = None
+        ) -> Tensor:
             self.count += draft is not FULL_MODEL
-            return forward(batch, cache, draft)
+            return forward(batch, cache, draft, states)
 
         patch.setattr(decoder, "forward", counted)
 

@@ -73,9 +73,11 @@ class RecordingDecoder(Decoder):
         super().__init__(checkpoint)
         self.passes: list[tuple[list[int], DraftModel]] = []
 
-    def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL) -> Tensor:
+    def forward(
+        self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL, states: Tensor | None = None
+    ) -> Tensor:
         self.passes.append(([slot for slot, _, _ in batch.rows], draft))
-        return super().forward(batch, cache, draft)
+        return super().forward(batch, cache, draft, states)
 
 
 Prefilled = Callable[[list[GenerationRequest]], tuple[Engine, RecordingDecoder, list[Sequence]]]

@@ -38,8 +38,8 @@ void decoder_greedy(void* decoder, const Rows* rows, const Greedy* greedy) {
 // Chooses among the outputs of `head`, whose tokens are `ids`; of all tokens where both are null.
 void decoder_draft(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Greedy* greedy,
                    const Chain* chain) {
-  draft(*rows, *greedy, *chain,
-        [&](const Rows& step) { static_cast<Model*>(decoder)->greedy(step, head, ids, *greedy); });
+  Model& model = *static_cast<Model*>(decoder);
+  draft(*rows, model.width(), *greedy, *chain, [&](const Rows& step) { model.greedy(step, head, ids, *greedy); });
 }
 
 void decoder_free(void* decoder) { delete static_cast<Model*>(decoder); }

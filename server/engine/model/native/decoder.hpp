@@ -15,6 +15,7 @@ namespace {
 
 struct Model {
   virtual ~Model() = default;
+  virtual int width() const = 0;  // of a hidden state
   virtual void forward(const Rows& rows) = 0;
   virtual void logits(const Matrix* head, int count, const float* hidden, float* out) = 0;
   virtual void greedy(const Rows& rows, const Matrix* head, const int32_t* ids, const Greedy& greedy) = 0;
@@ -32,11 +33,13 @@ class Decoder final : public Model {
         attention_(shape, edges.cos, edges.sin, team_, residual_),
         mlp_(shape, team_, residual_) {}
 
-  // Hidden states after the last norm, in fp32.
+  int width() const override { return shape_.hidden; }
+
   void forward(const Rows& rows) override {
     resize(rows);
     team_.run([&](int rank) {
       sublayers(rows, rank);
+      if (rows.patch) return residual_.patch(rows, edges_.norm, rank);
       residual_.normalise(part(rows.count, rank, team_.size()), edges_.norm, rows.hidden);
     });
   }
@@ -56,7 +59,7 @@ class Decoder final : public Model {
     picks_.resize(size_t(ranks) * rows.count);
     team_.run([&](int rank) {
       sublayers(rows, rank);
-      const Part own = score(used, residual_.normalised(rows.count, edges_.norm, rank, used), greedy.logits, rank);
+      const Part own = score(used, states(rows, used, rank), greedy.logits, rank);
       for (int r = 0; r < rows.count; r++)
         picks_[rank * rows.count + r] = pick(greedy.logits + size_t(r) * used.outputs, own, greedy.probabilities);
       team_.barrier();
@@ -81,6 +84,16 @@ class Decoder final : public Model {
       if (!rows.is_skipped[2 * layer]) attention_.apply(rows, layers_[layer], layer, rank);
       if (!rows.is_skipped[2 * layer + 1]) mlp_.apply(rows, layers_[layer], rank);
     }
+  }
+
+  // Writes rows.hidden, and returns it as the head takes it.
+  Inputs states(const Rows& rows, const Matrix& head, int rank) {
+    if (rows.patch) {
+      residual_.patch(rows, edges_.norm, rank);
+      return residual_.rounded(rows.count, rows.hidden, rank, head);
+    }
+    residual_.normalise(part(rows.count, rank, team_.size()), edges_.norm, rows.hidden);
+    return residual_.normalised(rows.count, edges_.norm, rank, head);
   }
 
   // Logits of this rank's share of a head's outputs, which it returns.

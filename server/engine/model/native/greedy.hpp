@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -56,15 +57,20 @@ inline void settle(const std::vector<Pick>& picks, int ranks, int count, int row
   greedy.probabilities[row] = 1.0f / total;
 }
 
-// Writes the chains. `next_tokens(rows)` makes one pass and leaves its tokens and probabilities in `greedy`.
+// Writes the chains. `next_tokens(rows)` makes one pass and leaves its tokens and probabilities in `greedy`. Hidden
+// states of so many numbers go from pass to pass where a patch reads them.
 template <class F>
-inline void draft(const Rows& rows, const Greedy& greedy, const Chain& chain, F&& next_tokens) {
+inline void draft(const Rows& rows, int width, const Greedy& greedy, const Chain& chain, F&& next_tokens) {
   std::vector<int> active;  // sequences that go on
   for (int i = 0; i < rows.count; i++) {
     chain.lengths[i] = 0;
     if (chain.limits[i] > 0) active.push_back(i);
   }
   std::vector<int32_t> ids(rows.count), positions(rows.count), slots(rows.count);
+  std::vector<float> states;  // of the active sequences, in their order
+  if (rows.states)
+    for (int i : active)
+      states.insert(states.end(), rows.states + size_t(i) * width, rows.states + size_t(i + 1) * width);
   while (!active.empty()) {
     Rows step = rows;
     step.count = int(active.size());
@@ -75,12 +81,15 @@ inline void draft(const Rows& rows, const Greedy& greedy, const Chain& chain, F&
       slots[a] = rows.slots[i];
     }
     step.ids = ids.data(), step.positions = positions.data(), step.slots = slots.data();
+    step.states = states.data();
     next_tokens(step);
     std::vector<int> still_active;
     for (int a = 0; a < step.count; a++) {
       const int i = active[a];
       chain.drafted[i * chain.stride + chain.lengths[i]++] = greedy.tokens[a];
-      if (chain.lengths[i] < chain.limits[i] && greedy.probabilities[a] >= chain.confidence) still_active.push_back(i);
+      if (chain.lengths[i] >= chain.limits[i] || greedy.probabilities[a] < chain.confidence) continue;
+      if (rows.states) std::copy_n(rows.hidden + size_t(a) * width, width, &states[still_active.size() * width]);
+      still_active.push_back(i);
     }
     active.swap(still_active);
   }

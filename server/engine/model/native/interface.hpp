@@ -44,7 +44,9 @@ struct Rows {
   const int32_t *ids, *positions, *slots;
   void *keys, *values;        // [layers][slots][kv heads][max_length * head_dim], see cache.hpp
   const uint8_t* is_skipped;  // [layers][attention, mlp]
-  float* hidden;              // [count][hidden], the result
+  float* hidden;              // [count][hidden], the result: states after the last norm
+  const Matrix* patch;        // unless null, what gives them in place of the last norm, [hidden][2 * hidden],
+  const float* states;        // from the normalised residual and this state of the place before, [count][hidden]
 };
 
 // The greedy token after each row and, unless null, its probability; scratch for logits [count][outputs of the head].

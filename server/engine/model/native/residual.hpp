@@ -16,8 +16,10 @@ class Residual {
 
   void resize(int count) {
     x_.resize(size_t(count) * shape_.hidden);
-    normed_.resize(size_t(std::max(count, team_.size() * FEW_ROWS)) * shape_.hidden);
-    rounding_.resize(count, std::max({shape_.hidden, shape_.intermediate, shape_.heads * shape_.head_dim}));
+    const size_t rows = std::max(count, team_.size() * FEW_ROWS);
+    normed_.resize(rows * shape_.hidden);
+    joined_.resize(rows * 2 * shape_.hidden);
+    rounding_.resize(count, std::max({2 * shape_.hidden, shape_.intermediate, shape_.heads * shape_.head_dim}));
   }
 
   void embed(const Rows& rows, const Matrix& embeddings, int rank) {
@@ -26,11 +28,14 @@ class Residual {
     team_.barrier();
   }
 
-  void normalise(Part some, const float* weight, float* out) const {
+  void normalise(Part some, const float* weight, float* out) const { normalise(some, weight, out, shape_.hidden); }
+
+  // Rows of `out` lie `stride` apart.
+  void normalise(Part some, const float* weight, float* out, int stride) const {
     for (int r = some.first; r < some.last; r++) {
       const float* row = &x_[size_t(r) * shape_.hidden];
       float scale = inverse_rms(row, shape_.hidden, shape_.epsilon);
-      float* to = out + size_t(r) * shape_.hidden;
+      float* to = out + size_t(r) * stride;
       int i = 0;
       for (; i + LANES <= shape_.hidden; i += LANES) store16(to + i, load(row + i) * scale * load(weight + i));
       for (; i < shape_.hidden; i++) to[i] = row[i] * scale * weight[i];
@@ -48,6 +53,25 @@ class Residual {
     normalise(part(count, rank, team_.size()), weight, normed_.data());
     team_.barrier();
     return rounded(count, normed_.data(), rank, readers...);
+  }
+
+  // rows.hidden = patch * [the normalised residual, the state of the place before].
+  void patch(const Rows& rows, const float* weight, int rank) {
+    const bool are_few = rows.count <= FEW_ROWS;
+    const int hidden = shape_.hidden, width = 2 * hidden;
+    float* joined = &joined_[are_few ? size_t(rank) * FEW_ROWS * width : 0];
+    const Part some = are_few ? Part{0, rows.count} : part(rows.count, rank, team_.size());
+    normalise(some, weight, joined, width);
+    for (int r = some.first; r < some.last; r++)
+      std::copy_n(rows.states + size_t(r) * hidden, hidden, joined + size_t(r) * width + hidden);
+    if (!are_few) team_.barrier();
+    const Inputs inputs = rounded(rows.count, joined, rank, *rows.patch);
+    multiply(part(panels(hidden), rank, team_.size()), inputs, *rows.patch, [&](int row, int first, f32x16 sums) {
+      float* to = rows.hidden + size_t(row) * hidden + first;
+      if (first + LANES <= hidden) return store16(to, sums);
+      for (int i = 0; first + i < hidden; i++) to[i] = sums[i];
+    });
+    team_.barrier();
   }
 
   // Rows that all ranks have written, as these matrices take them.
@@ -72,7 +96,7 @@ class Residual {
   const Shape shape_;
   Team& team_;
   Rounding rounding_;
-  std::vector<float> x_, normed_;
+  std::vector<float> x_, normed_, joined_;
 };
 
 }  // namespace

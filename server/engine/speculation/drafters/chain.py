@@ -5,6 +5,9 @@ from collections import defaultdict
 from itertools import compress
 from typing import Self
 
+import torch
+from torch import Tensor
+
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.decoder import Decoder
 from server.engine.model.draft_head import DraftHead
@@ -60,27 +63,31 @@ class ChainDrafter(Drafter):
             return self.drawn_chains(group, draft, head)
         batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
         limits, rows = [sequence.chain_limit(draft) for sequence in group], head.native if head else None
-        chains = decoder.native.draft(batch, self.cache, draft, limits, self.needed_confidence(draft), rows)
+        states = last_states(group) if draft.patch else None
+        chains = decoder.native.draft(batch, self.cache, draft, limits, self.needed_confidence(draft), rows, states)
         return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True)}
 
     def drawn_chains(self, group: list[Sequence], draft: DraftModel, head: DraftHead | None) -> Proposals:
         """The same for tokens that are drawn as their requests ask, a pass after the other."""
         drafts: Proposals = {sequence.id: [] for sequence in group}
         decoder, active = self.model.drafting(draft.is_low_bit), group
+        hidden = last_states(group) if draft.patch else None
         while active:
             rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
             batch = TokenBatch.of(rows, self.cache)
-            hidden = decoder.forward(batch, self.cache, draft)
+            hidden = decoder.forward(batch, self.cache, draft, hidden)
             logits = adjusted((head or decoder).logits(hidden), [s.span(drafts[s.id]) for s in active])
             if head:
                 # Of a vocabulary a grammar may leave nothing.
                 is_open = logits.amax(-1) > float("-inf")
-                logits, active = logits[is_open], list(compress(active, is_open.tolist()))
+                logits, hidden = logits[is_open], hidden[is_open]
+                active = list(compress(active, is_open.tolist()))
             draws = [draw for s in active for draw in s.span(drafts[s.id]).draws]
             tokens, tops = draw_with_confidence(logits, draws)
             for sequence, token in zip(active, tokens, strict=True):
                 drafts[sequence.id].append(token)
-            active = [s for s, top in zip(active, tops, strict=True) if self.goes_on(s, draft, drafts[s.id], top)]
+            goes_on = [self.goes_on(s, draft, drafts[s.id], top) for s, top in zip(active, tops, strict=True)]
+            active, hidden = list(compress(active, goes_on)), hidden[goes_on]
         return drafts
 
     def goes_on(self, sequence: Sequence, draft: DraftModel, ids: list[int], top: float) -> bool:
@@ -92,3 +99,8 @@ class ChainDrafter(Drafter):
 
     def forget(self, sequence: Sequence) -> None:
         self.heads.forget(sequence)
+
+
+def last_states(group: list[Sequence]) -> Tensor:
+    """The full model's states [sequences, hidden_size] that the last ids were drawn from, in fp32."""
+    return torch.stack([sequence.last_state for sequence in group])

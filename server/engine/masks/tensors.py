@@ -1,0 +1,93 @@
+"""The tensors of an artifact's drafts, `drafts.safetensors`: vocabularies and patches, checked as they are read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from server.engine.masks.manifest import DomainRecord, Manifest
+from server.engine.types import Patch
+
+AGAIN = "run `knn-ssd-offline calibrate` again"
+
+
+class ArtifactError(Exception):
+    """The artifact is missing, broken, or made for another model."""
+
+
+def vocabulary_name(domain: str) -> str:
+    """The name of a domain's vocabulary in the file."""
+    return f"vocabulary.{domain}"
+
+
+def patch_names(domain: str, num_factors: int) -> list[str]:
+    """The names of a patch's factors and of its bias."""
+    factors = ["weight"] if num_factors == 1 else ["up", "down"]
+    return [f"patch.{domain}.{part}" for part in [*factors, "bias"]]
+
+
+def draft_tensors(vocabularies: Mapping[str, Tensor], patches: Mapping[str, Patch]) -> dict[str, Tensor]:
+    """What the file holds, by name."""
+    tensors = {vocabulary_name(name): ids.int().contiguous() for name, ids in vocabularies.items()}
+    for domain, patch in patches.items():
+        parts = [*(factor.bfloat16().contiguous() for factor in patch.factors), patch.bias.float().contiguous()]
+        tensors |= zip(patch_names(domain, len(patch.factors)), parts, strict=True)
+    return tensors
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
+
+
+class DraftFile(NamedTuple):
+    """Vocabularies and patches by the name of the domain that they were made for, or of the mixed record."""
+
+    vocabularies: dict[str, Tensor]
+    patches: dict[str, Patch]
+
+    @classmethod
+    def read(cls, path: Path, manifest: Manifest) -> "DraftFile":
+        """What the manifest's drafts have; the file is not read where that is nothing.
+
+        Raises `ArtifactError` where a tensor is missing, of another shape, or makes no sense.
+        """
+        sized = [record for record in manifest.records if record.draft.vocabulary_size is not None]
+        patched = [record for record in manifest.records if record.draft.patch is not None]
+        tensors = read_tensors(path) if sized or patched else {}
+        vocabularies = {record.draft_owner: read_vocabulary(path, tensors, record) for record in sized}
+        size = manifest.hidden_size
+        patches = {record.draft_owner: read_patch(path, tensors, record, size) for record in patched}
+        return cls(vocabularies, patches)
+
+
+def read_vocabulary(path: Path, tensors: Mapping[str, Tensor], record: DomainRecord) -> Tensor:
+    name, size = vocabulary_name(record.draft_owner), record.draft.vocabulary_size
+    ids = tensors.get(name)
+    if ids is None or ids.dtype != torch.int32 or ids.shape != (size,):
+        raise ArtifactError(f"{path} holds no tensor {name!r} of {size} token ids in int32; {AGAIN}")
+    if int(ids.min()) < 0:
+        raise ArtifactError(f"{path} has a token below 0 in {name!r}; {AGAIN}")
+    if len(ids.unique()) < len(ids):
+        raise ArtifactError(f"{path} has a token twice in {name!r}; {AGAIN}")
+    return ids
+
+
+def read_patch(path: Path, tensors: Mapping[str, Tensor], record: DomainRecord, hidden_size: int) -> Patch:
+    """The patch of a record that has one."""
+    patch = record.draft.patch
+    assert patch is not None
+    whole, halves = [(hidden_size, 2 * hidden_size)], [(hidden_size, patch.rank), (patch.rank, 2 * hidden_size)]
+    factors = whole if patch.rank is None else halves
+    parts = []
+    for name, shape in zip(patch_names(record.draft_owner, len(factors)), [*factors, (hidden_size,)], strict=True):
+        part = tensors.get(name)
+        if part is None or part.shape != shape or not part.isfinite().all():
+            raise ArtifactError(f"{path} holds no finite tensor {name!r} of shape {shape}; {AGAIN}")
+        parts.append(part)
+    return Patch(patch.start, tuple(parts[:-1]), parts[-1])
