@@ -82,7 +82,7 @@ def greedy_chains(
     confidence: float,
     states: Tensor | None = None,
 ) -> list[list[int]]:
-    """Chains token by token: each row goes on while it is sure, up to its own limit.
+    """Chains token by token: each row goes on while it is sure, up to its own limit; not under the draft's floor.
 
     `states` [rows, hidden_size] are what a patch reads first.
     """
@@ -94,8 +94,10 @@ def greedy_chains(
             batch = TokenBatch.of([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
             hidden = model.forward(batch, cache, draft, hidden)
             logits = head.logits(hidden)
-            chain.append(int(logits.argmax()))
             top = float(logits.softmax(-1).max())
+            if top < draft.floor:
+                break
+            chain.append(int(logits.argmax()))
         chains.append(chain)
     return chains
 

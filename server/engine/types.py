@@ -81,9 +81,11 @@ class DraftModel:
     max_draft: int | None = None
     """Most tokens of one; None is the engine's number."""
     confidence: float | None = None
-    """Top probability under which one ends; None is the engine's."""
+    """Top probability under which a token is the last one; None is the engine's."""
     patch: Patch | None = None
     """What takes the place of the last layers, where something does."""
+    floor: float = 0.0
+    """Top probability under which a token is not drafted: a row of the check may cost more than that promises."""
 
     @property
     def is_full(self) -> bool:

@@ -84,7 +84,7 @@ def drafts_of(model: Decoder) -> list[DraftModel]:
     first, middle, last = (random_patch(model, start, seed=start) for start in (0, 1, 3))
     drafts = [
         DraftModel(patch=first),
-        DraftModel(vocabulary=VOCABULARY, patch=first),
+        DraftModel(vocabulary=VOCABULARY, patch=first, floor=0.15),
         DraftModel(SkipMask(frozenset({0}), frozenset({1})), VOCABULARY, patch=last),
         DraftModel(patch=middle),
         DraftModel(SkipMask(frozenset({1}))),
@@ -151,3 +151,32 @@ def test_a_patch_that_knows_the_next_state_is_accepted_whole(models: Models, nam
     (sequence,) = new_engine(model, 1).generate([request])
     assert set(sequence.output_ids) == {77}
     assert sequence.stats.num_accepted == sequence.stats.num_drafted > 0
+
+
+@pytest.mark.parametrize("name", ["torch", "float32"])
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(0.9, seed=3)])
+def test_a_token_under_the_floor_is_not_drafted(
+    models: Models, name: str, sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what it would have drafted a draft keeps what comes before its first such token."""
+    model = models(name)
+    free = DraftModel(patch=random_patch(model, 1))
+
+    def proposals(floor: float) -> list[list[int]]:
+        engine, found = new_engine(model, 1), []
+        propose = Speculator.draft
+
+        def recorded(self: Speculator, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
+            drafts = propose(self, sequences, stats)
+            found.append(drafts[sequences[0].id].ids if sequences[0].id in drafts else [])
+            return {}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Speculator, "draft", recorded)
+            engine.generate([replace(asked(0, replace(free, floor=floor)), sampling=sampling)])
+        return found
+
+    whole, kept, none = (proposals(floor) for floor in (0.0, 0.15, 1.0))
+    assert [long[: len(short)] for long, short in zip(whole, kept, strict=True)] == kept
+    assert sum(map(len, whole)) > sum(map(len, kept)) > 0
+    assert not any(none)

@@ -22,6 +22,7 @@ class DraftCard(BaseModel):
     is_low_bit: bool
     max_draft: int | None
     confidence: float | None
+    floor: float
 
     @classmethod
     def of(cls, draft: DraftModel) -> Self:
@@ -33,4 +34,5 @@ class DraftCard(BaseModel):
             is_low_bit=draft.is_low_bit,
             max_draft=draft.max_draft,
             confidence=draft.confidence,
+            floor=draft.floor,
         )

@@ -49,7 +49,9 @@ class RoutingArtifact:
         draft = record.draft
         vocabulary = None if draft.vocabulary_size is None else self.draft_vocabularies[record.draft_owner]
         patch = None if draft.patch is None else self.patches[record.draft_owner]
-        return DraftModel(draft.mask, vocabulary, draft.is_low_bit, draft.max_draft, draft.confidence, patch)
+        return DraftModel(
+            draft.mask, vocabulary, draft.is_low_bit, draft.max_draft, draft.confidence, patch, draft.floor
+        )
 
     def save(self, folder: Path) -> None:
         """Writes the files, each at once or not at all: an interruption leaves what was there before."""

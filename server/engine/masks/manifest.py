@@ -68,6 +68,9 @@ class DraftRecord(Strict):
     """Whether with the copy of the weights in fewer bits, which the manifest's `draft_weights` names."""
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)]
     confidence: Annotated[float, Field(ge=0, le=1)]
+    """Top probability under which a token is the last one,"""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """and under which it is not drafted at all."""
 
 
 class DomainRecord(Strict):

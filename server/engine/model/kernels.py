@@ -64,7 +64,7 @@ class Greedy(Structure):
 
 
 class Chain(Structure):
-    _fields_ = [("stride", c_int), ("confidence", c_float), *fields(c_void_p, "limits drafted lengths")]
+    _fields_ = [("stride", c_int), *fields(c_float, "confidence floor"), *fields(c_void_p, "limits drafted lengths")]
 
 
 def processor_flags() -> frozenset[str]:

@@ -113,13 +113,13 @@ def test_a_row_gives_the_same_bits_alone_and_among_others(
         assert torch.equal(model.logits(together)[:width], torch.cat([model.logits(h) for h in one_by_one[:width]]))
 
 
-@pytest.mark.parametrize("confidence", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize(("confidence", "floor"), [(0.0, 0.0), (0.05, 0.0), (0.5, 0.0), (0.0, 0.01), (0.0, 0.5)])
 @torch.inference_mode()
-def test_a_draft_chain_is_the_greedy_loop(confidence: float, tmp_path: Path) -> None:
+def test_a_draft_chain_is_the_greedy_loop(confidence: float, floor: float, tmp_path: Path) -> None:
     """Token by token: each row goes on while it is sure, up to its own limit."""
     model = Decoder(load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU))
     assert model.native is not None
-    draft, limits = DraftModel(SkipMask(frozenset({1}), frozenset({2}))), [5, 0, 2]
+    draft, limits = DraftModel(SkipMask(frozenset({1}), frozenset({2})), floor=floor), [5, 0, 2]
     cache = model.new_cache(3, 64)
     starts = started_batch(model, cache)
     expected = greedy_chains(model, draft, model, cache, starts, limits, confidence)

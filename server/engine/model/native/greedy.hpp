@@ -86,6 +86,7 @@ inline void draft(const Rows& rows, int width, const Greedy& greedy, const Chain
     std::vector<int> still_active;
     for (int a = 0; a < step.count; a++) {
       const int i = active[a];
+      if (greedy.probabilities[a] < chain.floor) continue;
       chain.drafted[i * chain.stride + chain.lengths[i]++] = greedy.tokens[a];
       if (chain.lengths[i] >= chain.limits[i] || greedy.probabilities[a] < chain.confidence) continue;
       if (rows.states) std::copy_n(rows.hidden + size_t(a) * width, width, &states[still_active.size() * width]);

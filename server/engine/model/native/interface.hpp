@@ -57,10 +57,11 @@ struct Greedy {
 };
 
 // A draft for each of `rows.count` sequences: at most limits[i] tokens, ended by one that is less probable than
-// `confidence`. Row i of `drafted` [count][stride] receives lengths[i] tokens.
+// `confidence`, and before one that is less probable than `floor`. Row i of `drafted` [count][stride] receives
+// lengths[i] tokens.
 struct Chain {
   int stride;
-  float confidence;
+  float confidence, floor;
   const int32_t* limits;
   int32_t *drafted, *lengths;
 };

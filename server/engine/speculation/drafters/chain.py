@@ -24,7 +24,7 @@ class ChainDrafter(Drafter):
 
     A chain ends at its limit, at a stop token, and after a token whose top probability is under its draft
     model's confidence: at 0.5, after the first token that the draft itself would bet against. It ends before a
-    token where nothing of its vocabulary may come next.
+    token whose top probability is under the draft model's floor, and where nothing of its vocabulary may come next.
     """
 
     def __init__(self, model: Decoder, cache: KVCache, confidence: float, heads: DraftHeads | None = None) -> None:
@@ -65,7 +65,7 @@ class ChainDrafter(Drafter):
         limits, rows = [sequence.chain_limit(draft) for sequence in group], head.native if head else None
         states = last_states(group) if draft.patch else None
         chains = decoder.native.draft(batch, self.cache, draft, limits, self.needed_confidence(draft), rows, states)
-        return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True)}
+        return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True) if chain}
 
     def drawn_chains(self, group: list[Sequence], draft: DraftModel, head: DraftHead | None) -> Proposals:
         """The same for tokens that are drawn as their requests ask, a pass after the other."""
@@ -84,9 +84,11 @@ class ChainDrafter(Drafter):
                 active = list(compress(active, is_open.tolist()))
             draws = [draw for s in active for draw in s.span(drafts[s.id]).draws]
             tokens, tops = draw_with_confidence(logits, draws)
-            for sequence, token in zip(active, tokens, strict=True):
-                drafts[sequence.id].append(token)
-            goes_on = [self.goes_on(s, draft, drafts[s.id], top) for s, top in zip(active, tops, strict=True)]
+            goes_on = []
+            for sequence, token, top in zip(active, tokens, tops, strict=True):
+                if is_sure := top >= draft.floor:
+                    drafts[sequence.id].append(token)
+                goes_on.append(is_sure and self.goes_on(sequence, draft, drafts[sequence.id], top))
             active, hidden = list(compress(active, goes_on)), hidden[goes_on]
         return drafts
 
