@@ -10,7 +10,7 @@ from torch import Tensor
 from offline.calibration.anchors import Anchors
 from offline.calibration.collect import Collection
 from offline.calibration.scoring.decoding import DraftDecoding, heldout_jobs
-from offline.calibration.scoring.drafts import Vocabularies
+from offline.calibration.scoring.drafts import DraftChoice, DraftParts
 from offline.calibration.search.verdicts import Verdict, Verdicts
 from offline.evaluation.measure import measure
 from offline.evaluation.summary import MEAN, Interval, summarise
@@ -18,7 +18,7 @@ from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED, PromptSet
 from offline.records import StageRecord, digest_of, reused_or_made, versions
 from offline.settings import CalibrationSettings
-from server.engine import PLAIN, DomainRecord, DraftRecord, Manifest, RoutingArtifact
+from server.engine import PLAIN, DomainRecord, DraftRecord, Manifest, Patch, PatchRecord, RoutingArtifact
 
 PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
@@ -35,7 +35,7 @@ class Measured(StageRecord):
 def measure_drafts(
     loaded: LoadedModel,
     collection: Collection,
-    vocabularies: Vocabularies,
+    parts: DraftParts,
     verdicts: Verdicts,
     settings: CalibrationSettings,
     work: Path,
@@ -46,7 +46,7 @@ def measure_drafts(
     def make() -> Measured:
         if not settings.measure_prompts:
             return Measured(digest=digest, speedups={})
-        return Measured(digest=digest, speedups=decode_heldout(loaded, collection, vocabularies, verdicts, settings))
+        return Measured(digest=digest, speedups=decode_heldout(loaded, collection, parts, verdicts, settings))
 
     return reused_or_made(work / "measured.json", Measured, digest, make)
 
@@ -54,7 +54,7 @@ def measure_drafts(
 def decode_heldout(
     loaded: LoadedModel,
     collection: Collection,
-    vocabularies: Vocabularies,
+    parts: DraftParts,
     verdicts: Verdicts,
     settings: CalibrationSettings,
 ) -> dict[str, Interval]:
@@ -62,8 +62,8 @@ def decode_heldout(
 
     A domain is left out where both drafts are the model itself: without drafts there is nothing to measure.
     """
-    own = {each.name: vocabularies.draft_model(each.choice, each.rule) for each in verdicts.domains}
-    mixed = dict.fromkeys(own, vocabularies.draft_model(verdicts.mixed.choice, verdicts.mixed.rule))
+    own = {each.name: parts.draft_model(each.choice, each.rule) for each in verdicts.domains}
+    mixed = dict.fromkeys(own, parts.draft_model(verdicts.mixed.choice, verdicts.mixed.rule))
     drafting = {name for name in own if not (own[name].is_full and mixed[name].is_full)}
     jobs = [job for job in heldout_jobs(collection, settings.measure_prompts) if job.domain in drafting]
     if not jobs:
@@ -87,7 +87,7 @@ def pack(
     anchors: Anchors,
     verdicts: Verdicts,
     measured: Measured,
-    vocabularies: Vocabularies,
+    parts: DraftParts,
     settings: CalibrationSettings,
 ) -> RoutingArtifact:
     """Saves the artifact in `settings.out` and returns it."""
@@ -100,8 +100,10 @@ def pack(
         dtype=loaded.dtype,
         chat_template_hash=loaded.codec.template_hash,
         draft_weights=draft_weights(loaded, settings),
-        domains=[record(each, len(collection.domains[each.name].prompts), measured) for each in verdicts.domains],
-        mixed=record(verdicts.mixed, collection.num_prompts, measured),
+        domains=[
+            record(each, len(collection.domains[each.name].prompts), measured, parts) for each in verdicts.domains
+        ],
+        mixed=record(verdicts.mixed, collection.num_prompts, measured, parts),
         anchor_domains=anchors.domains,
         similarity_threshold=anchors.similarity_threshold,
         false_reject_rate=anchors.false_reject_rate,
@@ -112,16 +114,35 @@ def pack(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
     )
-    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre, chosen_tokens(verdicts, vocabularies))
+    tensors = chosen_tokens(verdicts, parts), chosen_patches(verdicts, parts)
+    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre, *tensors)
     artifact.save(settings.out)
     return artifact
 
 
-def chosen_tokens(verdicts: Verdicts, vocabularies: Vocabularies) -> dict[str, Tensor]:
+def all_verdicts(verdicts: Verdicts) -> list[Verdict]:
+    return [*verdicts.domains, verdicts.mixed]
+
+
+def chosen_tokens(verdicts: Verdicts, parts: DraftParts) -> dict[str, Tensor]:
     """The token ids of each draft that has a vocabulary, by the domain that it was searched for."""
-    drafts = [*verdicts.domains, verdicts.mixed]
+    drafts = all_verdicts(verdicts)
     chosen = {each.draft_of: each.choice.vocabulary for each in drafts if each.choice.vocabulary}
-    return {name: torch.tensor(vocabularies.vocabulary(each).token_ids) for name, each in chosen.items()}
+    return {name: torch.tensor(parts.vocabulary(each).token_ids) for name, each in chosen.items()}
+
+
+def chosen_patches(verdicts: Verdicts, parts: DraftParts) -> dict[str, Patch]:
+    """The patch of each draft that has one, by the domain that it was fitted for."""
+    return {
+        each.draft_of: parts.patches[each.choice.patch_of] for each in all_verdicts(verdicts) if each.choice.patch_of
+    }
+
+
+def patch_record(choice: DraftChoice, parts: DraftParts) -> PatchRecord | None:
+    if choice.patch_of is None:
+        return None
+    patch = parts.patches[choice.patch_of]
+    return PatchRecord(start=patch.start, rank=patch.factors[1].shape[0] if len(patch.factors) > 1 else None)
 
 
 def draft_weights(loaded: LoadedModel, settings: CalibrationSettings) -> Literal["none", "int8", "int4"]:
@@ -131,15 +152,17 @@ def draft_weights(loaded: LoadedModel, settings: CalibrationSettings) -> Literal
     return "int4" if settings.draft_weights == "auto" else settings.draft_weights
 
 
-def record(verdict: Verdict, num_prompts: int, measured: Measured) -> DomainRecord:
+def record(verdict: Verdict, num_prompts: int, measured: Measured, parts: DraftParts) -> DomainRecord:
     """A verdict in the form that the artifact keeps."""
     found, choice = measured.speedups.get(verdict.name), verdict.choice
     draft = DraftRecord(
         mask=choice.mask,
         vocabulary_size=choice.vocabulary.size if choice.vocabulary else None,
+        patch=patch_record(choice, parts),
         is_low_bit=choice.is_low_bit,
         max_draft=verdict.rule.max_draft,
         confidence=verdict.rule.confidence,
+        floor=verdict.rule.floor,
     )
     return DomainRecord(
         name=verdict.name,

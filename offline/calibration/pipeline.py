@@ -11,14 +11,16 @@ from pathlib import Path
 from offline.calibration.anchors import place_anchors
 from offline.calibration.collect import Collection, collect
 from offline.calibration.pack import measure_drafts, pack
+from offline.calibration.patching.patches import domain_folder, fit_patches
 from offline.calibration.report.report import write_report
 from offline.calibration.result import Calibration
 from offline.calibration.scoring.continuations import Texts, write_texts
 from offline.calibration.scoring.cost import CostModel, measure_cost
+from offline.calibration.scoring.drafts import DraftParts
 from offline.calibration.search.race import DomainTraces
 from offline.calibration.search.search import DomainDrafts, search_domain
 from offline.calibration.search.verdicts import judge
-from offline.calibration.vocabulary import TokenCounts, count_tokens, rank_vocabularies
+from offline.calibration.vocabulary import TokenCounts, count_tokens, rank_tokens
 from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED, read_prompts
 from offline.records import WORK, digest_of, folder_name
@@ -55,18 +57,21 @@ def calibrate(settings: CalibrationSettings, last: Stage = Stage.PACK) -> Done:
     anchors = place_anchors(collection, settings, work)
     if last is Stage.ANCHORS:
         return Done(f"{len(anchors.rows)} anchors in {work}")
-    # 3) the cost of passes, the model's own texts and their tokens -> drafts -> verdicts
+    # 3) the cost of passes, the model's own texts, their tokens and states -> drafts -> verdicts
     cost = measure_cost(loaded, work)
     texts, counted = write_and_count(loaded, collection, settings, work)
-    vocabularies = rank_vocabularies(loaded, counted)
-    traces = {name: DomainTraces(loaded.model, vocabularies, each.search) for name, each in texts.items()}
+    ranked = rank_tokens(loaded, counted)
+    fitted = fit_patches(loaded, counted, ranked, settings, work)
+    patches = {name: each.patch(domain_folder(work, name)) for name, each in fitted.items()}
+    parts = DraftParts(ranked, loaded.model.config.vocabulary_size, patches)
+    traces = {name: DomainTraces(loaded.model, parts, each.search) for name, each in texts.items()}
     found = search_drafts(loaded, traces, counted, cost.model, settings, work)
     verdicts = judge(traces, texts, found, cost.model, settings, work)
     if last is Stage.SEARCH:
         return Done(f"{verdicts.num_drafts} drafts for {len(verdicts.domains)} domains in {work}")
     # 4) everything -> the artifact and its report
-    measured = measure_drafts(loaded, collection, vocabularies, verdicts, settings, work)
-    artifact = pack(loaded, prompts, collection, anchors, verdicts, measured, vocabularies, settings)
+    measured = measure_drafts(loaded, collection, parts, verdicts, settings, work)
+    artifact = pack(loaded, prompts, collection, anchors, verdicts, measured, parts, settings)
     calibration = Calibration(
         loaded,
         work,
@@ -76,7 +81,8 @@ def calibrate(settings: CalibrationSettings, last: Stage = Stage.PACK) -> Done:
         cost,
         texts,
         counted,
-        vocabularies,
+        fitted,
+        parts,
         found,
         verdicts,
         measured,
@@ -109,11 +115,6 @@ def search_drafts(
     groups = {name: ([traces[name]], each.digest) for name, each in counted.items()}
     groups[MIXED] = (list(traces.values()), digest_of([each.digest for each in counted.values()]))
     return {
-        name: search_domain(loaded, name, domains, digest, cost, settings, draft_folder(work, name))
+        name: search_domain(loaded, name, domains, digest, cost, settings, domain_folder(work, name))
         for name, (domains, digest) in groups.items()
     }
-
-
-def draft_folder(work: Path, name: str) -> Path:
-    """The folder of a domain, or of the mixed draft, whose plain name no domain can have."""
-    return work / (MIXED if name == MIXED else folder_name(name))

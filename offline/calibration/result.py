@@ -7,9 +7,10 @@ from pathlib import Path
 from offline.calibration.anchors import Anchors
 from offline.calibration.collect import Collection
 from offline.calibration.pack import Measured
+from offline.calibration.patching.patches import FittedPatch
 from offline.calibration.scoring.continuations import Texts
 from offline.calibration.scoring.cost import MeasuredCost
-from offline.calibration.scoring.drafts import Vocabularies
+from offline.calibration.scoring.drafts import DraftParts
 from offline.calibration.search.search import DomainDrafts
 from offline.calibration.search.verdicts import Verdicts
 from offline.calibration.vocabulary import TokenCounts
@@ -21,7 +22,7 @@ from server.engine import Manifest
 class Calibration:
     """The records of all stages, the model that they are of, and the folder `work` where they are kept.
 
-    `texts` and `counted` are by domain; `found` holds the drafts of each domain and the mixed one.
+    `texts` and `counted` are by domain; `fitted` and `found` hold patches and drafts of each domain and the mixed one.
     """
 
     loaded: LoadedModel
@@ -32,7 +33,8 @@ class Calibration:
     cost: MeasuredCost
     texts: Mapping[str, Texts]
     counted: Mapping[str, TokenCounts]
-    vocabularies: Vocabularies
+    fitted: Mapping[str, FittedPatch]
+    parts: DraftParts
     found: Mapping[str, DomainDrafts]
     verdicts: Verdicts
     measured: Measured

@@ -52,7 +52,7 @@ def correlate(done: Calibration, settings: StudySettings) -> Correlation:
         decoding = DraftDecoding(done.loaded, prompts, settings.continuation_tokens)
 
         def runner(method: str, choice: DraftChoice) -> Runner:
-            draft = done.vocabularies.draft_model(choice, verdicts.mixed.rule)
+            draft = done.parts.draft_model(choice, verdicts.mixed.rule)
             return decoding.runner(method, dict.fromkeys(done.texts, draft))
 
         runners = {f"draft-{i}": runner("skip", choice) for i, choice in enumerate(predicted)}
@@ -79,11 +79,11 @@ def spread_drafts(done: Calibration, count: int, settings: StudySettings) -> dic
 
     They are scored on `count` held-out texts of each domain.
     """
-    model, vocabularies, cost = done.loaded.model, done.vocabularies, done.cost.model
-    scorers = [DraftScorer(model, vocabularies, texts.heldout[:count]) for texts in done.texts.values()]
+    model, parts, cost = done.loaded.model, done.parts, done.cost.model
+    scorers = [DraftScorer(model, parts, texts.heldout[:count]) for texts in done.texts.values()]
     places, chance, mixed = range(2 * cost.num_layers), random.Random(settings.seed), done.verdicts.mixed
     searched = [text for texts in done.texts.values() for text in texts.search]
-    masks = StartingMasks(model, vocabularies, cost, searched).around([mixed.choice])
+    masks = StartingMasks(model, parts, cost, searched).around([mixed.choice])
     for _ in range(2 * settings.masks):
         flips = chance.sample(places, chance.randint(1, min(MOST_FLIPS, len(places))))
         masks.append(flipped(mixed.choice.mask, flips, cost.num_layers))
@@ -119,7 +119,7 @@ def compare_rival(done: Calibration, settings: StudySettings, folder: Path) -> d
     missing = [name for name in done.texts if name not in theirs]
     if missing:
         raise SettingsMistake(f"--rival: {folder} has no domain {missing[0]!r}, only {', '.join(theirs)}")
-    ours = {each.name: done.vocabularies.draft_model(each.choice, each.rule) for each in done.verdicts.domains}
+    ours = {each.name: done.parts.draft_model(each.choice, each.rule) for each in done.verdicts.domains}
     jobs = heldout_jobs(done.collection, max(settings.measure_prompts, 1))
     decoding = DraftDecoding(done.loaded, [job.ids for job in jobs], settings.continuation_tokens)
     # Ratios are taken to what is called plain: here, this artifact.

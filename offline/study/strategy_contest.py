@@ -35,17 +35,17 @@ class DomainStrategies(StageRecord):
 
 def compare_strategies(done: Calibration, name: str, settings: StudySettings) -> DomainStrategies:
     """Every strategy from the same starting masks with the same budget and several seeds, on a domain's texts."""
-    model, texts, vocabularies = done.loaded.model, done.texts[name].search, done.vocabularies
+    model, texts, parts = done.loaded.model, done.texts[name].search, done.parts
     folder = done.work / folder_name(name)
     digest = digest_of(done.found[name].digest, settings.seeds)
 
     def make() -> DomainStrategies:
-        searcher = Searcher(done.loaded, vocabularies, done.cost.model, settings, name, folder, digest)
-        starts = StartingMasks(model, vocabularies, done.cost.model, texts).around([DraftChoice()])
+        searcher = Searcher(done.loaded, parts, done.cost.model, settings, name, folder, digest)
+        starts = StartingMasks(model, parts, done.cost.model, texts).around([DraftChoice()])
         found = {}
         for strategy in tqdm(STRATEGIES, f"strategies for {name}", leave=False):
             # Scores are remembered, so each strategy gets an objective of its own, which knows the starts only.
-            objective = searcher.objective([DomainTraces(model, vocabularies, texts)])
+            objective = searcher.objective([DomainTraces(model, parts, texts)])
             for mask in starts:
                 objective(DraftChoice(mask=mask), DraftChoice())
             started = time.perf_counter()

@@ -4,7 +4,7 @@ from server.engine.config import DecoderConfig, EngineConfig
 from server.engine.engine import Engine
 from server.engine.kvcache.slots import KVCache, Row, TokenBatch
 from server.engine.masks.artifact import RoutingArtifact
-from server.engine.masks.manifest import DomainRecord, DraftRecord, JsonMask, Manifest
+from server.engine.masks.manifest import DomainRecord, DraftRecord, JsonMask, Manifest, PatchRecord
 from server.engine.masks.router import Router, prompt_vector, similarities
 from server.engine.masks.tensors import ArtifactError
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
@@ -90,6 +90,7 @@ __all__ = [
     "Manifest",
     "Method",
     "Patch",
+    "PatchRecord",
     "PromptTooLongError",
     "Quantization",
     "Route",

@@ -11,8 +11,9 @@ from offline.records import StageRecord, Strict, digest_of, reused_or_made
 from offline.settings import CalibrationSettings
 from server.engine import PLAIN, Engine, EngineConfig, GenerationRequest, SamplingParams, StopConditions
 
-WRITERS = 8
+WRITERS = 16
 """Prompts that are answered at once."""
+GREEDY = SamplingParams()
 
 
 class Text(Strict):
@@ -41,9 +42,12 @@ def write_texts(loaded: LoadedModel, domain: DomainPrompts, settings: Calibratio
     return reused_or_made(folder / "texts.json", Texts, digest, make)
 
 
-def make_texts(loaded: LoadedModel, prompts: list[list[int]], length: int) -> list[Text]:
+def make_texts(
+    loaded: LoadedModel, prompts: list[list[int]], length: int, sampling: SamplingParams = GREEDY
+) -> list[Text]:
+    """The model's answers of at most `length` tokens."""
     longest = max(map(len, prompts)) + length
     engine = Engine(loaded.model, EngineConfig(max_batch=WRITERS, max_length=longest, method=PLAIN))
     stop = StopConditions(length, loaded.checkpoint.eos_ids)
-    sequences = engine.generate([GenerationRequest(ids, SamplingParams(), stop) for ids in prompts])
+    sequences = engine.generate([GenerationRequest(ids, sampling, stop) for ids in prompts])
     return [Text(prompt_ids=s.request.prompt_ids, output_ids=s.output_ids) for s in sequences]

@@ -23,6 +23,7 @@ from server.engine import (
     DraftModel,
     DraftVocabulary,
     KVCache,
+    Patch,
     SkipMask,
     TokenBatch,
     interleaved_quartiles,
@@ -42,16 +43,21 @@ FURTHER_ROWS = 128
 
 
 class PassCost(Strict):
-    """A draft pass costs base + head * share of the tokens scored + attention * kept attentions + mlp * kept MLPs."""
+    """A draft pass costs base + head * share of the tokens scored + attention * kept attentions + mlp * kept MLPs.
+
+    With a patch in place of all layers it costs base + head * share + patch.
+    """
 
     base: float
     head: float
     attention: float
     mlp: float
+    patch: float
 
-    def seconds(self, num_layers: int, mask: SkipMask, share: float) -> float:
+    def seconds(self, num_layers: int, mask: SkipMask, share: float, is_patched: bool = False) -> float:
         kept_attention, kept_mlp = num_layers - len(mask.attention), num_layers - len(mask.mlp)
-        return self.base + self.head * share + self.attention * kept_attention + self.mlp * kept_mlp
+        layers = self.patch if is_patched else self.attention * kept_attention + self.mlp * kept_mlp
+        return self.base + self.head * share + layers
 
 
 class CostModel(Strict):
@@ -79,7 +85,8 @@ class CostModel(Strict):
     def draft(self, choice: DraftChoice) -> float:
         """Seconds to draft one token."""
         share = self.rows(choice) / self.vocabulary_size
-        return self.weights(choice.is_low_bit).seconds(self.num_layers, choice.mask, share)
+        is_patched = choice.patch_of is not None
+        return self.weights(choice.is_low_bit).seconds(self.num_layers, choice.mask, share, is_patched)
 
     def verify(self, rows: int) -> float:
         """Seconds of a full pass over this many tokens."""
@@ -102,12 +109,16 @@ class TimedDraft:
     """A draft that is timed; without a head it scores the whole vocabulary."""
 
     decoder: Decoder
-    mask: SkipMask
+    draft: DraftModel
     head: DraftHead | None = None
 
     @property
     def share(self) -> float:
         return len(self.head.token_ids) / self.head.vocabulary_size if self.head else 1.0
+
+    @property
+    def is_patched(self) -> bool:
+        return self.draft.patch is not None
 
 
 def measure_cost(loaded: LoadedModel, work: Path) -> MeasuredCost:
@@ -129,8 +140,8 @@ def make_cost(loaded: LoadedModel, digest: str) -> MeasuredCost:
     costs, errors = [], []
     for kind in kinds:
         measured, per_token = per_token[: len(kind)], per_token[len(kind) :]
-        cost = fit(config.num_layers, [(draft.mask, draft.share) for draft in kind], measured)
-        predicted = [cost.seconds(config.num_layers, draft.mask, draft.share) for draft in kind]
+        cost = fit(config.num_layers, kind, measured)
+        predicted = [cost.seconds(config.num_layers, each.draft.mask, each.share, each.is_patched) for each in kind]
         errors += [abs(one / other - 1) for one, other in zip(predicted, measured, strict=True)]
         costs.append(cost)
     fitted = CostModel(
@@ -153,11 +164,14 @@ def shares_of_plain(cost: CostModel) -> str:
 
 
 def timed_drafts(decoder: Decoder) -> list[TimedDraft]:
-    """Drafts of all timing masks, the first four of them also over a part of the vocabulary."""
-    masks = timing_masks(decoder.config.num_layers)
+    """Drafts of all timing masks and of a patch, and some of them over a part of the vocabulary."""
     few = range(max(int(TIMED_SHARE * decoder.config.vocabulary_size), 1))
     head = DraftHead(decoder, DraftVocabulary(tuple(few)), tail=0)
-    return [TimedDraft(decoder, mask) for mask in masks] + [TimedDraft(decoder, mask, head) for mask in masks[:4]]
+    size = decoder.config.hidden_size
+    patched = DraftModel(patch=Patch(0, (torch.zeros(size, 2 * size),), torch.zeros(size)))
+    masked = [DraftModel(mask) for mask in timing_masks(decoder.config.num_layers)]
+    whole = [TimedDraft(decoder, draft) for draft in [*masked, patched]]
+    return whole + [TimedDraft(decoder, draft, head) for draft in [*masked[:4], patched]]
 
 
 def timing_masks(num_layers: int) -> list[SkipMask]:
@@ -172,14 +186,16 @@ def timing_masks(num_layers: int) -> list[SkipMask]:
 @torch.inference_mode()
 def draft_passes(timed: TimedDraft, cache: KVCache, context: int) -> None:
     """Passes as the engine drafts `CHAIN` tokens, chosen and judged each."""
-    model, draft = timed.decoder, DraftModel(timed.mask)
+    model, draft = timed.decoder, timed.draft
+    states = torch.zeros(1, model.config.hidden_size, device=model.device)
     if model.native:
         rows = timed.head.native if timed.head else None
-        model.native.draft(TokenBatch.of([(0, context, [1])], cache), cache, draft, [CHAIN], 0.0, rows)
+        model.native.draft(TokenBatch.of([(0, context, [1])], cache), cache, draft, [CHAIN], 0.0, rows, states)
         return
     for step in range(CHAIN):
         batch = TokenBatch.of([(0, context + step, [1])], cache)
-        logits = (timed.head or model).logits(model.forward(batch, cache, draft))
+        states = model.forward(batch, cache, draft, states)
+        logits = (timed.head or model).logits(states)
         top, token = torch.softmax(logits, -1).max(-1)
         top.tolist(), token.tolist()
 
@@ -190,10 +206,15 @@ def full_pass(model: Decoder, cache: KVCache, context: int, rows: int) -> None:
     model.greedy(TokenBatch.of([(0, context, [1] * rows)], cache), cache)
 
 
-def fit(num_layers: int, drafts: Sequence[tuple[SkipMask, float]], seconds: Sequence[float]) -> PassCost:
-    """Least squares of relative errors with no negative part; `drafts` are masks with shares of the tokens scored."""
-    kept = [[1, share, num_layers - len(mask.attention), num_layers - len(mask.mlp)] for mask, share in drafts]
+def fit(num_layers: int, drafts: Sequence[TimedDraft], seconds: Sequence[float]) -> PassCost:
+    """Least squares of relative errors with no negative part."""
+    kept = []
+    for each in drafts:
+        mask = each.draft.skips(num_layers)
+        layers = [num_layers - len(mask.attention), num_layers - len(mask.mlp)]
+        kept.append([1, each.share, *layers, int(each.is_patched)])
     # Divided by what was measured: errors count by their share, or the cheap deep masks would hardly count.
     scaled = np.array(kept, dtype=float) / np.array(seconds, dtype=float)[:, None]
-    (base, head, attention, mlp), _ = nnls(scaled, np.ones(len(drafts)))
-    return PassCost(base=float(base), head=float(head), attention=float(attention), mlp=float(mlp))
+    parts, _ = nnls(scaled, np.ones(len(drafts)))
+    base, head, attention, mlp, patch = map(float, parts)
+    return PassCost(base=base, head=head, attention=attention, mlp=mlp, patch=patch)

@@ -18,10 +18,11 @@ from offline.evaluation.summary import RESAMPLES
 
 FIRST_RULE = DraftRule(max_draft=8, confidence=0.5)
 """The rule where no text tells which is best."""
+SURE = (0.2, 0.35, 0.5, 0.65, 0.8)
 RULES = tuple(
-    DraftRule(max_draft=length, confidence=confidence)
+    DraftRule(max_draft=length, confidence=confidence, floor=floor)
     for length in (2, 4, 6, 8, LONGEST_DRAFT)
-    for confidence in (0.0, 0.2, 0.35, 0.5, 0.65, 0.8)
+    for confidence, floor in [(0.0, 0.0), *((sure, 0.0) for sure in SURE), *((0.0, sure) for sure in SURE)]
 )
 
 
@@ -39,6 +40,8 @@ class Replay:
 
     num_emitted: int = 0
     num_accepted: int = 0
+    num_passes: int = 0
+    """Of the draft model: one for each drafted token, and for each that was under the floor."""
     lengths: Counter[int] = field(default_factory=Counter)
 
     @property
@@ -50,8 +53,8 @@ class Replay:
         return self.num_accepted / self.num_drafted if self.num_drafted else 0.0
 
     def seconds(self, choice: DraftChoice, cost: CostModel) -> float:
-        draft = cost.draft(choice)
-        return sum(count * (length * draft + cost.verify(length + 1)) for length, count in self.lengths.items())
+        checks = sum(count * cost.verify(length + 1) for length, count in self.lengths.items())
+        return checks + self.num_passes * cost.draft(choice)
 
     def speedup(self, choice: DraftChoice, cost: CostModel) -> float:
         """Predicted tokens per second over those of plain decoding."""
@@ -70,22 +73,26 @@ def replay(traces: Iterable[Trace], rule: DraftRule) -> Replay:
         at, end = 0, len(trace.agrees)
         while at < end:
             limit = min(rule.max_draft, end - at - 1)
-            drafted = draft_length(trace.confidences, at, limit, rule.confidence)
+            drafted, passes = draft_length(trace.confidences, at, limit, rule)
             wrong = (i for i in range(drafted) if not trace.agrees[at + i])
             accepted = next(wrong, drafted)
             result.lengths[drafted] += 1
+            result.num_passes += passes
             result.num_accepted += accepted
             result.num_emitted += accepted + 1
             at += accepted + 1
     return result
 
 
-def draft_length(confidences: Sequence[float], at: int, limit: int, confidence: float) -> int:
-    """Tokens of a draft that begins at `at`: up to its first unsure one, which counts, and at most `limit`."""
+def draft_length(confidences: Sequence[float], at: int, limit: int, rule: DraftRule) -> tuple[int, int]:
+    """(tokens, passes) of a draft that begins at `at` and has at most `limit` tokens."""
     for length in range(1, limit + 1):
-        if confidences[at + length - 1] < confidence:
-            return length
-    return limit
+        top = confidences[at + length - 1]
+        if top < rule.floor:
+            return length - 1, length
+        if top < rule.confidence:
+            return length, length
+    return limit, limit
 
 
 def best_rule(traces: Sequence[Trace], choice: DraftChoice, cost: CostModel) -> DraftRule:

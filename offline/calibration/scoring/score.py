@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offline.calibration.scoring.continuations import Text
 from offline.calibration.scoring.cost import CostModel
-from offline.calibration.scoring.drafts import DraftChoice, DraftRule, Vocabularies
+from offline.calibration.scoring.drafts import DraftChoice, DraftParts, DraftRule
 from offline.calibration.scoring.replay import Trace, best_rule, replay
 from offline.calibration.scoring.text_head import TextHead
 from offline.records import Strict
@@ -40,9 +40,9 @@ class DraftScorer:
     It remembers the last states and the last head, so drafts that differ in their vocabularies share a pass.
     """
 
-    def __init__(self, model: Decoder, vocabularies: Vocabularies, texts: Sequence[Text]) -> None:
+    def __init__(self, model: Decoder, parts: DraftParts, texts: Sequence[Text]) -> None:
         self.model = model
-        self.vocabularies = vocabularies
+        self.parts = parts
         self.texts = [text for text in texts if len(text.output_ids) > 1]
         self.targets = torch.tensor([token for text in self.texts for token in text.output_ids[1:]])
         lengths = torch.tensor([len(text.output_ids) - 1 for text in self.texts], dtype=torch.long)
@@ -59,14 +59,19 @@ class DraftScorer:
         groups = [spans_of(text) for text in self.texts]
         self.cache = self.model.new_cache(sum(map(len, groups)), max(len(spans[-1][1]) for spans in groups))
         rows: list[Row] = []
+        before: list[Tensor] = []
         for spans in groups:
             first = len(rows)
-            start, ids = spans[-1]
-            self.model.forward(TokenBatch.of([(first, 0, ids[:start])], self.cache), self.cache)
+            ids = spans[-1][1]
+            # The last span is read too, for its states; what that leaves in the cache each pass writes anew.
+            states = self.model.forward(TokenBatch.of([(first, 0, ids)], self.cache), self.cache)
+            before.append(states[spans[0][0] - 1 : -1])
             for slot, (start, _) in enumerate(spans[1:], first + 1):
                 self.cache.copy(first, slot, start)
             rows += [(slot, start, ids[start:]) for slot, (start, ids) in enumerate(spans, first)]
         self.batch = TokenBatch.of(rows, self.cache)
+        self.states_before = torch.cat(before)
+        """The full model's state [places, hidden_size] before each place, which a patch reads."""
 
     @torch.inference_mode()
     def hidden_states(self, choice: DraftChoice) -> Tensor:
@@ -74,14 +79,16 @@ class DraftScorer:
         key = choice.with_vocabulary(None)
         if self.last_states is None or self.last_states[0] != key:
             decoder = self.model.drafting(choice.is_low_bit)
-            self.last_states = key, decoder.forward(self.batch, self.cache, DraftModel(choice.mask))
+            patch = self.parts.patches[choice.patch_of] if choice.patch_of else None
+            draft = DraftModel(choice.mask, patch=patch)
+            self.last_states = key, decoder.forward(self.batch, self.cache, draft, self.states_before)
         return self.last_states[1]
 
     def head(self, choice: DraftChoice) -> TextHead:
         """What the draft chooses with on these texts, which no mask changes."""
         key = DraftChoice(vocabulary=choice.vocabulary, is_low_bit=choice.is_low_bit)
         if self.last_head is None or self.last_head[0] != key:
-            vocabulary = self.vocabularies.vocabulary(choice.vocabulary) if choice.vocabulary else None
+            vocabulary = self.parts.vocabulary(choice.vocabulary) if choice.vocabulary else None
             decoder = self.model.drafting(choice.is_low_bit)
             self.last_head = key, TextHead(decoder, vocabulary, self.texts)
         return self.last_head[1]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from offline.calibration.scoring.continuations import Text
 from offline.calibration.scoring.decoding import DraftDecoding
-from offline.calibration.scoring.drafts import DraftChoice, Vocabularies
+from offline.calibration.scoring.drafts import DraftChoice, DraftParts
 from offline.calibration.scoring.replay import FIRST_RULE
 from offline.calibration.scoring.score import Score
 from offline.loaded_model import LoadedModel
@@ -19,8 +19,8 @@ from server.engine import PLAIN, GenerationRequest, Route, SamplingParams, StopC
 class WallClock:
     """Scores a draft by decoding with it, by one rule for all; a score of 1 is the speed of plain decoding."""
 
-    def __init__(self, loaded: LoadedModel, vocabularies: Vocabularies, texts: Sequence[Text], max_tokens: int) -> None:
-        self.vocabularies = vocabularies
+    def __init__(self, loaded: LoadedModel, parts: DraftParts, texts: Sequence[Text], max_tokens: int) -> None:
+        self.parts = parts
         self.prompts = [text.prompt_ids for text in texts]
         self.engine = DraftDecoding(loaded, self.prompts, max_tokens).engine
         self.stop = StopConditions(max_tokens, loaded.checkpoint.eos_ids)
@@ -33,7 +33,7 @@ class WallClock:
 
     def decode(self, method: str, choice: DraftChoice) -> tuple[float, float]:
         """(tokens per second, accepted of drafted tokens) over all prompts."""
-        route = Route("search", self.vocabularies.draft_model(choice, FIRST_RULE))
+        route = Route("search", self.parts.draft_model(choice, FIRST_RULE))
         num_tokens, num_drafted, num_accepted = 0, 0, 0
         started = time.perf_counter()
         for ids in self.prompts:

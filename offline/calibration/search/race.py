@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from offline.calibration.scoring.continuations import Text
 from offline.calibration.scoring.cost import CostModel
-from offline.calibration.scoring.drafts import DraftChoice, Vocabularies
+from offline.calibration.scoring.drafts import DraftChoice, DraftParts
 from offline.calibration.scoring.replay import Trace
 from offline.calibration.scoring.score import PLAIN_SCORE, DraftScorer, Score, best_score
 from server.engine import Decoder
@@ -33,14 +33,14 @@ class DomainTraces:
     heats.
     """
 
-    def __init__(self, model: Decoder, vocabularies: Vocabularies, texts: Sequence[Text]) -> None:
+    def __init__(self, model: Decoder, parts: DraftParts, texts: Sequence[Text]) -> None:
         self.model = model
-        self.vocabularies = vocabularies
+        self.parts = parts
         self.texts = texts
         # So few texts are not worth a heat of their own.
         num_first = HEAT_TEXTS // 2 if len(texts) >= 2 * HEAT_TEXTS else len(texts)
-        self.parts = {(half, 0): texts[half::2][:num_first] for half in HALVES}
-        self.parts |= {(half, 1): texts[half::2][num_first:] for half in HALVES}
+        self.heats = {(half, 0): texts[half::2][:num_first] for half in HALVES}
+        self.heats |= {(half, 1): texts[half::2][num_first:] for half in HALVES}
         self.scorers: dict[tuple[int, int], DraftScorer] = {}
         self.known: dict[tuple[int, int, DraftChoice], list[Trace]] = {}
 
@@ -51,7 +51,7 @@ class DomainTraces:
         key = (half, heat, choice)
         if key not in self.known:
             if (half, heat) not in self.scorers:
-                self.scorers[half, heat] = DraftScorer(self.model, self.vocabularies, self.parts[half, heat])
+                self.scorers[half, heat] = DraftScorer(self.model, self.parts, self.heats[half, heat])
             self.known[key] = self.scorers[half, heat].traces(choice)
         return self.known[key]
 

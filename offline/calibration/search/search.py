@@ -1,9 +1,10 @@
 """Stage 3, the search: a draft for each domain and one over all of them (`mixed`).
 
-A search compares weights and vocabularies of drafts that skip nothing, looks for masks around the best two, and
-compares the vocabularies once more. Each domain has a record of its own that depends on nothing but its own
-texts, so a new domain leaves the others' as they are. Beside its draft, a domain gets three more from control
-searches: they tell what part of a draft is chance (`verdicts.py`).
+A search compares weights and vocabularies of drafts that skip nothing, and the domain's patch over each vocabulary.
+It looks for masks around the best two that keep all layers, and compares the vocabularies once more. Each domain has
+a record of its own that depends on nothing but its own texts, so a new domain leaves the others' as they are.
+Beside its draft, a domain gets three more from control searches: they tell what part of a draft is chance
+(`verdicts.py`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from offline.calibration.scoring.cost import CostModel
-from offline.calibration.scoring.drafts import SIZES, DraftChoice, Vocabularies
+from offline.calibration.scoring.drafts import SIZES, DraftChoice, DraftParts
 from offline.calibration.scoring.score import Score
 from offline.calibration.scoring.wallclock import WallClock
 from offline.calibration.search.race import HALVES, HEAT_TEXTS, MARGIN, DomainTraces, Objective, Race
@@ -29,6 +30,8 @@ STRATEGY = "evolution"
 """The best of the strategies at this budget by `study`; see LOG.md."""
 NUM_BASES = 2
 """Drafts whose weights and vocabularies masks are tried with."""
+HOPE = 0.9
+"""Where no mask of those that a search begins with is this near to the best draft, it looks for no others."""
 OWN, OTHER_SEED, FIRST_HALF, SECOND_HALF = "own", "other-seed", "first-half", "second-half"
 
 
@@ -55,7 +58,7 @@ class Searcher:
     """The searches of one domain or of `mixed`, with the inputs that they share."""
 
     loaded: LoadedModel
-    vocabularies: Vocabularies
+    parts: DraftParts
     cost: CostModel
     settings: CalibrationSettings
     name: str
@@ -69,8 +72,13 @@ class Searcher:
     def whole_drafts(self) -> list[DraftChoice]:
         """Drafts that skip nothing: the model itself, then all weights with all vocabularies."""
         weights = (False, True) if self.loaded.model.low_bit else (False,)
-        vocabularies = self.vocabularies.choices(self.name)
+        vocabularies = self.parts.vocabularies(self.name)
         return [DraftChoice(vocabulary=each, is_low_bit=is_low_bit) for is_low_bit in weights for each in vocabularies]
+
+    def patched_drafts(self) -> list[DraftChoice]:
+        if self.name not in self.parts.patches:
+            return []
+        return [DraftChoice(patch_of=self.name, vocabulary=each) for each in self.parts.vocabularies(self.name)]
 
     def run(self, control: str, starts: StartingMasks, objective: Objective, seed: int) -> DraftRun:
         """One search; goes on from its file of trials."""
@@ -90,22 +98,26 @@ class Searcher:
         wholes = self.whole_drafts()
         for choice in wholes:
             trials.speedup(choice)
-        # 2) masks with the parts of the best two, which they would run with
+        # 2) the patch, which stands for all layers, over the same vocabularies
+        for choice in self.patched_drafts():
+            trials.speedup(choice)
+        # 3) masks with the parts of the best two whole ones, which they would run with
         bases = sorted(wholes, key=lambda choice: -trials.speedups[choice])[:NUM_BASES]
         masks = MaskTrials(trials, bases)
         for mask in starts.around(bases):
             masks.speedup(mask)
-        explore(STRATEGIES[STRATEGY], masks, self.num_layers, self.settings.budget, seed)
-        # 3) the vocabularies of the best mask
+        if masks.best >= HOPE * trials.speedups[trials.best]:
+            explore(STRATEGIES[STRATEGY], masks, self.num_layers, self.settings.budget, seed)
+        # 4) the vocabularies of the best one
         best = trials.best
-        for vocabulary in self.vocabularies.choices(self.name):
+        for vocabulary in self.parts.vocabularies(self.name):
             trials.speedup(best.with_vocabulary(vocabulary))
 
     def objective(self, domains: Sequence[DomainTraces], halves: tuple[int, ...] = HALVES) -> Objective:
         """The function that a search on these texts maximises."""
         if self.settings.objective is ObjectiveName.WALLCLOCK:
             texts = [text for domain in domains for half in halves for text in domain.texts[half::2]]
-            timed = WallClock(self.loaded, self.vocabularies, texts, self.settings.continuation_tokens)
+            timed = WallClock(self.loaded, self.parts, texts, self.settings.continuation_tokens)
             return lambda choice, leader: timed(choice)
         return Race(domains, self.cost, halves)
 
@@ -130,13 +142,15 @@ def search_domain(
 ) -> DomainDrafts:
     """Drafts for one domain, or for `mixed` over the texts of all; `digest` is that of their counted tokens."""
     chosen = (settings.objective, settings.budget, settings.seed, settings.controls)
-    digest = digest_of(digest, name, cost.model_dump_json(), chosen, STRATEGY, HEAT_TEXTS, MARGIN, SIZES, NUM_BASES)
-    vocabularies = domains[0].vocabularies
-    searcher = Searcher(loaded, vocabularies, cost, settings, name, folder, digest)
+    digest = digest_of(
+        digest, name, cost.model_dump_json(), chosen, STRATEGY, HEAT_TEXTS, MARGIN, SIZES, NUM_BASES, HOPE
+    )
+    parts = domains[0].parts
+    searcher = Searcher(loaded, parts, cost, settings, name, folder, digest)
 
     def make() -> DomainDrafts:
         texts = [text for domain in domains for text in domain.texts]
-        starts = StartingMasks(loaded.model, vocabularies, cost, texts)
+        starts = StartingMasks(loaded.model, parts, cost, texts)
         objective = searcher.objective(domains)
         own = searcher.run(OWN, starts, objective, settings.seed)
         has_controls = settings.controls and name != MIXED

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from offline.calibration.scoring.continuations import Text
 from offline.calibration.scoring.cost import CostModel
-from offline.calibration.scoring.drafts import DraftChoice, Vocabularies
+from offline.calibration.scoring.drafts import DraftChoice, DraftParts
 from offline.calibration.scoring.score import DraftScorer
 from offline.calibration.search.initial_masks import Depths, cosine_masks, knapsack_masks, place_seconds, rule_masks
 from server.engine import Decoder, SkipMask
@@ -17,11 +17,11 @@ START_TOKENS = 17
 class StartingMasks:
     """Made once for each kind of weights: passes of the copy are near to other states, and cost other times."""
 
-    def __init__(self, model: Decoder, vocabularies: Vocabularies, cost: CostModel, texts: Sequence[Text]) -> None:
+    def __init__(self, model: Decoder, parts: DraftParts, cost: CostModel, texts: Sequence[Text]) -> None:
         self.num_layers = model.config.num_layers
         self.cost = cost
         few = [text.model_copy(update={"output_ids": text.output_ids[:START_TOKENS]}) for text in spread(texts)]
-        self.scorer = DraftScorer(model, vocabularies, few)
+        self.scorer = DraftScorer(model, parts, few)
         self.known: dict[bool, list[SkipMask]] = {}
 
     def around(self, bases: Sequence[DraftChoice]) -> list[SkipMask]:

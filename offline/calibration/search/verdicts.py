@@ -109,7 +109,7 @@ class Judge:
         self.cost = cost
         self.seed = seed
         self.scorers = {
-            name: DraftScorer(domain.model, domain.vocabularies, texts[name].heldout) for name, domain in traces.items()
+            name: DraftScorer(domain.model, domain.parts, texts[name].heldout) for name, domain in traces.items()
         }
         self.seen: dict[tuple[str, DraftChoice], list[Trace]] = {}
         self.rules: dict[tuple[str, DraftChoice], DraftRule] = {}

@@ -6,7 +6,14 @@ import pytest
 
 from offline.calibration.collect import CollectedPrompt, DomainPrompts, Part
 from offline.calibration.scoring.continuations import Text, write_texts
-from offline.calibration.vocabulary import TokenCounts, count_tokens, rank_vocabularies, ranked, weighted_counts
+from offline.calibration.vocabulary import (
+    DRAWN_ANSWERS,
+    TokenCounts,
+    count_tokens,
+    rank_tokens,
+    ranked,
+    weighted_counts,
+)
 from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED
 from offline.settings import CalibrationSettings
@@ -41,7 +48,9 @@ def test_anchor_and_search_prompts_are_counted_and_heldout_ones_are_not(
     loaded = LoadedModel.open(settings)
     texts = write_texts(loaded, domain(), settings, tmp_path)
     found = count_tokens(loaded, domain(), texts, settings, tmp_path)
-    assert [text.prompt_ids for text in found.answered] == domain().ids(Part.ANCHOR)
+    each = 1 + DRAWN_ANSWERS
+    assert [text.prompt_ids for text in found.answered[::each]] == domain().ids(Part.ANCHOR)
+    assert len({tuple(text.output_ids) for text in found.answered[:each]}) == each, "one greedy, others drawn"
     assert dict(found.counts) == weighted_counts([*found.answered, *texts.search])
     assert all(len(text.output_ids) <= 8 for text in found.answered)
     assert [count for _, count in found.counts] == sorted((count for _, count in found.counts), reverse=True)
@@ -59,7 +68,6 @@ def test_mixed_ranks_by_the_mean_of_the_shares(settings: CalibrationSettings) ->
         "large": TokenCounts(digest="l", answered=[], counts=[(7, 6000), (8, 4000)]),
         "small": TokenCounts(digest="s", answered=[], counts=[(8, 9), (9, 1)]),
     }
-    found = rank_vocabularies(loaded, counted)
+    found = rank_tokens(loaded, counted)
     assert loaded.checkpoint.eos_ids == {2}
-    assert found.ranked == {"large": [2, 7, 8], "small": [2, 8, 9], MIXED: [2, 8, 7, 9]}
-    assert found.vocabulary_size == 262
+    assert found == {"large": [2, 7, 8], "small": [2, 8, 9], MIXED: [2, 8, 7, 9]}

@@ -4,20 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from offline.calibration.scoring.cost import FURTHER_ROWS, LONGEST_DRAFT, fit, make_cost, measure_cost, timing_masks
+from offline.calibration.scoring.cost import FURTHER_ROWS, LONGEST_DRAFT, fit, make_cost, measure_cost, timed_drafts
 from offline.calibration.scoring.drafts import DraftChoice, VocabularyChoice
 from offline.loaded_model import LoadedModel
 from offline.settings import CalibrationSettings
-from server.engine import EMPTY_MASK, SkipMask, kernel_build
+from server.engine import EMPTY_MASK, Decoder, SkipMask, kernel_build
 from tests.offline.calibration.examples import COST
 from tests.tiny import save_random_model, tiny_config
 
 MASK = SkipMask(frozenset({1, 2}), frozenset({2}))
 
 
-def test_the_fit_recovers_a_linear_machine() -> None:
-    drafts = [(mask, share) for mask in timing_masks(4) for share in (1.0, 0.125)]
-    fitted = fit(4, drafts, [COST.own.seconds(4, mask, share) for mask, share in drafts])
+def test_the_fit_recovers_a_linear_machine(model: Decoder) -> None:
+    drafts = timed_drafts(model)
+    assert {(each.is_patched, round(each.share, 3)) for each in drafts} == {
+        (is_patched, share) for is_patched in (False, True) for share in (0.122, 1.0)
+    }
+    seconds = [COST.own.seconds(4, each.draft.mask, each.share, each.is_patched) for each in drafts]
+    fitted = fit(4, drafts, seconds)
     assert fitted.model_dump() == pytest.approx(COST.own.model_dump())
 
 

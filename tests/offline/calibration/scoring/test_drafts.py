@@ -3,7 +3,7 @@
 import pytest
 
 from offline.calibration.scoring import drafts
-from offline.calibration.scoring.drafts import DraftChoice, DraftRule, Vocabularies, VocabularyChoice
+from offline.calibration.scoring.drafts import DraftChoice, DraftParts, DraftRule, VocabularyChoice
 from offline.prompts import MIXED
 from server.engine import SkipMask
 from tests.offline.calibration.examples import RANKED, vocabularies
@@ -17,7 +17,7 @@ def test_only_the_model_itself_is_full() -> None:
     assert DraftChoice().is_full
     for part in (DraftChoice(mask=MASK), DraftChoice(vocabulary=SOME), DraftChoice(is_low_bit=True), WHOLE):
         assert not part.is_full
-        assert not Vocabularies(RANKED, 262).draft_model(part).is_full
+        assert not DraftParts(RANKED, 262).draft_model(part).is_full
 
 
 def test_choices_are_keys_and_survive_json() -> None:
@@ -29,12 +29,16 @@ def test_choices_are_keys_and_survive_json() -> None:
 def test_a_draft_is_reduced_to_its_parts() -> None:
     assert WHOLE.parts == {
         "mask": DraftChoice(mask=MASK),
+        "patch": DraftChoice(),
         "vocabulary": DraftChoice(vocabulary=SOME),
         "bits": DraftChoice(is_low_bit=True),
         "all": WHOLE,
     }
     assert all(part.is_full for part in DraftChoice().parts.values())
     assert str(WHOLE) == "3 skipped, low-bit, 7 tokens"
+    patched = DraftChoice(patch_of="a", vocabulary=SOME)
+    assert patched.parts["patch"] == DraftChoice(patch_of="a")
+    assert str(patched) == "patch of a, own weights, 7 tokens"
     assert str(DraftChoice()) == "0 skipped, own weights, all tokens"
 
 
@@ -54,7 +58,8 @@ def test_more_tokens_than_were_counted_are_refused(of: str, size: int) -> None:
 
 
 def test_sizes_are_below_the_counted_and_the_models_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert vocabularies().choices("a") == [None]
+    """And all that were counted, where they are not more than the largest size."""
+    assert [each and each.size for each in vocabularies().vocabularies("a")] == [None, 120]
     monkeypatch.setattr(drafts, "SIZES", (16, 64, 120))
-    assert [each and each.size for each in vocabularies().choices(MIXED)] == [None, 16, 64]
-    assert [each and each.size for each in Vocabularies(RANKED, 64).choices("a")] == [None, 16]
+    assert [each and each.size for each in vocabularies().vocabularies(MIXED)] == [None, 16, 64, 120]
+    assert [each and each.size for each in DraftParts(RANKED, 64).vocabularies("a")] == [None, 16]

@@ -12,7 +12,7 @@ HALF = DraftChoice(mask=SkipMask(frozenset({2, 3}), frozenset({2, 3})))
 COST = CostModel(
     num_layers=4,
     vocabulary_size=262,
-    own=PassCost(base=0.5, head=0.5, attention=1.0, mlp=2.0),
+    own=PassCost(base=0.5, head=0.5, attention=1.0, mlp=2.0, patch=0.5),
     full=[13.0] * 8 + [15.0] * (LONGEST_DRAFT - 7),
 )
 
@@ -43,6 +43,14 @@ def test_a_draft_ends_after_its_first_unsure_token() -> None:
     assert result.lengths == {2: 2}
 
 
+def test_a_draft_ends_before_a_token_under_the_floor_and_pays_for_its_pass() -> None:
+    rule = DraftRule(max_draft=4, confidence=0.0, floor=0.5)
+    result = replay([Trace([True] * 6, [0.9, 0.1, 0.9, 0.9, 0.1, 0.9])], rule)
+    assert result.lengths == {1: 1, 2: 1, 0: 1}
+    assert (result.num_drafted, result.num_passes) == (3, 5)
+    assert result.seconds(HALF, COST) == COST.verify(2) + COST.verify(3) + COST.verify(1) + 5 * COST.draft(HALF)
+
+
 @given(st.lists(places, max_size=4), rules)
 def test_every_place_is_emitted_once(groups: list[list[tuple[bool, float]]], rule: DraftRule) -> None:
     result = replay(map(trace, groups), rule)
@@ -69,5 +77,6 @@ def test_the_best_rule_follows_the_text() -> None:
     sure = [Trace([True] * 90, [1.0] * 90)]
     wrong = [Trace([False, True] * 45, [0.1, 0.9] * 45)]
     assert best_rule(sure, HALF, COST).max_draft > 4
-    assert best_rule(wrong, HALF, COST).confidence > 0.1
+    best = best_rule(wrong, HALF, COST)
+    assert max(best.confidence, best.floor) > 0.1
     assert best_rule([], HALF, COST) == FIRST_RULE

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from offline.calibration.scoring.continuations import Text
-from offline.calibration.scoring.drafts import DraftChoice, VocabularyChoice
+from offline.calibration.scoring.drafts import DraftChoice, DraftParts, VocabularyChoice
 from offline.calibration.scoring.replay import FIRST_RULE, replay
 from offline.calibration.scoring.score import SPAN, DraftScorer, best_score, score_traces
 from offline.calibration.scoring.text_head import known_places
 from offline.loaded_model import LoadedModel
 from offline.settings import CalibrationSettings
 from server.engine import EMPTY_MASK, Decoder, DraftModel, SkipMask, TokenBatch, kernel_build, load_checkpoint
-from tests.offline.calibration.examples import COST, vocabularies
+from tests.batches import random_patch
+from tests.offline.calibration.examples import COST, RANKED, VOCABULARY_SIZE, vocabularies
 from tests.offline.calibration.search.test_search import texts_of
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -58,6 +59,24 @@ def test_a_trace_begins_like_a_real_draft(model: Decoder) -> None:
         for place in range(SPAN):
             at = len(text.prompt_ids) + place
             hidden = model.forward(TokenBatch.of([(0, at, [ids[at]])], cache), cache, DraftModel(mask))
+            top, token = torch.softmax(model.logits(hidden), -1).max(-1)
+            assert (int(token) == ids[at + 1]) == trace.agrees[place]
+            assert float(top) == pytest.approx(trace.confidences[place], rel=1e-3)
+
+
+def test_a_patched_trace_begins_like_a_real_draft(model: Decoder) -> None:
+    """With the model's own state before each place; so drafts of one token are scored as they are made."""
+    patch, text = random_patch(model, 0), texts_of(model, 1)[0]
+    known = DraftParts(RANKED, VOCABULARY_SIZE, {"a": patch})
+    trace = DraftScorer(model, known, [text]).traces(DraftChoice(patch_of="a"))[0]
+    ids = text.prompt_ids + text.output_ids
+    cache = model.new_cache(1, 80)
+    with torch.inference_mode():
+        states = model.forward(TokenBatch.of([(0, 0, ids)], cache), cache)
+        for place in range(len(text.output_ids) - 1):
+            at = len(text.prompt_ids) + place
+            batch = TokenBatch.of([(0, at, [ids[at]])], cache)
+            hidden = model.forward(batch, cache, DraftModel(patch=patch), states[at - 1 : at])
             top, token = torch.softmax(model.logits(hidden), -1).max(-1)
             assert (int(token) == ids[at + 1]) == trace.agrees[place]
             assert float(top) == pytest.approx(trace.confidences[place], rel=1e-3)

@@ -89,7 +89,7 @@ def test_states_of_a_real_model_end_in_the_full_models_own(model: Decoder) -> No
 
 
 def test_sub_layers_that_seem_to_cost_nothing_cost_a_little() -> None:
-    free = COST.model_copy(update={"low_bit": PassCost(base=1.0, head=1.0, attention=0.0, mlp=3.0)})
+    free = COST.model_copy(update={"low_bit": PassCost(base=1.0, head=1.0, attention=0.0, mlp=3.0, patch=0.5)})
     assert place_seconds(free, is_low_bit=False) == (1.0, 1.0)
     attention, mlp = place_seconds(free, is_low_bit=True)
     assert 0 < attention < 0.01 and mlp == 3.0

@@ -35,7 +35,7 @@ def by_prompt(texts: list[Text]) -> list[list[int]]:
 @pytest.mark.parametrize(("count", "first"), [(1, 1), (7, 7), (8, 4), (16, 4)])
 def test_the_parts_hold_every_text_once(model: Decoder, count: int, first: int) -> None:
     texts = [Text(prompt_ids=[i], output_ids=[1, 2]) for i in range(count)]
-    parts = DomainTraces(model, vocabularies(), texts).parts
+    parts = DomainTraces(model, vocabularies(), texts).heats
     assert by_prompt([text for part in parts.values() for text in part]) == by_prompt(texts)
     assert sum(len(part) for (_, heat), part in parts.items() if heat == 0) == first
     assert by_prompt([*parts[0, 0], *parts[0, 1]]) == by_prompt(texts[::2])

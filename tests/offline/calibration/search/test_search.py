@@ -6,7 +6,7 @@ import pytest
 
 from offline.calibration.scoring import drafts
 from offline.calibration.scoring.continuations import Text
-from offline.calibration.scoring.drafts import DraftChoice
+from offline.calibration.scoring.drafts import DraftChoice, DraftParts
 from offline.calibration.scoring.score import Score
 from offline.calibration.search.bayes import FlipSpace
 from offline.calibration.search.initial_masks import prefix_masks, rule_masks
@@ -28,7 +28,8 @@ from server.engine import (
     StopConditions,
     kernel_build,
 )
-from tests.offline.calibration.examples import COST, vocabularies
+from tests.batches import random_patch
+from tests.offline.calibration.examples import COST, RANKED, VOCABULARY_SIZE, vocabularies
 from tests.tiny import save_random_model, tiny_config
 
 NUM_LAYERS = 6
@@ -134,6 +135,33 @@ def test_a_mask_is_worth_what_its_best_draft_is() -> None:
     assert trials.curve == [pytest.approx(1.99), 2.0]
 
 
+def test_a_search_tries_the_patch_and_no_masks_without_hope(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks that begin far behind the best draft are not mutated further."""
+    monkeypatch.setattr(drafts, "SIZES", (16, 64))
+    options = {"model": str(tiny_checkpoint), "prompts": [Path("p")], "out": tmp_path, "dtype": "float32"}
+    loaded = LoadedModel.open(CalibrationSettings.model_validate(options | {"budget": 30}))
+    known = DraftParts(RANKED, VOCABULARY_SIZE, {"a": random_patch(loaded.model, 0)})
+    settings = CalibrationSettings.model_validate(options | {"budget": 30})
+    searcher = Searcher(loaded, known, COST, settings, "a", tmp_path, "d")
+    starts = StartingMasks(loaded.model, known, COST, [])
+    patched = [DraftChoice(patch_of="a", vocabulary=each) for each in known.vocabularies("a")]
+    counts = {}
+    for worth in (0.5, 3.0):
+
+        def score(choice: DraftChoice, leader: DraftChoice | None, worth: float = worth) -> Score:
+            return Score(speedup=worth, acceptance=0.5) if choice.patch_of else planted_score(choice)
+
+        trials = Trials(None, "", score)
+        searcher.search(trials, starts, seed=0)
+        assert set(patched) <= set(trials.speedups)
+        assert (trials.best in patched) == (worth == 3.0)
+        counts[worth] = len(trials.speedups)
+    assert counts[0.5] > counts[3.0] + 5
+    assert Searcher(loaded, known, COST, settings, "b", tmp_path, "d").patched_drafts() == []
+
+
 @pytest.mark.parametrize("draft_weights", ["none", "int4"])
 def test_a_search_compares_vocabularies_and_weights_before_and_after_masks(
     draft_weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,8 +184,8 @@ def test_a_search_compares_vocabularies_and_weights_before_and_after_masks(
     assert tried[: len(wholes)] == wholes
     bases = sorted(wholes, key=lambda choice: -trials.speedups[choice])[:2]
     skipping = {choice.with_mask(EMPTY_MASK) for choice in tried if not choice.mask.is_empty}
-    assert set(bases) <= skipping <= {each.with_vocabulary(v) for each in bases for v in known.choices("a")}
-    assert {trials.best.with_vocabulary(each) for each in known.choices("a")} <= set(tried)
+    assert set(bases) <= skipping <= {each.with_vocabulary(v) for each in bases for v in known.vocabularies("a")}
+    assert {trials.best.with_vocabulary(each) for each in known.vocabularies("a")} <= set(tried)
     run = searcher.run("own", starts, searcher.objective([domain]), seed=0)
     assert run.choice == trials.best
     assert run == searcher.run("own", starts, planted_score, seed=0), "all is read from the file"

@@ -127,7 +127,7 @@ def test_the_searches_of_a_domain_and_what_is_made_of_them(
         assert each.gain.median == pytest.approx(each.own.speedup - each.mixed.speedup)
         assert each.choice == found[each.draft_of].own.choice
         assert each.draft_of != each.name or each.pays
-        assert set(each.parts) == {"mask", "vocabulary", "bits", "all"}
+        assert set(each.parts) == {"mask", "patch", "vocabulary", "bits", "all"}
         assert each.parts["all"] == each.score.speedup
         assert each.parts["bits"] == 1.0, "there is no copy"
     assert verdicts.num_drafts == len({each.draft_of for each in verdicts.domains})
