@@ -22,6 +22,7 @@ KILLED_AFTER = (
     "work/*/collect.json",
     "work/*/texts.json",
     "work/*/vocabulary.json",
+    "work/one-*/patch.json",
     "work/one-*/trials-own.jsonl",
     "work/search.json",
 )
@@ -101,8 +102,8 @@ def test_a_new_domain_leaves_the_work_of_the_others(
     assert main([*arguments(tiny_checkpoint, prompts, out), "--prompts", str(further)]) == 0
     started = {record.getMessage() for record in caplog.records if record.getMessage().endswith(": started")}
     assert {re.sub("-[0-9a-f]{6}/", "/", name.removesuffix(": started")) for name in started} == {
-        *("three/collect", "three/texts", "three/vocabulary", "three/drafts"),
-        *("anchors", "mixed/drafts", "search", "measured"),
+        *("three/collect", "three/texts", "three/vocabulary", "three/patch", "three/drafts"),
+        *("anchors", "mixed/patch", "mixed/drafts", "search", "measured"),
     }
     assert before and all(path.read_bytes() == content for path, content in before.items())
     manifest = json.loads((out / "manifest.json").read_text())
