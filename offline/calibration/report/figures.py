@@ -63,15 +63,16 @@ def draw_map(prompts: Groups, anchors: Groups, seed: int) -> Figure:
 
 
 def draw_masks(choices: Mapping[str, DraftChoice], num_layers: int) -> Figure:
-    """Layers from the bottom up, two columns per draft: attention and MLP; dark is kept."""
+    """Layers from the bottom up, two columns per draft: attention and MLP; dark is kept, orange patched."""
     masks = [choice.mask for choice in choices.values()]
     figure, axes = panel(1.5 + 1.3 * len(masks), 1.7 + 0.2 * num_layers)
     kept = np.ones((num_layers, 3 * len(masks)))
-    for column, mask in enumerate(masks):
-        for offset, skipped in enumerate((mask.attention, mask.mlp)):
-            kept[:, 3 * column + offset] = [2 if layer not in skipped else 0 for layer in range(num_layers)]
-    shades = ListedColormap([PALE, "white", DARK])
-    axes.pcolormesh(kept, cmap=shades, vmin=0, vmax=2, edgecolors="white", linewidth=1)
+    for column, choice in enumerate(choices.values()):
+        for offset, skipped in enumerate((choice.mask.attention, choice.mask.mlp)):
+            shown = [2 if layer not in skipped else 0 for layer in range(num_layers)]
+            kept[:, 3 * column + offset] = shown if choice.patch_of is None else 3
+    shades = ListedColormap([PALE, "white", DARK, COLOURS[1]])
+    axes.pcolormesh(kept, cmap=shades, vmin=0, vmax=3, edgecolors="white", linewidth=1)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     step = max(num_layers // 16, 1)
@@ -143,11 +144,25 @@ def draw_parts(verdicts: Sequence[Verdict]) -> Figure:
     places, names = np.arange(len(verdicts)), list(verdicts[0].parts)
     for number, name in enumerate(names):
         heights = [verdict.parts[name] for verdict in verdicts]
-        axes.bar(places + 0.2 * (number - 1.5), heights, 0.19, color=COLOURS[number], label=name)
+        axes.bar(places + 0.16 * (number - 2), heights, 0.15, color=COLOURS[number], label=name)
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_xticks(places, [label(verdict.name) for verdict in verdicts], rotation=25, ha="right")
     axes.set_ylabel("speed over plain decoding")
     axes.legend(frameon=False, fontsize=9, loc="upper left", ncols=len(names), bbox_to_anchor=(0, 1.13))
+    return figure
+
+
+def draw_patches(agreements: Mapping[str, Sequence[float]]) -> Figure:
+    """How often a patch's first choice is the model's: after least squares, and after the best epoch."""
+    figure, axes = panel(2.5 + 1.1 * len(agreements), 3.4)
+    places = np.arange(len(agreements))
+    steps = {"least squares": [each[0] for each in agreements.values()]}
+    steps["and gradient steps"] = [max(each) for each in agreements.values()]
+    for number, (name, heights) in enumerate(steps.items()):
+        axes.bar(places + 0.36 * (number - 0.5), heights, 0.34, color=COLOURS[number], label=name)
+    axes.set_xticks(places, [label(name) for name in agreements], rotation=25, ha="right")
+    axes.set_ylabel("share of places")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", ncols=2, bbox_to_anchor=(0, 1.13))
     return figure
 
 

@@ -61,6 +61,7 @@ def drawn_figures(calibration: Calibration) -> Iterator[tuple[str, Figure]]:
     names = [verdict.name for verdict in verdicts.domains]
     yield "gains", figures.draw_gains(verdicts.domains)
     yield "parts", figures.draw_parts([*verdicts.domains, verdicts.mixed])
+    yield "patches", figures.draw_patches({name: each.agreements for name, each in calibration.fitted.items()})
     yield "speeds", figures.draw_speeds([*verdicts.domains, verdicts.mixed], calibration.measured.speedups)
     choices = {name: found.own.choice for name, found in calibration.found.items()}
     yield "masks", figures.draw_masks(choices, manifest.num_layers)
@@ -87,6 +88,7 @@ def stage_seconds(calibration: Calibration) -> dict[str, float]:
         "cost of passes": calibration.cost.seconds,
         "the model's texts": sum(each.seconds for each in calibration.texts.values()),
         "the texts' tokens": sum(each.seconds for each in calibration.counted.values()),
+        "patches": sum(each.seconds for each in calibration.fitted.values()),
         **{f"drafts: {figures.label(name)}": found.seconds for name, found in calibration.found.items()},
         "verdicts": calibration.verdicts.seconds,
         "measuring": calibration.measured.seconds,

@@ -11,8 +11,15 @@ CAPTIONS = {
     "parts": (
         "What each part of a draft brings",
         "Predicted speed on held-out prompts of each domain's draft if it only skipped its sub-layers (mask), only "
-        "scored its vocabulary, only read weights of fewer bits (bits), and of all of it. A part that the draft does "
-        "not have is plain decoding, which is 1. Good: all of it above each of its parts.",
+        "had its patch, only scored its vocabulary, only read weights of fewer bits (bits), and of all of it. A part "
+        "that the draft does not have is plain decoding, which is 1. Good: all of it above each of its parts.",
+    ),
+    "patches": (
+        "How often a patch is right",
+        "Share of places in answers, of prompts that were kept apart from its fit, where the first choice of the one "
+        "matrix that stands for all layers is the model's own; among the domain's commonest tokens. Blue, as least "
+        "squares find it; orange, after gradient steps towards the model's choices. Good: above a third, and the "
+        "second bar above the first.",
     ),
     "speeds": (
         "Acceptance and speed of each domain",
@@ -23,7 +30,8 @@ CAPTIONS = {
     ),
     "masks": (
         "What drafts skip",
-        "Dark sub-layers are kept in a draft, pale ones skipped; the first layer is at the bottom. These are the "
+        "Dark sub-layers are kept in a draft, pale ones skipped; where one is orange, a patch takes the place of all "
+        "layers. The first layer is at the bottom. These are the "
         "masks as searched, before the verdict above, each with its weights and vocabulary. Columns that look alike "
         "are domains that could share a draft.",
     ),
@@ -48,7 +56,7 @@ CAPTIONS = {
     "curves": (
         "The search",
         "The best predicted speed after so many scored drafts. It begins with weights and vocabularies, then come "
-        "masks made by rules, proposals, and the vocabularies once more. Good: curves that are flat at the end; if "
+        "the patch, masks made by rules, proposals, and the vocabularies once more. Good: curves that are flat at the end; if "
         "one still rises, a larger --budget would pay.",
     ),
     "seconds": (

@@ -1,4 +1,4 @@
-"""Drafts as the route says: some attention and MLP sub-layers left out, over fewer tokens, in fewer bits."""
+"""Drafts as the route says: some sub-layers left out or a patch in their place, over fewer tokens, in fewer bits."""
 
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import Proposals, register
@@ -11,7 +11,7 @@ class SkipDrafter(ChainDrafter):
     """Chains of the route's draft model; none where that is the full model, or of a copy that is not there."""
 
     name = "skip"
-    summary = "the model with its route's sub-layers skipped"
+    summary = "the model with its route's sub-layers skipped or patched"
     needs_draft_model = True
 
     def draft_model(self, sequence: Sequence) -> DraftModel:
