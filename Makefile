@@ -26,9 +26,9 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard server/engine/model/native/*
 serve: install
 	$(BIN)/knn-ssd-server
 
-# Run the whole test suite.
+# Run the whole test suite, a process for each core; a file's tests stay together.
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 # Run it and measure branch coverage, which takes half as long again; fails under the floor.
 coverage: install

@@ -56,8 +56,8 @@ CAPTIONS = {
     "curves": (
         "The search",
         "The best predicted speed after so many scored drafts. It begins with weights and vocabularies, then come "
-        "the patch, masks made by rules, proposals, and the vocabularies once more. Good: curves that are flat at the end; if "
-        "one still rises, a larger --budget would pay.",
+        "the patch, masks made by rules, proposals, and the vocabularies once more. Good: curves that are flat at the "
+        "end; if one still rises, a larger --budget would pay.",
     ),
     "seconds": (
         "What the calibration cost",

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Mapping, Sequence
-from ctypes import byref, c_void_p, cast
+from ctypes import addressof, byref
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -166,7 +166,6 @@ class NativeDecoder:
         `states` are contiguous and in fp32.
         """
         first = flat.buffer_info()[0]
-        patch = byref(self.patch_matrix(draft.patch)) if draft.patch else None
         return Rows(
             count,
             cache.num_slots,
@@ -178,7 +177,7 @@ class NativeDecoder:
             cache.values.data_ptr(),
             self.skipped_address(draft),
             hidden.data_ptr(),
-            cast(patch, c_void_p) if patch else None,
+            addressof(self.patch_matrix(draft.patch)) if draft.patch else None,
             address(states),
         )
 
