@@ -18,6 +18,8 @@ RIDGE = 1e-2
 RATE = 1e-4
 BATCH = 256
 MOST_EPOCHS = 8
+PART = 4096
+"""Places that least squares take in at once."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,17 @@ def least_squares(places: Places) -> Linear:
     """Weighted ridge regression from inputs to states."""
     weights = places.weights / places.weights.sum()
     mean, target_mean = weights @ places.inputs, weights @ places.states
-    inputs, states = places.inputs - mean, places.states - target_mean
-    scale = (weights @ inputs.square()).sqrt().clamp(min=1e-6)
-    inputs = inputs / scale
-    squares = inputs.T @ (inputs * weights[:, None])
-    products = inputs.T @ (states * weights[:, None])
-    penalty = RIDGE * torch.eye(len(squares), device=squares.device)
-    weight = (torch.linalg.solve(squares + penalty, products) / scale[:, None]).T
+    # A part of the places at a time: copies of all would take several times their memory.
+    columns = list(zip(*(part.split(PART) for part in (places.inputs, places.states, weights)), strict=True))
+    variance = sum(share @ (inputs - mean).square() for inputs, _, share in columns)
+    scale = torch.as_tensor(variance).sqrt().clamp(min=1e-6)
+    squares = RIDGE * torch.eye(len(mean), device=mean.device)
+    products = mean.new_zeros(len(mean), len(target_mean))
+    for inputs, states, share in columns:
+        scaled = (inputs - mean) / scale
+        squares += scaled.T @ (scaled * share[:, None])
+        products += scaled.T @ ((states - target_mean) * share[:, None])
+    weight = (torch.linalg.solve(squares, products) / scale[:, None]).T
     return Linear(weight, target_mean - weight @ mean)
 
 

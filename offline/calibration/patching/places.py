@@ -36,6 +36,12 @@ class Places:
         return len(self.states)
 
     @classmethod
+    def of(cls, reached: Tensor, states: Tensor, is_answer: bool) -> "Places":
+        """Places that follow each other, from what reaches the patch there; `states` begin with the one before."""
+        are_answers = torch.full((len(reached),), is_answer, device=states.device)
+        return cls(torch.cat((reached, states[:-1]), 1), states[1:], are_answers)
+
+    @classmethod
     def joined(cls, parts: Sequence["Places"]) -> "Places":
         columns = zip(*((part.inputs, part.states, part.is_answer) for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
@@ -68,11 +74,5 @@ def places_of(model: Decoder, groups: Sequence[Sequence[Text]], start: int) -> P
         lengths = [len(ids) for _, _, ids in rows]
         reached, found = (model.forward(after, cache, draft).float() for draft in (below, DraftModel()))
         for own, own_reached in zip(found.split(lengths), reached.split(lengths), strict=True):
-            earlier = torch.cat((states[-1:], own[:-1]))
-            parts.append(Places(pairs(own_reached, earlier), own, torch.ones(len(own), dtype=torch.bool)))
+            parts.append(Places.of(own_reached, torch.cat((states[-1:], own)), is_answer=True))
     return Places.joined(parts)
-
-
-def pairs(reached: Tensor, states: Tensor) -> Tensor:
-    """What a patch is multiplied with."""
-    return torch.cat((reached, states), 1)
