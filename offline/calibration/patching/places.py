@@ -62,9 +62,7 @@ def places_of(model: Decoder, groups: Sequence[Sequence[Text]], start: int) -> P
         prompt, outputs = group[0].prompt_ids, [text.output_ids for text in group]
         before = TokenBatch.of([(0, 0, prompt)], cache)
         reached, states = (model.forward(before, cache, draft).float() for draft in (below, DraftModel()))
-        parts.append(
-            Places(pairs(reached[1:], states[:-1]), states[1:], torch.zeros(len(prompt) - 1, dtype=torch.bool))
-        )
+        parts.append(Places.of(reached[1:], states, is_answer=False))
         for slot in range(1, len(outputs)):
             cache.copy(0, slot, len(prompt))
         rows: list[Row] = [(slot, len(prompt), ids) for slot, ids in enumerate(outputs) if ids]
