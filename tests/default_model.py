@@ -10,7 +10,8 @@ def skipping_artifact() -> RoutingArtifact:
     masks = iter(MASKS)
 
     def skipping(record: DomainRecord) -> DomainRecord:
-        return record.model_copy(update={"draft": record.draft.model_copy(update={"mask": next(masks)})})
+        changes = {"mask": next(masks), "patch": None, "vocabulary_size": None, "floor": 0.0}
+        return record.model_copy(update={"draft": record.draft.model_copy(update=changes)})
 
     domains = [skipping(domain) for domain in shipped.manifest.domains]
     mixed = skipping(shipped.manifest.mixed)
