@@ -7,7 +7,7 @@ from offline.records import Strict
 from server.engine import EMPTY_MASK, DraftModel, DraftVocabulary, JsonMask, Patch, SkipMask
 
 NO_PATCHES: Mapping[str, Patch] = MappingProxyType({})
-SIZES = (1024, 2048, 4096, 8192)
+SIZES = (512, 1024, 2048, 4096, 8192)
 """Vocabularies that are tried; beside them, all tokens, and all that were counted."""
 
 

@@ -30,8 +30,8 @@ STRATEGY = "evolution"
 """The best of the strategies at this budget by `study`; see LOG.md."""
 NUM_BASES = 2
 """Drafts whose weights and vocabularies masks are tried with."""
-HOPE = 0.9
-"""Where no mask of those that a search begins with is this near to the best draft, it looks for no others."""
+HOPE, FIRST_MASKS = 0.9, 12
+"""Where none of the first masks, or of all that it begins with, is so near to the best draft, a search tries no more."""
 OWN, OTHER_SEED, FIRST_HALF, SECOND_HALF = "own", "other-seed", "first-half", "second-half"
 
 
@@ -104,9 +104,11 @@ class Searcher:
         # 3) masks with the parts of the best two whole ones, which they would run with
         bases = sorted(wholes, key=lambda choice: -trials.speedups[choice])[:NUM_BASES]
         masks = MaskTrials(trials, bases)
-        for mask in starts.around(bases):
+        for number, mask in enumerate(starts.around(bases)):
+            if number == FIRST_MASKS and not is_hopeful(masks):
+                break
             masks.speedup(mask)
-        if masks.best >= HOPE * trials.speedups[trials.best]:
+        if is_hopeful(masks):
             explore(STRATEGIES[STRATEGY], masks, self.num_layers, self.settings.budget, seed)
         # 4) the vocabularies of the best one
         best = trials.best
@@ -131,6 +133,11 @@ class Searcher:
         return runs
 
 
+def is_hopeful(masks: MaskTrials) -> bool:
+    """Whether the best mask is near enough to the best draft for others to overtake it."""
+    return masks.best >= HOPE * masks.trials.speedups[masks.trials.best]
+
+
 def search_domain(
     loaded: LoadedModel,
     name: str,
@@ -143,7 +150,7 @@ def search_domain(
     """Drafts for one domain, or for `mixed` over the texts of all; `digest` is that of their counted tokens."""
     chosen = (settings.objective, settings.budget, settings.seed, settings.controls)
     digest = digest_of(
-        digest, name, cost.model_dump_json(), chosen, STRATEGY, HEAT_TEXTS, MARGIN, SIZES, NUM_BASES, HOPE
+        digest, name, cost.model_dump_json(), chosen, STRATEGY, HEAT_TEXTS, MARGIN, SIZES, NUM_BASES, HOPE, FIRST_MASKS
     )
     parts = domains[0].parts
     searcher = Searcher(loaded, parts, cost, settings, name, folder, digest)

@@ -25,11 +25,9 @@ class StartingMasks:
         self.known: dict[bool, list[SkipMask]] = {}
 
     def around(self, bases: Sequence[DraftChoice]) -> list[SkipMask]:
-        """All masks to start from for drafts with these weights, each once."""
-        masks = rule_masks(self.num_layers)
-        for base in bases:
-            masks += self.similar(base.is_low_bit)
-        return list(dict.fromkeys(masks))
+        """All masks to start from for drafts with these weights, each once; first those that skip little."""
+        masks = [mask for base in bases for mask in self.similar(base.is_low_bit)]
+        return list(dict.fromkeys(masks + rule_masks(self.num_layers)))
 
     def similar(self, is_low_bit: bool) -> list[SkipMask]:
         """Masks whose states stay near to those of the whole pass with the same weights."""
