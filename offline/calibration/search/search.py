@@ -31,7 +31,7 @@ STRATEGY = "evolution"
 NUM_BASES = 2
 """Drafts whose weights and vocabularies masks are tried with."""
 HOPE, FIRST_MASKS = 0.9, 12
-"""Where none of the first masks, or of all that a search begins with, is so near to the best draft, it tries no others."""
+"""Where none of the first masks, or of all that it begins with, is so near to the best draft, it tries no more."""
 OWN, OTHER_SEED, FIRST_HALF, SECOND_HALF = "own", "other-seed", "first-half", "second-half"
 
 
