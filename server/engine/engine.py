@@ -41,6 +41,9 @@ class Engine:
         self.router = Router(artifact, config.max_draft, config.confidence) if artifact else None
         self.mask_sources = mask_sources(MaskParts(artifact, self.router))
         mixed = artifact.manifest.mixed.draft if artifact else None
+        if mixed and mixed.patch:
+            # What suits a patch, short drafts and a floor, suits no draft of another kind.
+            mixed = None
         confidence = config.confidence if config.confidence is not None else mixed.confidence if mixed else 0.5
         self.max_draft = config.max_draft if config.max_draft is not None else mixed.max_draft if mixed else 8
         policy = DraftPolicy() if config.is_adaptive else None

@@ -154,7 +154,7 @@ def table_row(verdict: Verdict, num_prompts: int, calibration: Calibration) -> t
         verdict.name,
         str(num_prompts),
         "own" if verdict.draft_of == verdict.name else verdict.draft_of,
-        f"{choice.mask.num_skipped} of {2 * cost.num_layers}",
+        f"{choice.mask.num_skipped} of {2 * cost.num_layers}" if choice.patch_of is None else "patched",
         "low-bit" if choice.is_low_bit else "own",
         f"{choice.vocabulary.size:,}" if choice.vocabulary else "all",
         f"{cost.draft(choice) / cost.plain:.2f}",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.model.arena import Arena
 from server.engine.model.kernels import Chain, Edges, Greedy, Layer, Matrix, Rows, Shape, library
 from server.engine.model.panels import Panels, pack
 from server.engine.types import FULL_MODEL, DraftModel, Patch, SkipMask
@@ -70,7 +71,7 @@ class NativeDecoder:
         self.handle = kernels.decoder_new(
             byref(shape), pointers, byref(Edges(**pointed(edges, input_bits))), team.handle
         )
-        self.skipped: dict[SkipMask, array[int]] = {}
+        self.skipped: dict[tuple[SkipMask, int], array[int]] = {}
         self.patches: WeakKeyDictionary[Patch, tuple[Panels, Matrix]] = WeakKeyDictionary()
         self.scratch = Scratch(0, config)
 
@@ -196,16 +197,16 @@ class NativeDecoder:
 
     def skipped_address(self, draft: DraftModel) -> int:
         """Address of a byte for each sub-layer in turn, 1 where the draft leaves it out."""
-        mask = draft.skips(self.config.num_layers)
-        if mask not in self.skipped:
-            layers = range(self.config.num_layers)
-            self.skipped[mask] = array("B", [i in part for i in layers for part in (mask.attention, mask.mlp)])
-        return self.skipped[mask].buffer_info()[0]
+        key = draft.mask, draft.patch.start if draft.patch else self.config.num_layers
+        if key not in self.skipped:
+            mask, layers = draft.skips(self.config.num_layers), range(self.config.num_layers)
+            self.skipped[key] = array("B", [i in part for i in layers for part in (mask.attention, mask.mlp)])
+        return self.skipped[key].buffer_info()[0]
 
     def patch_matrix(self, patch: Patch) -> Matrix:
         """A patch's matrix in bf16, packed when it is first used."""
         if patch not in self.patches:
-            panels = pack(patch.weight.bfloat16(), patch.bias)
+            panels = pack(patch.weight.bfloat16(), patch.bias).placed(Arena())
             self.patches[patch] = panels, matrix(panels, self.input_bits)
         return self.patches[patch][1]
 
