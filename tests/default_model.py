@@ -10,7 +10,8 @@ def skipping_artifact() -> RoutingArtifact:
     masks = iter(MASKS)
 
     def skipping(record: DomainRecord) -> DomainRecord:
-        changes = {"mask": next(masks), "patch": None, "vocabulary_size": None, "floor": 0.0}
+        others = {"patch": None, "vocabulary_size": None, "max_draft": 12, "confidence": 0.0, "floor": 0.0}
+        changes = {"mask": next(masks), **others}
         return record.model_copy(update={"draft": record.draft.model_copy(update=changes)})
 
     domains = [skipping(domain) for domain in shipped.manifest.domains]

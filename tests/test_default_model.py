@@ -51,25 +51,31 @@ def requests(checkpoint: Checkpoint, method: str, temperature: float = 0.0) -> l
 
 
 def test_greedy_text_in_fp32_equals_transformers_on_25_prompts(exact: Checkpoint) -> None:
-    engine = Engine(Decoder(exact), EngineConfig(max_length=512), skipping_artifact())
-    sequences = engine.generate(requests(exact, "cascade"))
+    model, config = Decoder(exact), EngineConfig(max_length=512)
+    skipping, shipped = (
+        Engine(model, config, artifact).generate(requests(exact, "cascade"))
+        for artifact in (skipping_artifact(), RoutingArtifact.load(DEFAULT_ARTIFACT))
+    )
     reference = hf_model(exact)
-    assert len(sequences) == 25
-    for sequence in sequences:
+    assert len(skipping) == 25
+    assert [sequence.output_ids for sequence in shipped] == [sequence.output_ids for sequence in skipping]
+    for sequence in skipping:
         ids = torch.tensor([sequence.request.prompt_ids])
         options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": sorted(exact.eos_ids)}
         out = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
         assert sequence.output_ids == out[0, ids.shape[1] :].tolist()
-    assert sum(sequence.stats.num_accepted for sequence in sequences) > 50
+    assert min(sum(s.stats.num_accepted for s in sequences) for sequences in (skipping, shipped)) > 50
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_speculation_changes_no_token_in_bf16(temperature: float) -> None:
     checkpoint = load_model(None, None, CPU)
     assert checkpoint.dtype is torch.bfloat16
-    engine = Engine(Decoder(checkpoint), EngineConfig(max_length=512), skipping_artifact())
-    plain = engine.generate(requests(checkpoint, "plain", temperature))
-    for method in ("skip", "lookup", "cascade"):
+    model, config = Decoder(checkpoint), EngineConfig(max_length=512)
+    skipping = Engine(model, config, skipping_artifact())
+    patched = Engine(model, config, RoutingArtifact.load(DEFAULT_ARTIFACT))
+    plain = skipping.generate(requests(checkpoint, "plain", temperature))
+    for engine, method in ((skipping, "skip"), (patched, "skip"), (patched, "cascade")):
         drafted = engine.generate(requests(checkpoint, method, temperature))
         assert [s.output_ids for s in drafted] == [s.output_ids for s in plain], method
 

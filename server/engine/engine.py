@@ -252,8 +252,9 @@ class Engine:
 def keep_last_states(
     sequences: list[Sequence], drafts: dict[int, Draft], checks: list[Verification], states: Tensor
 ) -> None:
-    """Gives each sequence the state that its last token was drawn from; `states` are those of all checked rows."""
+    """Gives each sequence with a patch the state its last token was drawn from; `states` are those of all rows."""
     first = 0
     for sequence, check in zip(sequences, checks, strict=True):
-        sequence.last_state = states[first + len(check.emitted) - 1].float().clone()
+        if sequence.route.draft.patch:
+            sequence.last_state = states[first + len(check.emitted) - 1].float().clone()
         first += len(drafts.get(sequence.id, NO_DRAFT).ids) + 1

@@ -152,10 +152,12 @@ def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     assert drafts["sql"] == {
         "skipped_attention": 1,
         "skipped_mlp": 2,
+        "patched_from": None,
         "vocabulary_size": None,
         "is_low_bit": False,
         "max_draft": 4,
         "confidence": 0.0,
+        "floor": 0.0,
     }
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("some/other")

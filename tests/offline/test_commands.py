@@ -223,7 +223,8 @@ def test_drafts_of_a_copy_and_of_vocabularies_are_calibrated(
     }
     assert all(each.vocabulary.of == "digits" for each in tried if each.vocabulary)
     found = Verdicts.model_validate_json((out / "work" / "search.json").read_bytes())
-    assert all(set(each.parts) == {"mask", "vocabulary", "bits", "all"} for each in [*found.domains, found.mixed])
+    parts = {"mask", "patch", "vocabulary", "bits", "all"}
+    assert all(set(each.parts) == parts for each in [*found.domains, found.mixed])
     assert found.mixed.choice.vocabulary is None or found.mixed.choice.vocabulary.of == MIXED
     manifest = RoutingArtifact.load(out).manifest
     assert manifest.draft_weights == "int4"

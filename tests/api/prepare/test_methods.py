@@ -147,8 +147,10 @@ def test_without_an_artifact_there_are_no_drafts_to_tell_of(without_copy: httpx.
     assert answer["metrics"]["speculative_decoding"]["draft"] == {
         "skipped_attention": 0,
         "skipped_mlp": 0,
+        "patched_from": None,
         "vocabulary_size": None,
         "is_low_bit": False,
         "max_draft": None,
         "confidence": None,
+        "floor": 0.0,
     }
