@@ -1,6 +1,7 @@
 """Requests for the tiny model, and engines that run them until nothing is left."""
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from server.engine import (
     TokenBatch,
 )
 
+Models = Callable[[str], Decoder]
+"""A model by its name."""
 MASK = SkipMask(frozenset({1, 3}), frozenset({2}))
 GREEDY = SamplingParams()
 

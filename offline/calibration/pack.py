@@ -120,29 +120,22 @@ def pack(
     return artifact
 
 
-def all_verdicts(verdicts: Verdicts) -> list[Verdict]:
-    return [*verdicts.domains, verdicts.mixed]
-
-
 def chosen_tokens(verdicts: Verdicts, parts: DraftParts) -> dict[str, Tensor]:
     """The token ids of each draft that has a vocabulary, by the domain that it was searched for."""
-    drafts = all_verdicts(verdicts)
-    chosen = {each.draft_of: each.choice.vocabulary for each in drafts if each.choice.vocabulary}
+    chosen = {each.draft_of: each.choice.vocabulary for each in verdicts.all if each.choice.vocabulary}
     return {name: torch.tensor(parts.vocabulary(each).token_ids) for name, each in chosen.items()}
 
 
 def chosen_patches(verdicts: Verdicts, parts: DraftParts) -> dict[str, Patch]:
     """The patch of each draft that has one, by the domain that it was fitted for."""
-    return {
-        each.draft_of: parts.patches[each.choice.patch_of] for each in all_verdicts(verdicts) if each.choice.patch_of
-    }
+    return {each.draft_of: parts.patches[each.choice.patch_of] for each in verdicts.all if each.choice.patch_of}
 
 
 def patch_record(choice: DraftChoice, parts: DraftParts) -> PatchRecord | None:
     if choice.patch_of is None:
         return None
     patch = parts.patches[choice.patch_of]
-    return PatchRecord(start=patch.start, rank=patch.factors[1].shape[0] if len(patch.factors) > 1 else None)
+    return PatchRecord(start=patch.start, rank=patch.rank)
 
 
 def draft_weights(loaded: LoadedModel, settings: CalibrationSettings) -> Literal["none", "int8", "int4"]:

@@ -9,6 +9,7 @@ Every step emits its accepted tokens and then exactly one corrected or bonus tok
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -61,6 +62,24 @@ class Patch:
     factors: tuple[Tensor, ...]
     """The weight, or two matrices whose product it is."""
     bias: Tensor
+
+    @classmethod
+    def of(cls, start: int, tensors: Mapping[str, Tensor]) -> "Patch":
+        """A patch of what `tensors` gave."""
+        names = ["weight"] if "weight" in tensors else ["up", "down"]
+        return cls(start, tuple(tensors[name] for name in names), tensors["bias"])
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What files keep: `weight`, or `up` and `down`, in bf16, and `bias` in fp32."""
+        names = ["weight"] if self.rank is None else ["up", "down"]
+        factors = (factor.bfloat16().cpu().contiguous() for factor in self.factors)
+        return {**dict(zip(names, factors, strict=True)), "bias": self.bias.float().cpu().contiguous()}
+
+    @property
+    def rank(self) -> int | None:
+        """Of the two factors; None where it is kept whole."""
+        return self.factors[1].shape[0] if len(self.factors) > 1 else None
 
     @property
     def weight(self) -> Tensor:

@@ -1,9 +1,7 @@
 """Drafts over a part of the vocabulary: they propose nothing else, and the text is that of plain decoding."""
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
@@ -25,13 +23,11 @@ from server.engine import (
     StepStats,
     StopConditions,
     Vocabulary,
-    add_draft,
-    load_checkpoint,
 )
-from server.engine.model import kernels
 from server.engine.speculation.base import Draft
 from server.engine.speculation.speculator import Speculator
-from tests.tiny import CPU, byte_tokenizer, save_random_model, tiny_config
+from tests.batches import Models
+from tests.tiny import byte_tokenizer
 
 END = 2
 STOP = StopConditions(40, frozenset({END}))
@@ -49,29 +45,6 @@ VOCABULARIES = [
 ]
 MASKS = [SkipMask(), SkipMask(frozenset({1})), SkipMask(frozenset({3}), frozenset({2}))]
 DRAFTS = [DraftModel(mask, vocabulary) for vocabulary in (None, *VOCABULARIES) for mask in MASKS]
-
-Models = Callable[[str], Decoder]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """The tiny model without kernels, with them in a dtype, and with a copy in 4 bits."""
-    folder = save_random_model(tmp_path_factory.mktemp("small"), tiny_config(head_dim=16), seed=1)
-
-    @cache
-    def model(name: str) -> Decoder:
-        if name == "torch":
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(kernels, "is_supported", lambda *_: False)
-                return Decoder(load_checkpoint(str(folder), torch.float32, CPU))
-        if kernels.build() is None:
-            pytest.skip("no kernels for this processor")
-        checkpoint = load_checkpoint(str(folder), getattr(torch, name.split()[0]), CPU)
-        decoder = Decoder(checkpoint)
-        add_draft(decoder, checkpoint, "int4" if name.endswith("int4") else "none")
-        return decoder
-
-    return model
 
 
 ALL_MODELS = ["torch", "float32", "bfloat16", "float32 int4", "bfloat16 int4"]

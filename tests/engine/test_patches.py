@@ -1,9 +1,7 @@
 """Drafts in which a matrix takes the place of the last layers: they begin at the model's state, and change no text."""
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
@@ -23,14 +21,10 @@ from server.engine import (
     StepStats,
     StopConditions,
     TokenBatch,
-    add_draft,
-    load_checkpoint,
 )
-from server.engine.model import kernels
 from server.engine.speculation.base import Draft
 from server.engine.speculation.speculator import Speculator
-from tests.batches import greedy_chains, random_patch
-from tests.tiny import CPU, save_random_model, tiny_config
+from tests.batches import Models, greedy_chains, random_patch
 
 STOP = StopConditions(40, frozenset({2}))
 SAMPLINGS = [
@@ -40,29 +34,6 @@ SAMPLINGS = [
     SamplingParams(1.2, top_k=20, seed=6),
 ]
 VOCABULARY = DraftVocabulary(tuple(random.Random(1).sample(range(262), 60)))
-
-Models = Callable[[str], Decoder]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """The tiny model without kernels, with them in a dtype, and with a copy in 4 bits."""
-    folder = save_random_model(tmp_path_factory.mktemp("small"), tiny_config(head_dim=16), seed=1)
-
-    @cache
-    def model(name: str) -> Decoder:
-        if name == "torch":
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(kernels, "is_supported", lambda *_: False)
-                return Decoder(load_checkpoint(str(folder), torch.float32, CPU))
-        if kernels.build() is None:
-            pytest.skip("no kernels for this processor")
-        checkpoint = load_checkpoint(str(folder), getattr(torch, name.split()[0]), CPU)
-        decoder = Decoder(checkpoint)
-        add_draft(decoder, checkpoint, "int4" if name.endswith("int4") else "none")
-        return decoder
-
-    return model
 
 
 def prompt(number: int) -> list[int]:

@@ -7,6 +7,7 @@ as long as places that were kept apart gain by it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,11 +41,19 @@ class Judge:
     places: Places
     head: Tensor
 
+    @cached_property
+    def inputs(self) -> Tensor:
+        """Those of the answers' places."""
+        return self.places.inputs[self.places.is_answer]
+
+    @cached_property
+    def own(self) -> Tensor:
+        """The model's own first choices there."""
+        return (self.places.states[self.places.is_answer] @ self.head.T).argmax(-1)
+
     def agreement(self, patch: Linear) -> float:
         """Share of the answers' places where the patch's first choice is the model's own."""
-        answers = self.places.is_answer
-        own = (self.places.states[answers] @ self.head.T).argmax(-1)
-        return float(((patch(self.places.inputs[answers]) @ self.head.T).argmax(-1) == own).float().mean())
+        return float(((patch(self.inputs) @ self.head.T).argmax(-1) == self.own).float().mean())
 
 
 def least_squares(places: Places) -> Linear:
@@ -79,18 +88,18 @@ def improved(patch: Linear, places: Places, judge: Judge, seed: int) -> tuple[Li
 def epochs(patch: Linear, places: Places, head: Tensor, seed: int) -> Iterator[Linear]:
     """The patch after each of at most `MOST_EPOCHS` rounds of Adam over all places."""
     order = torch.Generator().manual_seed(seed)
-    weight, bias = (part.clone().requires_grad_() for part in (patch.weight, patch.bias))
-    optimizer, weights = torch.optim.Adam([weight, bias], lr=RATE), places.weights
+    moving, weights = Linear(*(part.clone().requires_grad_() for part in (patch.weight, patch.bias))), places.weights
+    optimizer = torch.optim.Adam([moving.weight, moving.bias], lr=RATE)
     for _ in range(MOST_EPOCHS):
         for batch in torch.randperm(places.count, generator=order).split(BATCH):
             own = torch.softmax(places.states[batch] @ head.T, -1)
-            drafted = torch.log_softmax((places.inputs[batch] @ weight.T + bias) @ head.T, -1)
+            drafted = torch.log_softmax(moving(places.inputs[batch]) @ head.T, -1)
             losses = -(own * drafted).sum(-1)
             loss = (losses * weights[batch]).sum() / weights[batch].sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        yield Linear(weight.detach().clone(), bias.detach().clone())
+        yield Linear(moving.weight.detach().clone(), moving.bias.detach().clone())
 
 
 def factored(weight: Tensor, inputs: Tensor, most_numbers: int) -> tuple[Tensor, ...]:

@@ -43,13 +43,10 @@ class FittedPatch(StageRecord):
 
     num_places: int
     agreements: list[float]
-    rank: int | None
     file: str
 
     def patch(self, folder: Path) -> Patch:
-        tensors = load_file(folder / self.file)
-        names = ["weight"] if self.rank is None else ["up", "down"]
-        return Patch(START, tuple(tensors[name] for name in names), tensors["bias"])
+        return Patch.of(START, load_file(folder / self.file))
 
 
 def fit_patches(
@@ -98,17 +95,14 @@ def fit_patch(
         rest = [group for i, group in enumerate(groups) if i % JUDGING_SHARE] or apart
         places, judged = (places_of(loaded.model, some, START) for some in (rest, apart))
         judge = Judge(judged, head_rows(loaded, tokens))
-        patch, agreements = improved(least_squares(places), places, judge, seed)
-        factors = factored(patch.weight, places.inputs, MOST_NUMBERS)
+        best, agreements = improved(least_squares(places), places, judge, seed)
+        patch = Patch(START, factored(best.weight, places.inputs, MOST_NUMBERS), best.bias)
         name = f"patch-{digest[:12]}.safetensors"
-        names = ["weight"] if len(factors) == 1 else ["up", "down"]
-        tensors = dict(zip(names, (factor.bfloat16().cpu().contiguous() for factor in factors), strict=True))
-        write_atomically(folder / name, save({**tensors, "bias": patch.bias.cpu()}))
+        write_atomically(folder / name, save(patch.tensors))
         shares = " ".join(f"{share:.3f}" for share in agreements)
         log.info("patch: %s, %d places, agreement %s", folder.name, places.count, shares)
-        rank = factors[1].shape[0] if len(factors) > 1 else None
         rounded = [round(share, 4) for share in agreements]
-        return FittedPatch(digest=digest, num_places=places.count, agreements=rounded, rank=rank, file=name)
+        return FittedPatch(digest=digest, num_places=places.count, agreements=rounded, file=name)
 
     return reused_or_made(folder / "patch.json", FittedPatch, digest, make)
 

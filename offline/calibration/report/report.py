@@ -60,9 +60,9 @@ def drawn_figures(calibration: Calibration) -> Iterator[tuple[str, Figure]]:
     verdicts, manifest = calibration.verdicts, calibration.manifest
     names = [verdict.name for verdict in verdicts.domains]
     yield "gains", figures.draw_gains(verdicts.domains)
-    yield "parts", figures.draw_parts([*verdicts.domains, verdicts.mixed])
+    yield "parts", figures.draw_parts(verdicts.all)
     yield "patches", figures.draw_patches({name: each.agreements for name, each in calibration.fitted.items()})
-    yield "speeds", figures.draw_speeds([*verdicts.domains, verdicts.mixed], calibration.measured.speedups)
+    yield "speeds", figures.draw_speeds(verdicts.all, calibration.measured.speedups)
     choices = {name: found.own.choice for name, found in calibration.found.items()}
     yield "masks", figures.draw_masks(choices, manifest.num_layers)
     yield (
@@ -142,7 +142,7 @@ def routing(calibration: Calibration) -> str:
 def table_rows(calibration: Calibration) -> Iterator[tuple[str, ...]]:
     """A row per domain and a last one for the mixed draft, with the columns of `HEAD`."""
     counts = {name: len(domain.prompts) for name, domain in calibration.collection.domains.items()}
-    for verdict in [*calibration.verdicts.domains, calibration.verdicts.mixed]:
+    for verdict in calibration.verdicts.all:
         yield table_row(verdict, counts.get(verdict.name, sum(counts.values())), calibration)
 
 

@@ -69,6 +69,11 @@ class Verdicts(StageRecord):
     cross: list[list[float]]
 
     @property
+    def all(self) -> list[Verdict]:
+        """Those of the domains, and last the mixed one."""
+        return [*self.domains, self.mixed]
+
+    @property
     def num_drafts(self) -> int:
         return len({verdict.draft_of for verdict in self.domains})
 

@@ -23,18 +23,16 @@ def vocabulary_name(domain: str) -> str:
     return f"vocabulary.{domain}"
 
 
-def patch_names(domain: str, num_factors: int) -> list[str]:
-    """The names of a patch's factors and of its bias."""
-    factors = ["weight"] if num_factors == 1 else ["up", "down"]
-    return [f"patch.{domain}.{part}" for part in [*factors, "bias"]]
+def patch_name(domain: str, part: str) -> str:
+    """The name in the file of a part that `Patch.tensors` names."""
+    return f"patch.{domain}.{part}"
 
 
 def draft_tensors(vocabularies: Mapping[str, Tensor], patches: Mapping[str, Patch]) -> dict[str, Tensor]:
     """What the file holds, by name."""
     tensors = {vocabulary_name(name): ids.int().contiguous() for name, ids in vocabularies.items()}
     for domain, patch in patches.items():
-        parts = [*(factor.bfloat16().contiguous() for factor in patch.factors), patch.bias.float().contiguous()]
-        tensors |= zip(patch_names(domain, len(patch.factors)), parts, strict=True)
+        tensors |= {patch_name(domain, part): tensor for part, tensor in patch.tensors.items()}
     return tensors
 
 
@@ -82,12 +80,13 @@ def read_patch(path: Path, tensors: Mapping[str, Tensor], record: DomainRecord, 
     """The patch of a record that has one."""
     patch = record.draft.patch
     assert patch is not None
-    whole, halves = [(hidden_size, 2 * hidden_size)], [(hidden_size, patch.rank), (patch.rank, 2 * hidden_size)]
-    factors = whole if patch.rank is None else halves
-    parts = []
-    for name, shape in zip(patch_names(record.draft_owner, len(factors)), [*factors, (hidden_size,)], strict=True):
-        part = tensors.get(name)
-        if part is None or part.shape != shape or not part.isfinite().all():
+    whole = {"weight": (hidden_size, 2 * hidden_size)}
+    halves = {"up": (hidden_size, patch.rank), "down": (patch.rank, 2 * hidden_size)}
+    parts = {}
+    for part, shape in ((whole if patch.rank is None else halves) | {"bias": (hidden_size,)}).items():
+        name = patch_name(record.draft_owner, part)
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != shape or not tensor.isfinite().all():
             raise ArtifactError(f"{path} holds no finite tensor {name!r} of shape {shape}; {AGAIN}")
-        parts.append(part)
-    return Patch(patch.start, tuple(parts[:-1]), parts[-1])
+        parts[part] = tensor
+    return Patch.of(patch.start, parts)

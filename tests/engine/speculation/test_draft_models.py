@@ -1,6 +1,6 @@
 """Draft models with weights, a length and a confidence of their own: who computes a draft, and where it ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -29,13 +29,11 @@ from server.engine import (
     load_checkpoint,
 )
 from server.engine.model import kernels
-from tests.batches import prompt, run
+from tests.batches import Models, prompt, run
 from tests.tiny import CPU, save_random_model, tiny_config
 
 MASK = SkipMask(frozenset({1}), frozenset({2}))
 SAMPLINGS = [SamplingParams(), SamplingParams(0.8, seed=3)]
-
-Models = Callable[[str], Decoder]
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_every_domain_gets_a_patch_and_one_is_over_all(
     for name, each in found.items():
         patch = each.patch(domain_folder(settings.out, name))
         assert (patch.start, patch.weight.shape, patch.bias.shape) == (0, (size, 2 * size), (size,))
-        assert each.rank is None and len(each.agreements) >= 2
+        assert patch.rank is None and len(each.agreements) >= 2
         assert min(each.agreements) >= 0 and max(each.agreements) <= 1
     # Eight prompts of ten are fitted on, each with six places of the prompt and twelve of an answer; the mixed patch
     # is fitted on the whole of each domain where there are three.
@@ -63,9 +63,9 @@ def test_a_patch_of_many_numbers_is_kept_as_two_factors(
     monkeypatch.setattr(patches, "MOST_NUMBERS", 500)
     found = fitted(settings, counted)["a"]
     size = LoadedModel.open(settings).model.config.hidden_size
-    assert found.rank == 500 // (3 * size)
     patch = found.patch(domain_folder(settings.out, "a"))
-    assert [factor.shape for factor in patch.factors] == [(size, found.rank), (found.rank, 2 * size)]
+    assert patch.rank == 500 // (3 * size)
+    assert [factor.shape for factor in patch.factors] == [(size, patch.rank), (patch.rank, 2 * size)]
     assert all(factor.dtype == torch.bfloat16 for factor in patch.factors)
 
 
