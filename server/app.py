@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from server.api.http.auth import KeyGuard
 from server.api.http.error_handlers import install_handlers
 from server.api.http.middleware import BodyLimit, Exchange
-from server.api.routes import Api, RequestLimits
+from server.api.routes import Api, RequestRules
 from server.tickets import FailureReason
 from server.worker import Worker
 
@@ -25,6 +25,7 @@ class AppConfig:
     max_body_bytes: int = 4 * 1024 * 1024
     max_choices: int = 8
     request_timeout: float = 600.0
+    shares_history: bool = False
 
 
 def create_app(worker: Worker, config: AppConfig) -> FastAPI:
@@ -37,7 +38,9 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
         await worker.stop()
 
     app = FastAPI(title="KNN-SSD Server", lifespan=lifespan, docs_url="/docs", redoc_url=None)
-    app.include_router(Api(worker, RequestLimits(config.max_choices, config.request_timeout)).router)
+    app.include_router(
+        Api(worker, RequestRules(config.max_choices, config.request_timeout, config.shares_history)).router
+    )
     install_handlers(app)
     # The last one added is the outermost: what is refused is named and logged too, and browsers may read it.
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)

@@ -69,6 +69,10 @@ class Settings(BaseSettings):
     """How tokens are drafted."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
     """Sequences decoded at once; each holds a slot of the cache."""
+    history_memory: Annotated[int, Field(ge=0, le=65536)] = 64
+    """MiB that are kept of answers to draft from; with 0 nothing is learned from them."""
+    share_history: bool = False
+    """Let the answers to one API key draft for the others; without it each key has its own."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest prompt and answer together, in tokens; without it, what fits memory and model."""
     host: str = "127.0.0.1"
@@ -139,7 +143,12 @@ class Settings(BaseSettings):
 
     @property
     def engine_config(self) -> EngineConfig:
-        return EngineConfig(max_batch=self.max_batch, max_length=self.max_length, method=self.method)
+        return EngineConfig(
+            max_batch=self.max_batch,
+            max_length=self.max_length,
+            method=self.method,
+            history_bytes=self.history_memory << 20,
+        )
 
     @property
     def queue_limits(self) -> QueueLimits:
@@ -153,6 +162,7 @@ class Settings(BaseSettings):
             max_body_bytes=self.max_body_bytes,
             max_choices=self.max_choices,
             request_timeout=self.request_timeout,
+            shares_history=self.share_history,
         )
 
 

@@ -37,7 +37,7 @@ class EchoDrafter(Drafter):
     def of(cls, parts: DraftingParts) -> Self:
         return cls()
 
-    def propose(self, sequences: list[Sequence]) -> Proposals:
+    def propose(self, sequences: list[Sequence], row_price: float) -> Proposals:
         self.known |= {sequence.id for sequence in sequences}
         return {sequence.id: sequence.ids[-1:] * min(2, sequence.draft_limit) for sequence in sequences}
 

@@ -88,6 +88,7 @@ def pack(
     verdicts: Verdicts,
     measured: Measured,
     parts: DraftParts,
+    histories: dict[str, Tensor],
     settings: CalibrationSettings,
 ) -> RoutingArtifact:
     """Saves the artifact in `settings.out` and returns it."""
@@ -101,9 +102,10 @@ def pack(
         chat_template_hash=loaded.codec.template_hash,
         draft_weights=draft_weights(loaded, settings),
         domains=[
-            record(each, len(collection.domains[each.name].prompts), measured, parts) for each in verdicts.domains
+            record(each, len(collection.domains[each.name].prompts), measured, parts, histories)
+            for each in verdicts.domains
         ],
-        mixed=record(verdicts.mixed, collection.num_prompts, measured, parts),
+        mixed=record(verdicts.mixed, collection.num_prompts, measured, parts, histories),
         anchor_domains=anchors.domains,
         similarity_threshold=anchors.similarity_threshold,
         false_reject_rate=anchors.false_reject_rate,
@@ -115,7 +117,7 @@ def pack(
         versions=versions(),
     )
     tensors = chosen_tokens(verdicts, parts), chosen_patches(verdicts, parts)
-    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre, *tensors)
+    artifact = RoutingArtifact(manifest, anchors.tensor, anchors.centre, *tensors, histories)
     artifact.save(settings.out)
     return artifact
 
@@ -145,7 +147,9 @@ def draft_weights(loaded: LoadedModel, settings: CalibrationSettings) -> Literal
     return "int4" if settings.draft_weights == "auto" else settings.draft_weights
 
 
-def record(verdict: Verdict, num_prompts: int, measured: Measured, parts: DraftParts) -> DomainRecord:
+def record(
+    verdict: Verdict, num_prompts: int, measured: Measured, parts: DraftParts, histories: dict[str, Tensor]
+) -> DomainRecord:
     """A verdict in the form that the artifact keeps."""
     found, choice = measured.speedups.get(verdict.name), verdict.choice
     draft = DraftRecord(
@@ -165,4 +169,5 @@ def record(verdict: Verdict, num_prompts: int, measured: Measured, parts: DraftP
         predicted_speedup=verdict.score.speedup,
         measured_speedup=found.median if found else None,
         draft_of=verdict.draft_of,
+        history_size=len(histories[verdict.name]) if verdict.name in histories else None,
     )

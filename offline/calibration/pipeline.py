@@ -10,6 +10,7 @@ from pathlib import Path
 
 from offline.calibration.anchors import place_anchors
 from offline.calibration.collect import Collection, collect
+from offline.calibration.history import count_histories
 from offline.calibration.pack import measure_drafts, pack
 from offline.calibration.patching.patches import domain_folder, fit_patches
 from offline.calibration.report.report import write_report
@@ -71,7 +72,8 @@ def calibrate(settings: CalibrationSettings, last: Stage = Stage.PACK) -> Done:
         return Done(f"{verdicts.num_drafts} drafts for {len(verdicts.domains)} domains in {work}")
     # 4) everything -> the artifact and its report
     measured = measure_drafts(loaded, collection, parts, verdicts, settings, work)
-    artifact = pack(loaded, prompts, collection, anchors, verdicts, measured, parts, settings)
+    histories = count_histories(counted, texts)
+    artifact = pack(loaded, prompts, collection, anchors, verdicts, measured, parts, histories, settings)
     calibration = Calibration(
         loaded,
         work,

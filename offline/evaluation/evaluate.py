@@ -137,7 +137,9 @@ def make_runners(
     loaded: LoadedModel, artifact: RoutingArtifact | None, settings: MethodSettings, longest: int
 ) -> dict[str, Runner]:
     """The runners of the methods, in the order asked for."""
-    config = EngineConfig(max_batch=settings.batch_size, max_length=longest + settings.max_new_tokens)
+    length = longest + settings.max_new_tokens
+    # Prompts come again in each repeat: an answer that was learned would draft for itself.
+    config = EngineConfig(max_batch=settings.batch_size, max_length=length, history_bytes=0)
 
     def decoding() -> Decoding:
         # An engine learns what drafts gain, so every method has one of its own.

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -19,6 +19,7 @@ from server.api.answers.models import ChatCompletion, ModelCard, ModelList, Text
 from server.api.answers.tool_parser import CallReader
 from server.api.answers.transcript import AnswerStart, TextTranscript, TranscriptFactory
 from server.api.errors import ErrorBody
+from server.api.http.auth import OWNER
 from server.api.http.reply import Reply
 from server.api.prepare.generation import check_body, check_ids, check_model, prompts, sampling
 from server.api.prepare.grammar import compiled
@@ -40,57 +41,64 @@ EVENTS: dict[str, Any] = {"text/event-stream": {}}
 
 
 @dataclass(frozen=True)
-class RequestLimits:
-    """The most choices that one request may ask for, and the seconds after which it is ended with an error."""
+class RequestRules:
+    """What holds for every request.
+
+    The most choices that it may ask for, the seconds after which it is ended with an error, and whether answers draft
+    for those to the requests of other keys.
+    """
 
     max_choices: int
     timeout: float
+    shares_history: bool = False
 
 
 class Api:
     """The endpoints over one worker; it holds no state of its own."""
 
-    def __init__(self, worker: Worker, limits: RequestLimits) -> None:
+    def __init__(self, worker: Worker, rules: RequestRules) -> None:
         self.worker = worker
-        self.limits = limits
+        self.rules = rules
 
-    async def chat(self, body: ChatBody) -> Response:
+    async def chat(self, body: ChatBody, request: Request) -> Response:
         tools = body.toolset
         source = chat_source(body.messages, "messages", tools)
         if tools is None:
-            return await self.generate(body, source, ChatTranscript)
+            return await self.generate(body, request, source, ChatTranscript)
         form, names = self.worker.check_available().codec.tool_format, tools.names
 
         def begin(start: AnswerStart) -> ChatTranscript:
             return ChatTranscript(start, [CallReader(form, names) for _ in range(start.num_choices)])
 
-        return await self.generate(body, source, begin)
+        return await self.generate(body, request, source, begin)
 
-    async def complete(self, body: CompletionBody) -> Response:
-        return await self.generate(body, text_source(body.prompts), TextTranscript)
+    async def complete(self, body: CompletionBody, request: Request) -> Response:
+        return await self.generate(body, request, text_source(body.prompts), TextTranscript)
 
-    async def respond(self, body: ResponseBody) -> Response:
+    async def respond(self, body: ResponseBody, request: Request) -> Response:
         chat = body.as_chat
         applied = sampling(chat, self.worker.check_available().checkpoint.defaults)
         repeated = repeated_fields(body, applied)
         source = chat_source(chat.messages, "input")
-        return await self.generate(chat, source, lambda start: ResponseTranscript(start, repeated))
+        return await self.generate(chat, request, source, lambda start: ResponseTranscript(start, repeated))
 
-    async def generate(self, body: GenerationBody, source: PromptSource, begin: TranscriptFactory) -> Response:
+    async def generate(
+        self, body: GenerationBody, request: Request, source: PromptSource, begin: TranscriptFactory
+    ) -> Response:
         """Hands a request to the worker; the reply then reads what comes back, for all three endpoints alike."""
         served = self.worker.check_available()
-        check_body(body, served, self.limits.max_choices)
+        check_body(body, served, self.rules.max_choices)
         # 1) A place among the unfinished requests, before tokenising: a burst that is refused costs next to nothing.
         num_choices = source.num_prompts * body.choices_per_prompt
         num_tokens = source.num_characters // CHARACTERS_PER_TOKEN
-        ticket = self.worker.reserve(num_choices, num_tokens, self.limits.timeout)
+        ticket = self.worker.reserve(num_choices, num_tokens, self.rules.timeout)
         try:
             # 2) Tokens and grammar, each in a thread: a long prompt or a large schema must not hold up other requests.
             encoded = await asyncio.to_thread(source.encode, served)
             check_ids(encoded, source.field, served.vocabulary_size)
             grammar = await asyncio.to_thread(compiled, body, served)
             # 3) The engine's part begins: one sequence for each choice.
-            self.worker.submit(ticket, prompts(body, encoded, served, grammar))
+            self.worker.submit(ticket, prompts(body, encoded, served, grammar, self.owner(request)))
         except BaseException:
             self.worker.release(ticket)
             raise
@@ -103,6 +111,10 @@ class Api:
             vocabulary=None if body.num_logprobs is None else served.codec.vocabulary,
         )
         return Reply(self.worker, ticket, begin(start), bool(body.stream), body.includes_usage)
+
+    def owner(self, request: Request) -> str | None:
+        """Whose answers may draft for this one's; None: those of all that have none."""
+        return None if self.rules.shares_history else getattr(request.state, OWNER, None)
 
     async def models(self) -> ModelList:
         return ModelList(data=[self.card(self.worker.check_available())])

@@ -2,6 +2,7 @@
 
 from server.engine.config import DecoderConfig, EngineConfig
 from server.engine.engine import Engine
+from server.engine.history.history import answer_counts
 from server.engine.kvcache.slots import KVCache, Row, TokenBatch
 from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.manifest import DomainRecord, DraftRecord, JsonMask, Manifest, PatchRecord
@@ -112,6 +113,7 @@ __all__ = [
     "ToolFormat",
     "Vocabulary",
     "add_draft",
+    "answer_counts",
     "held_back",
     "interleaved_quartiles",
     "json_rule",

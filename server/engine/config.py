@@ -66,6 +66,8 @@ class EngineConfig:
 
     `baseline_share` of the decode steps run plainly, so that the live speed-up compares
     measurements. `is_adaptive` lets measured gains and costs choose among a method's drafts.
+
+    `history_bytes` bounds what is kept of answers, to draft from; with 0 nothing is learned from them.
     """
 
     max_batch: int = 8
@@ -76,9 +78,12 @@ class EngineConfig:
     confidence: float | None = None
     baseline_share: float = 1 / 64
     is_adaptive: bool = True
+    history_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.prefill_chunk < 1 or not 0 <= self.baseline_share <= 1:
             raise ValueError("max_batch and prefill_chunk are at least 1, baseline_share is between 0 and 1")
         if self.max_draft is not None and not 0 <= self.max_draft <= MAX_DRAFT:
             raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
+        if self.history_bytes < 0:
+            raise ValueError("history_bytes is at least 0")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from server.engine.config import EngineConfig
+from server.engine.history.history import History
 from server.engine.kvcache.budget import fitting_length
 from server.engine.kvcache.slots import TokenBatch
 from server.engine.masks.artifact import RoutingArtifact
@@ -47,7 +48,8 @@ class Engine:
         confidence = config.confidence if config.confidence is not None else mixed.confidence if mixed else 0.5
         self.max_draft = config.max_draft if config.max_draft is not None else mixed.max_draft if mixed else 8
         policy = DraftPolicy() if config.is_adaptive else None
-        self.speculator = Speculator.of(DraftingParts(model, self.cache, confidence), policy)
+        history = History(config.history_bytes, artifact.history if artifact else {}) if History.is_built() else None
+        self.speculator = Speculator.of(DraftingParts(model, self.cache, confidence, history), policy)
         self.numbers = itertools.count()
         self.steps_until_baseline = self.baseline_interval
 
@@ -95,6 +97,8 @@ class Engine:
             return "a routing artifact"
         if known.needs_draft_weights and self.model.low_bit is None:
             return "draft weights"
+        if known.drafters and not any(name in self.speculator.drafters for name in known.drafters):
+            return "what it is compiled from"
         return None
 
     def cancel(self, sequence: Sequence) -> None:

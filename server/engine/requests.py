@@ -12,7 +12,7 @@ class GenerationRequest:
 
     `num_logprobs` is how many of the most likely tokens to report beside each token; None reports nothing.
     `scores_prompt` reports the prompt's tokens as well. A `grammar` is followed to its end, which `min_tokens`
-    does not put off.
+    does not put off. Answers draft for those of the same `owner` only; without one, for all that have none.
     """
 
     prompt_ids: list[int]
@@ -24,6 +24,7 @@ class GenerationRequest:
     num_logprobs: int | None = None
     scores_prompt: bool = False
     grammar: CompiledGrammar | None = None
+    owner: str | None = None
 
 
 class PromptTooLongError(ValueError):

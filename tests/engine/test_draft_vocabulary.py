@@ -169,7 +169,7 @@ def test_a_draft_ends_where_the_grammar_leaves_nothing_of_it(
             chunk = engine.scheduler.plan().prefill
             assert chunk is not None
             engine.prefill(chunk, StepStats())
-        drafts = engine.speculator.drafters["skip"].propose(sequences)
+        drafts = engine.speculator.drafters["skip"].propose(sequences, 0.0)
     assert drafts[sequences[0].id] == [token_of(letter) for letter in expected]
     assert len(drafts[sequences[1].id]) == 5
     while engine.has_work:

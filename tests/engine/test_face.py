@@ -9,8 +9,8 @@ DecoderConfig DomainRecord DraftHead DraftModel DraftRecord DraftVocabulary Draf
 EngineConfig FinishReason GenerationRequest Grammar GrammarCompiler GrammarError JsonMask KVCache Manifest Method Patch
 PatchRecord PromptTooLongError Quantization Route Router RoutingArtifact Row RowStats SamplingParams Sequence
 SequenceStats SkipMask StepStats StopConditions TextCodec TextStream TokenBatch TokenLogprobs TokenText ToolFormat
-Vocabulary add_draft held_back interleaved_quartiles json_rule kernel_build load_checkpoint load_model method_named
-methods parse_device parse_dtype prompt_vector public_name similarities use_threads
+Vocabulary add_draft answer_counts held_back interleaved_quartiles json_rule kernel_build load_checkpoint load_model
+method_named methods parse_device parse_dtype prompt_vector public_name similarities use_threads
 """
 
 

@@ -1,4 +1,4 @@
-"""Bearer keys: who may use the server. Health checks stay open, so that orchestrators need no key."""
+"""Bearer keys: who may use the server, and whose request one is. Health checks stay open: orchestrators have no key."""
 
 import hmac
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.api.errors import AuthenticationError
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+OWNER = "owner"
+"""Where a request's state has the name of its key, which is not the key."""
 
 
 class KeyGuard:
@@ -19,14 +21,24 @@ class KeyGuard:
         self.keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self.is_allowed(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
-        else:
+            return
+        owner = self.owner(Headers(scope=scope))
+        if owner is None:
             error = AuthenticationError("Incorrect API key provided; send it as `Authorization: Bearer KEY`.")
             await error.response(scope, receive, send)
+            return
+        scope.setdefault("state", {})[OWNER] = owner
+        await self.app(scope, receive, send)
 
-    def is_allowed(self, headers: Headers) -> bool:
-        """Compares with every key in full, so that the time taken tells nothing."""
+    def owner(self, headers: Headers) -> str | None:
+        """The name of the given key, None where it is no key; compares with every one in full.
+
+        So the time taken tells nothing.
+        """
         scheme, _, given = headers.get("authorization", "").partition(" ")
         matches = [hmac.compare_digest(given.strip().encode("latin-1"), key) for key in self.keys]
-        return scheme.lower() == "bearer" and any(matches)
+        if scheme.lower() != "bearer" or not any(matches):
+            return None
+        return f"key {matches.index(True)}"

@@ -33,7 +33,11 @@ def check_body(body: GenerationBody, served: ServedModel, max_choices: int) -> N
 
 
 def prompts(
-    body: GenerationBody, encoded: list[list[int]], served: ServedModel, grammar: CompiledGrammar | None = None
+    body: GenerationBody,
+    encoded: list[list[int]],
+    served: ServedModel,
+    grammar: CompiledGrammar | None = None,
+    owner: str | None = None,
 ) -> list[Prompt]:
     """One prompt for each choice; two texts with `n: 3` make six, the three of the first text first.
 
@@ -50,6 +54,7 @@ def prompts(
         num_logprobs=body.num_logprobs,
         scores_prompt=body.is_echoed and body.num_logprobs is not None,
         grammar=grammar,
+        owner=owner,
     )
     shared = (tuple(body.stops), body.is_echoed, body.operation)
     return [

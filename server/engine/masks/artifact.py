@@ -1,6 +1,6 @@
 """The routing artifact on disk: what calibration learned about one model.
 
-A folder with `manifest.json`, `anchors.safetensors`, and `drafts.safetensors` where a draft has a vocabulary or patch.
+A folder with `manifest.json`, `anchors.safetensors`, and `drafts.safetensors` where drafts have tensors.
 It belongs to exactly one model and chat template; loading it for another is refused.
 """
 
@@ -13,19 +13,29 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
+from server.engine.history.counts import tokens_of
 from server.engine.masks.manifest import DomainRecord, Manifest
-from server.engine.masks.tensors import AGAIN, ArtifactError, DraftFile, draft_tensors, read_tensors, vocabulary_name
-from server.engine.types import DraftModel, DraftVocabulary, Patch
+from server.engine.masks.tensors import (
+    AGAIN,
+    ArtifactError,
+    DraftFile,
+    draft_tensors,
+    history_name,
+    read_tensors,
+    vocabulary_name,
+)
+from server.engine.types import OTHER_DOMAIN, DraftModel, DraftVocabulary, Patch
 
 MANIFEST, ANCHORS, DRAFTS = "manifest.json", "anchors.safetensors", "drafts.safetensors"
 NO_PATCHES: Mapping[str, Patch] = MappingProxyType({})
+NO_HISTORIES: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class RoutingArtifact:
     """A manifest, its anchors [num_anchors, hidden_size] and their centre [hidden_size] in fp32, and drafts' tensors.
 
-    `vocabularies` are int32 ids [vocabulary_size], commonest first, and `patches` the matrices, each by the name of
-    the domain that it was made for, or of the mixed record.
+    `vocabularies` are int32 ids [vocabulary_size], commonest first, `patches` the matrices, and `histories` entries of
+    counts, each by the name of the domain that it was made for, or of the mixed record.
     """
 
     def __init__(
@@ -35,6 +45,7 @@ class RoutingArtifact:
         centre: Tensor,
         vocabularies: Mapping[str, Tensor],
         patches: Mapping[str, Patch] = NO_PATCHES,
+        histories: Mapping[str, Tensor] = NO_HISTORIES,
     ) -> None:
         """Raises `ValueError` where a vocabulary has a token twice."""
         self.manifest = manifest
@@ -42,7 +53,14 @@ class RoutingArtifact:
         self.centre = centre
         self.vocabularies = vocabularies
         self.patches = patches
+        self.histories = histories
         self.draft_vocabularies = {name: DraftVocabulary(tuple(ids.tolist())) for name, ids in vocabularies.items()}
+
+    @property
+    def history(self) -> dict[str, Tensor]:
+        """The entries of what was answered, by the domain of the prompts that are routed to them."""
+        mixed = self.manifest.mixed.name
+        return {OTHER_DOMAIN if name == mixed else name: entries for name, entries in self.histories.items()}
 
     def draft_model(self, record: DomainRecord) -> DraftModel:
         """The draft of one of the manifest's records; drafts of one vocabulary share its object, and so their heads."""
@@ -57,7 +75,7 @@ class RoutingArtifact:
         """Writes the files, each at once or not at all: an interruption leaves what was there before."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"anchors": self.anchors.float().contiguous(), "centre": self.centre.float().contiguous()}
-        drafts = draft_tensors(self.vocabularies, self.patches)
+        drafts = draft_tensors(self.vocabularies, self.patches, self.histories)
         contents = {DRAFTS: save(drafts)} if drafts else {}
         contents |= {ANCHORS: save(tensors), MANIFEST: self.manifest_text.encode()}
         for name, content in contents.items():
@@ -82,7 +100,7 @@ class RoutingArtifact:
             if name not in tensors or tensors[name].shape != shape or not tensors[name].isfinite().all():
                 raise ArtifactError(f"{path} holds no finite tensor {name!r} of shape {shape}; {AGAIN}")
         drafts = DraftFile.read(folder / DRAFTS, manifest)
-        return cls(manifest, tensors["anchors"], tensors["centre"], drafts.vocabularies, drafts.patches)
+        return cls(manifest, tensors["anchors"], tensors["centre"], *drafts)
 
     def check_model(
         self, fingerprint: str, template_hash: str, folder: Path, vocabulary_size: int | None = None
@@ -97,10 +115,12 @@ class RoutingArtifact:
             raise ArtifactError(
                 f"{folder} was made with another chat template: run `knn-ssd-offline calibrate` for this model"
             )
-        for name, ids in self.vocabularies.items():
+        tokens = {vocabulary_name(name): ids for name, ids in self.vocabularies.items()}
+        tokens |= {history_name(name): tokens_of(entries) for name, entries in self.histories.items()}
+        for name, ids in tokens.items():
             if vocabulary_size is not None and int(ids.max()) >= vocabulary_size:
                 raise ArtifactError(
-                    f"{folder / DRAFTS} has token {int(ids.max())} in {vocabulary_name(name)!r}, "
+                    f"{folder / DRAFTS} has token {int(ids.max())} in {name!r}, "
                     f"and the model has 0 to {vocabulary_size - 1}; {AGAIN}"
                 )
 

@@ -88,6 +88,8 @@ class DomainRecord(Strict):
     measured_speedup: float | None = None
     draft_of: str | None = None
     """Whose draft it is: the domain's own, another's that does as well, or the mixed one."""
+    history_size: Annotated[int, Field(ge=1)] | None = None
+    """Contexts of the model's own answers that drafts without a pass follow; they lie in `drafts.safetensors`."""
 
     @property
     def draft_owner(self) -> str:
@@ -96,7 +98,7 @@ class DomainRecord(Strict):
 
 
 class Manifest(Strict):
-    """`manifest.json`: everything but the anchor vectors, the vocabularies and the patches."""
+    """`manifest.json`: everything but the anchor vectors and the drafts' tensors."""
 
     format: Literal["knnssd-artifact"] = "knnssd-artifact"
     format_version: int = FORMAT_VERSION

@@ -1,4 +1,4 @@
-"""The tensors of an artifact's drafts, `drafts.safetensors`: vocabularies and patches, checked as they are read."""
+"""The tensors of an artifact's drafts, `drafts.safetensors`: vocabularies, patches, histories; checked when read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from server.engine.history.counts import ENTRY_BYTES
 from server.engine.masks.manifest import DomainRecord, Manifest
 from server.engine.types import Patch
 
@@ -28,9 +29,17 @@ def patch_name(domain: str, part: str) -> str:
     return f"patch.{domain}.{part}"
 
 
-def draft_tensors(vocabularies: Mapping[str, Tensor], patches: Mapping[str, Patch]) -> dict[str, Tensor]:
+def history_name(domain: str) -> str:
+    """The name of the entries that were counted for a domain."""
+    return f"history.{domain}"
+
+
+def draft_tensors(
+    vocabularies: Mapping[str, Tensor], patches: Mapping[str, Patch], histories: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """What the file holds, by name."""
     tensors = {vocabulary_name(name): ids.int().contiguous() for name, ids in vocabularies.items()}
+    tensors |= {history_name(name): entries.contiguous() for name, entries in histories.items()}
     for domain, patch in patches.items():
         tensors |= {patch_name(domain, part): tensor for part, tensor in patch.tensors.items()}
     return tensors
@@ -44,10 +53,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class DraftFile(NamedTuple):
-    """Vocabularies and patches by the name of the domain that they were made for, or of the mixed record."""
+    """What drafts have, each by the name of the domain that it was made for, or of the mixed record."""
 
     vocabularies: dict[str, Tensor]
     patches: dict[str, Patch]
+    histories: dict[str, Tensor]
 
     @classmethod
     def read(cls, path: Path, manifest: Manifest) -> "DraftFile":
@@ -57,11 +67,13 @@ class DraftFile(NamedTuple):
         """
         sized = [record for record in manifest.records if record.draft.vocabulary_size is not None]
         patched = [record for record in manifest.records if record.draft.patch is not None]
-        tensors = read_tensors(path) if sized or patched else {}
+        known = [record for record in manifest.records if record.history_size is not None]
+        tensors = read_tensors(path) if sized or patched or known else {}
         vocabularies = {record.draft_owner: read_vocabulary(path, tensors, record) for record in sized}
         size = manifest.hidden_size
         patches = {record.draft_owner: read_patch(path, tensors, record, size) for record in patched}
-        return cls(vocabularies, patches)
+        histories = {record.name: read_history(path, tensors, record) for record in known}
+        return cls(vocabularies, patches, histories)
 
 
 def read_vocabulary(path: Path, tensors: Mapping[str, Tensor], record: DomainRecord) -> Tensor:
@@ -74,6 +86,14 @@ def read_vocabulary(path: Path, tensors: Mapping[str, Tensor], record: DomainRec
     if len(ids.unique()) < len(ids):
         raise ArtifactError(f"{path} has a token twice in {name!r}; {AGAIN}")
     return ids
+
+
+def read_history(path: Path, tensors: Mapping[str, Tensor], record: DomainRecord) -> Tensor:
+    name, size = history_name(record.name), record.history_size
+    entries = tensors.get(name)
+    if entries is None or entries.dtype != torch.uint8 or entries.shape != (size, ENTRY_BYTES):
+        raise ArtifactError(f"{path} holds no tensor {name!r} of {size} entries of {ENTRY_BYTES} bytes; {AGAIN}")
+    return entries
 
 
 def read_patch(path: Path, tensors: Mapping[str, Tensor], record: DomainRecord, hidden_size: int) -> Patch:

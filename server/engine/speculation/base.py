@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar
 
+from server.engine.history.history import History
 from server.engine.kvcache.slots import KVCache
 from server.engine.masks.base import DEFAULT_MASKS, MASK_SOURCES
 from server.engine.model.decoder import Decoder
@@ -64,6 +65,8 @@ class DraftingParts:
     model: Decoder
     cache: KVCache
     confidence: float
+    history: History | None = None
+    """What answers of the past tell; None in a build without a compiler."""
 
     @cached_property
     def heads(self) -> DraftHeads:
@@ -92,12 +95,25 @@ class Drafter(Protocol):
 
     @classmethod
     def of(cls, parts: DraftingParts) -> Self:
-        """The drafter of one engine."""
+        """The drafter of one engine; called only where it `fits`."""
         ...
 
-    def propose(self, sequences: list[Sequence]) -> Proposals:
-        """At most `draft_limit` ids for each (a free one up to its `grown_draft_limit`), to follow its last id."""
+    @classmethod
+    def fits(cls, parts: DraftingParts) -> bool:
+        """Whether the parts have what it drafts with."""
+        return not cls.needs_draft_weights or parts.model.low_bit is not None
+
+    def propose(self, sequences: list[Sequence], row_price: float) -> Proposals:
+        """At most `draft_limit` ids for each (a free one up to its `grown_draft_limit`), to follow its last id.
+
+        `row_price` is what a drafted token's row adds to a check, as a share of a plain step: a token that is less
+        likely to be accepted costs more than it brings.
+        """
         ...
+
+    def promise(self, sequence: Sequence) -> float | None:
+        """How many tokens of this step's proposal it expects to be accepted; None where it cannot tell."""
+        return None
 
     def can_draft(self, sequence: Sequence) -> bool:
         """Whether it may be picked for this sequence; one that is not free is asked in each step."""
@@ -149,8 +165,8 @@ class Method:
 
 CASCADE = Method(
     "cascade",
-    "lookup where the text repeats itself, else skip or low-bit; measured gains and costs decide",
-    ("lookup", "skip", "low-bit"),
+    "suffix or lookup where the text repeats itself, else skip or low-bit; measured gains and costs decide",
+    ("suffix", "lookup", "skip", "low-bit"),
 )
 
 

@@ -3,7 +3,8 @@
 A drafter has a gain, the tokens that its drafts had accepted, and a price, the seconds that a draft adds
 to a step. If a plain step takes 8 ms, and a draft of which two tokens are accepted adds 4 ms, the step
 yields 3 tokens in 12 ms: 250 tokens a second in place of 125. Gains are averaged for each sequence and
-start from its domain's average; prices are medians for each size of batch.
+start from its domain's average; prices are medians for each size of batch. A drafter that says itself what
+it expects of a draft is believed as far as it was right so far.
 
 Where no drafter promises 2 % more than decoding plainly, the sequence is decoded plainly, and tries again
 after 4, 8, 16, up to 64 steps. In a domain whose drafts lose in general its sequences take these trials in
@@ -27,6 +28,16 @@ DOMAIN_MEMORY = 64
 """Drafts that a domain's average gain reaches back."""
 FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
+FIRST_ROW_PRICE = 0.3
+HURDLE = 1.2
+"""What a step's time brings anyway, as a multiple of plain decoding: a row has to bring more."""
+
+
+class Option(NamedTuple):
+    """A draft that could be checked: its length, 0 where that takes passes, and the tokens it expects to gain."""
+
+    length: int = 0
+    promise: float | None = None
 
 
 class Average:
@@ -94,50 +105,74 @@ class DraftPolicy:
     def __init__(self) -> None:
         self.domain_gains: dict[tuple[str, str], Average] = defaultdict(lambda: Average(DOMAIN_MEMORY, FIRST_GAIN))
         self.gains: dict[tuple[int, str], Average] = {}
+        self.domain_promises: dict[tuple[str, str], Average] = defaultdict(lambda: Average(DOMAIN_MEMORY, FIRST_GAIN))
+        self.promises: dict[tuple[int, str], Average] = {}
+        """Of drafters that say what they expect, beside the gains that they had."""
+        self.row_prices: dict[int, Typical] = defaultdict(lambda: Typical(9))
         self.plain_seconds: dict[int, Typical] = defaultdict(lambda: Typical(9))
         self.extra_seconds: dict[PriceClass, Typical] = defaultdict(lambda: Typical(9))
         self.rests: dict[Hashable, Rest] = defaultdict(Rest)
 
-    def pick(self, sequence: Sequence, options: Mapping[str, int], num_rows: int) -> str:
-        """The name of one of `options`, or `plain`.
-
-        `options` are the drafters that could draft now, with the tokens that a free one has found.
-        """
+    def pick(self, sequence: Sequence, options: Mapping[str, Option], num_rows: int) -> str:
+        """The name of one of `options`, the drafters that could draft now, or `plain`."""
         # 1) Without a plain step to compare with, there is nothing to decide by.
         plain = self.plain_seconds[size_class(num_rows)].value
         if not options or plain is None:
             return PLAIN
         # 2) The best by this sequence's own gains, if it is worth it.
-        classes = {name: PriceClass.of(name, num_rows, num_found) for name, num_found in options.items()}
-        rates = {name: self.rate(price, self.gain(name, sequence), plain, num_rows) for name, price in classes.items()}
+        classes = {name: PriceClass.of(name, num_rows, option.length) for name, option in options.items()}
+        rates = {
+            name: self.rate(classes[name], self.expected_gain(name, option, sequence), plain, num_rows)
+            for name, option in options.items()
+        }
         best = max(rates, key=lambda name: rates[name])
         if rates[best] >= NEEDED_GAIN / plain:
             self.rests.pop(sequence.id, None)
             return best
-        # 3) Else plainly until the next trial: the sequence's own, or its domain's where that loses in general.
-        in_general = self.rate(classes[best], self.domain_gains[sequence.route.domain, best], plain, num_rows)
+        # 3) Else plainly until the next trial: the sequence's own, or its domain's where that loses in general. What
+        #    promises too little now will promise more at a better place.
+        untold = [name for name, option in options.items() if option.promise is None]
+        if not untold:
+            return PLAIN
+        best = max(untold, key=lambda name: rates[name])
+        in_general = self.rate(classes[best], self.domain_gains[sequence.route.domain, best].value, plain, num_rows)
         loses_in_general = in_general < NEEDED_GAIN / plain
         rest = self.rests[(sequence.route.domain, size_class(num_rows)) if loses_in_general else sequence.id]
         return best if rest.is_over(num_rows) else PLAIN
 
-    def rate(self, price: PriceClass, gain: Average, plain: float, num_rows: int) -> float:
+    def expected_gain(self, drafter: str, option: Option, sequence: Sequence) -> float:
+        """Tokens that this draft is likely to have accepted."""
+        gain = self.gain(drafter, sequence).value
+        if option.promise is None:
+            return gain
+        return option.promise * gain / self.promised(drafter, sequence).value
+
+    def rate(self, price: PriceClass, gain: float, plain: float, num_rows: int) -> float:
         """Tokens a second of each sequence if all of the batch drafted so: what one drafts, all wait for.
 
         Infinite while the price is unknown, so that it is tried.
         """
         extra = self.extra_seconds[price].value
-        return float("inf") if extra is None else (1 + gain.value) / (plain + num_rows * max(extra, 0.0))
+        return float("inf") if extra is None else (1 + gain) / (plain + num_rows * max(extra, 0.0))
 
     def gain(self, drafter: str, sequence: Sequence) -> Average:
-        key = (sequence.id, drafter)
-        if key not in self.gains:
-            first = self.domain_gains[sequence.route.domain, drafter].value
-            self.gains[key] = Average(DRAFTERS[drafter].memory, first)
-        return self.gains[key]
+        return begun(self.gains, self.domain_gains, drafter, sequence)
 
-    def observe_gain(self, drafter: str, sequence: Sequence, num_accepted: int) -> None:
+    def promised(self, drafter: str, sequence: Sequence) -> Average:
+        return begun(self.promises, self.domain_promises, drafter, sequence)
+
+    def observe_gain(self, drafter: str, sequence: Sequence, num_accepted: int, promise: float | None) -> None:
+        """What a draft gained, and what was expected of it where that was said."""
         self.gain(drafter, sequence).add(num_accepted)
         self.domain_gains[sequence.route.domain, drafter].add(num_accepted)
+        if promise is not None:
+            self.promised(drafter, sequence).add(promise)
+            self.domain_promises[sequence.route.domain, drafter].add(promise)
+
+    def row_price(self, num_rows: int) -> float:
+        """What a drafted token has to bring: the share of a plain step that its row takes from all of the batch."""
+        measured = self.row_prices[size_class(num_rows)].value
+        return HURDLE * (FIRST_ROW_PRICE if measured is None else max(measured, 0.0))
 
     def observe_seconds(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
         """Books what a step took beyond a plain one on its drafts: the check by their length, drafting on who drafted.
@@ -151,6 +186,7 @@ class DraftPolicy:
         if not drafts or typical.value is None:
             return
         per_token = (stats.verify_seconds - typical.value) / sum(len(draft.ids) for draft in drafts)
+        self.row_prices[size_class(num_rows)].add(per_token * num_rows / typical.value)
         for name in dict.fromkeys(draft.drafter for draft in drafts):
             lengths = [len(draft.ids) for draft in drafts if draft.drafter == name]
             is_free = DRAFTERS[name].is_free
@@ -163,6 +199,20 @@ class DraftPolicy:
         self.rests.pop(sequence.id, None)
         for name in DRAFTERS:
             self.gains.pop((sequence.id, name), None)
+            self.promises.pop((sequence.id, name), None)
+
+
+def begun(
+    averages: dict[tuple[int, str], Average],
+    domains: Mapping[tuple[str, str], Average],
+    drafter: str,
+    sequence: Sequence,
+) -> Average:
+    """A sequence's average, which begins at its domain's."""
+    key = (sequence.id, drafter)
+    if key not in averages:
+        averages[key] = Average(DRAFTERS[drafter].memory, domains[sequence.route.domain, drafter].value)
+    return averages[key]
 
 
 def size_class(number: int) -> int:

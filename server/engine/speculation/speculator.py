@@ -19,7 +19,7 @@ from server.engine.speculation.base import (
     Proposals,
     methods,
 )
-from server.engine.speculation.policy import DraftPolicy
+from server.engine.speculation.policy import FIRST_ROW_PRICE, DraftPolicy, Option
 from server.engine.speculation.verification import Verification, count_agreeing
 from server.engine.types import PLAIN, StepStats
 
@@ -36,16 +36,15 @@ class Speculator:
 
     @classmethod
     def of(cls, parts: DraftingParts, policy: DraftPolicy | None) -> Self:
-        has_draft_weights = parts.model.low_bit is not None
-        kinds = [kind for kind in DRAFTERS.values() if has_draft_weights or not kind.needs_draft_weights]
-        return cls([kind.of(parts) for kind in kinds], policy)
+        return cls([kind.of(parts) for kind in DRAFTERS.values() if kind.fits(parts)], policy)
 
     def draft(self, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
         """Drafts by sequence id; a sequence that is absent is decoded plainly."""
         # 1) What costs nothing is proposed for all that allow it.
+        row_price = self.policy.row_price(len(sequences)) if self.policy else FIRST_ROW_PRICE
         self.free = {}
         for name in (name for name, drafter in self.drafters.items() if drafter.is_free):
-            self.free[name] = self.drafters[name].propose([s for s in sequences if name in self.allowed(s)])
+            self.free[name] = self.drafters[name].propose([s for s in sequences if name in self.allowed(s)], row_price)
         # 2) Each sequence gets one drafter.
         picks = {s.id: self.pick(s, len(sequences)) for s in sequences}
         # 3) Passes are spent for those that were given a drafter which needs them.
@@ -53,7 +52,8 @@ class Speculator:
         for name in dict.fromkeys(picks.values()):
             if name in self.drafters and name not in self.free:
                 started = time.perf_counter()
-                proposals[name] = self.drafters[name].propose([s for s in sequences if picks[s.id] == name])
+                picked = [s for s in sequences if picks[s.id] == name]
+                proposals[name] = self.drafters[name].propose(picked, row_price)
                 stats.drafting_seconds[name] = time.perf_counter() - started
         return {
             number: Draft(proposals[name][number], name)
@@ -69,15 +69,16 @@ class Speculator:
         options = self.options(sequence)
         return self.policy.pick(sequence, options, num_rows) if self.policy else next(iter(options), PLAIN)
 
-    def options(self, sequence: Sequence) -> dict[str, int]:
-        """The drafters that could draft now, each with the tokens that it has found: 0 where that takes passes."""
+    def options(self, sequence: Sequence) -> dict[str, Option]:
+        """The drafters that could draft now."""
         options = {}
         for name in self.allowed(sequence):
+            drafter = self.drafters[name]
             if name in self.free:
                 if found := self.free[name].get(sequence.id):
-                    options[name] = len(found)
-            elif self.drafters[name].can_draft(sequence):
-                options[name] = 0
+                    options[name] = Option(len(found), drafter.promise(sequence))
+            elif drafter.can_draft(sequence):
+                options[name] = Option()
         return options
 
     def learn(
@@ -97,7 +98,7 @@ class Speculator:
     def judge(self, name: str, sequence: Sequence, feedback: Feedback) -> None:
         self.drafters[name].learn(sequence, feedback)
         if self.policy:
-            self.policy.observe_gain(name, sequence, feedback.gain)
+            self.policy.observe_gain(name, sequence, feedback.gain, self.drafters[name].promise(sequence))
 
     def forget(self, sequence: Sequence) -> None:
         for drafter in self.drafters.values():

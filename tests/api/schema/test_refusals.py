@@ -250,8 +250,8 @@ def test_a_key_is_compared_with_all_keys_in_full(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(hmac, "compare_digest", noted)
     guard = KeyGuard(lambda *_: None, ("first", "second", "third"))  # type: ignore[arg-type]
-    for given, is_allowed in (("first", True), ("third", True), ("firs", False)):
-        assert guard.is_allowed(Headers({"authorization": f"Bearer {given}"})) == is_allowed
+    for given, owner in (("first", "key 0"), ("third", "key 2"), ("firs", None)):
+        assert guard.owner(Headers({"authorization": f"Bearer {given}"})) == owner
     assert compared == [b"first", b"second", b"third"] * 3
 
 

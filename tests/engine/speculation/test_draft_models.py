@@ -228,4 +228,4 @@ def test_the_cascade_still_looks_up_where_the_copy_is_missing(models: Models) ->
     engine = engine_of(models("torch alone"), 1)
     engine.add(request)
     _, steps = run(engine)
-    assert {row.drafter for stats in steps for row in stats.rows if row.num_drafted} <= {"lookup"}
+    assert {row.drafter for stats in steps for row in stats.rows if row.num_drafted} <= {"lookup", "suffix"}

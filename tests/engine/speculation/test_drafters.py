@@ -119,7 +119,7 @@ def test_a_skipping_draft_ends_at_its_limit_or_after_an_unsure_token(
 ) -> None:
     engine, decoder, [sequence] = prefilled([request(OTHER, FIRST)])
     with torch.inference_mode():
-        drafts = SkipDrafter(decoder, engine.cache, confidence).propose([sequence])
+        drafts = SkipDrafter(decoder, engine.cache, confidence).propose([sequence], 0.0)
     assert len(drafts[sequence.id]) == expected
     assert len(decoder.passes) == expected
 
@@ -129,12 +129,12 @@ def test_nothing_is_drafted_that_could_not_be_emitted(prefilled: Prefilled, max_
     """One token came with the prompt, and every verification adds one of its own."""
     engine, decoder, sequences = prefilled([request(OTHER, FIRST, max_tokens=max_tokens)])
     with torch.inference_mode():
-        drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences)
+        drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences, 0.0)
     assert len(drafts.get(sequences[0].id, [])) == expected
     repeating = sequences[0]
     repeating.ids = [*REPEATING[:5], *REPEATING[:5]]
     repeating.max_ids = len(repeating.ids) + expected + 1
-    assert len(LookupDrafter().propose([repeating]).get(repeating.id, [])) == expected
+    assert len(LookupDrafter().propose([repeating], 0.0).get(repeating.id, [])) == expected
 
 
 def test_sequences_of_one_mask_are_drafted_as_one_batch(prefilled: Prefilled) -> None:
@@ -142,7 +142,7 @@ def test_sequences_of_one_mask_are_drafted_as_one_batch(prefilled: Prefilled) ->
         [request(OTHER, FIRST), request(REPEATING, SECOND), request(OTHER, FIRST), request(OTHER, EMPTY_MASK)]
     )
     with torch.inference_mode():
-        drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences)
+        drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences, 0.0)
     assert decoder.passes == [([0, 2], DraftModel(FIRST))] * 4 + [([1], DraftModel(SECOND))] * 4
     assert set(drafts) == {s.id for s in sequences[:3]}
     assert drafts[sequences[0].id] == drafts[sequences[2].id]
@@ -151,7 +151,7 @@ def test_sequences_of_one_mask_are_drafted_as_one_batch(prefilled: Prefilled) ->
 def test_a_sequence_leaves_the_batch_at_its_own_end(prefilled: Prefilled) -> None:
     engine, decoder, sequences = prefilled([request(OTHER, FIRST, max_tokens=3), request(REPEATING, FIRST)])
     with torch.inference_mode():
-        drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences)
+        drafts = SkipDrafter(decoder, engine.cache, 0.0).propose(sequences, 0.0)
     assert [len(drafts[s.id]) for s in sequences] == [1, 4]
     assert [slots for slots, _ in decoder.passes] == [[0, 1], [1], [1], [1]]
 
@@ -159,7 +159,7 @@ def test_a_sequence_leaves_the_batch_at_its_own_end(prefilled: Prefilled) -> Non
 def test_a_draft_ends_with_a_stop_token(prefilled: Prefilled) -> None:
     engine, decoder, [free] = prefilled([request(OTHER, FIRST)])
     with torch.inference_mode():
-        first = SkipDrafter(decoder, engine.cache, 0.0).propose([free])[free.id][0]
+        first = SkipDrafter(decoder, engine.cache, 0.0).propose([free], 0.0)[free.id][0]
     stopping = GenerationRequest(
         OTHER,
         SamplingParams(),
@@ -169,7 +169,7 @@ def test_a_draft_ends_with_a_stop_token(prefilled: Prefilled) -> None:
     )
     engine, decoder, [sequence] = prefilled([stopping])
     with torch.inference_mode():
-        assert SkipDrafter(decoder, engine.cache, 0.0).propose([sequence]) == {sequence.id: [first]}
+        assert SkipDrafter(decoder, engine.cache, 0.0).propose([sequence], 0.0) == {sequence.id: [first]}
 
 
 def test_the_cascade_skips_only_where_lookup_finds_nothing(prefilled: Prefilled) -> None:
@@ -193,7 +193,7 @@ def test_the_cascade_skips_only_where_lookup_finds_nothing(prefilled: Prefilled)
 def test_what_was_indexed_is_forgotten(prefilled: Prefilled) -> None:
     _, _, sequences = prefilled([request(REPEATING, FIRST), request(OTHER, FIRST)])
     lookup = LookupDrafter()
-    lookup.propose(sequences)
+    lookup.propose(sequences, 0.0)
     lookup.forget(sequences[0])
     lookup.forget(sequences[0])
     assert set(lookup.indexes) == {sequences[1].id}
@@ -209,7 +209,7 @@ def test_a_copied_passage_is_looked_up_in_ever_longer_drafts() -> None:
     def lengths(one: Sequence, accepted: list[bool]) -> list[int]:
         found = []
         for is_accepted in accepted:
-            found.append(len(lookup.propose([one])[one.id]))
+            found.append(len(lookup.propose([one], 0.0)[one.id]))
             lookup.learn(one, Feedback([7], [7 if is_accepted else 8], int(is_accepted)))
         return found
 

@@ -3,5 +3,6 @@
 from server.engine.speculation.drafters.lookup import LookupDrafter
 from server.engine.speculation.drafters.low_bit import LowBitDrafter
 from server.engine.speculation.drafters.skip import SkipDrafter
+from server.engine.speculation.drafters.suffix import SuffixDrafter
 
-__all__ = ["LookupDrafter", "LowBitDrafter", "SkipDrafter"]
+__all__ = ["LookupDrafter", "LowBitDrafter", "SkipDrafter", "SuffixDrafter"]

@@ -45,7 +45,7 @@ class ChainDrafter(Drafter):
     def draft_model(self, sequence: Sequence) -> DraftModel:
         """How this sequence's drafts are computed."""
 
-    def propose(self, sequences: list[Sequence]) -> Proposals:
+    def propose(self, sequences: list[Sequence], row_price: float) -> Proposals:
         groups: dict[DraftModel, list[Sequence]] = defaultdict(list)
         for sequence in sequences:
             draft = self.draft_model(sequence)

@@ -58,7 +58,7 @@ class LookupDrafter(Drafter):
     def of(cls, parts: DraftingParts) -> Self:
         return cls()
 
-    def propose(self, sequences: list[Sequence]) -> Proposals:
+    def propose(self, sequences: list[Sequence], row_price: float) -> Proposals:
         proposals: Proposals = {}
         for sequence in sequences:
             index = self.indexes.setdefault(sequence.id, NgramIndex(self.sizes))

@@ -17,8 +17,8 @@ class SkipDrafter(ChainDrafter):
     def draft_model(self, sequence: Sequence) -> DraftModel:
         return sequence.route.draft
 
-    def propose(self, sequences: list[Sequence]) -> Proposals:
-        return super().propose([sequence for sequence in sequences if self.can_draft(sequence)])
+    def propose(self, sequences: list[Sequence], row_price: float) -> Proposals:
+        return super().propose([sequence for sequence in sequences if self.can_draft(sequence)], row_price)
 
     def can_draft(self, sequence: Sequence) -> bool:
         draft = sequence.route.draft

@@ -1,0 +1,1 @@
+"""Drafts from what was answered before: the counts, and who may see whose."""

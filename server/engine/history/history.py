@@ -1,0 +1,99 @@
+"""What answers of the past tell of those to come, apart by owner and domain."""
+
+import secrets
+from array import array
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+from torch import Tensor
+
+from server.engine.history.counts import CONTEXTS, ENTRY_BYTES, LONGEST_CONTEXT, Counts, Source, library
+
+OWN_WEIGHT = 2
+"""What a token of the text itself counts as much as, of the past."""
+
+
+class Continuation(NamedTuple):
+    """Tokens that are likely to follow, and how many of them are expected to be right."""
+
+    ids: list[int]
+    expected: float
+
+
+class Text:
+    """A running text: its own counts, and the salts under which it finds those of the past."""
+
+    def __init__(self, counts: Counts, past: Counts, salts: list[int]) -> None:
+        self.counts, self.past = counts, past
+        self.length = 0
+        sources = [Source(counts.handle, 0, OWN_WEIGHT), *(Source(past.handle, salt, 1) for salt in salts)]
+        self.sources = (Source * len(sources))(*sources)
+
+    def extend(self, ids: list[int]) -> None:
+        """`ids` are all of the text so far; what is new is counted."""
+        self.counts.add(0, ids, self.length)
+        self.length = len(ids)
+
+    def continuation(self, limit: int, ids: list[int], floor: float) -> Continuation:
+        """At most `limit` tokens after `ids`, as long as all of them together are at least so likely to be right."""
+        context = ids[-LONGEST_CONTEXT:]
+        tokens = array("i", context + [0] * limit)
+        expected = array("f", bytes(4 * (limit + 1)))
+        addresses = tokens.buffer_info()[0], expected.buffer_info()[0]
+        native, size = self.counts.native, len(context)
+        num = native.counts_draft(self.sources, len(self.sources), addresses[0], size, limit, floor, addresses[1])
+        return Continuation(tokens[size : size + num].tolist(), expected[num - 1] if num else 0.0)
+
+
+def domain_salt(domain: str) -> int:
+    """The salt of what everyone may find: the same in every process, so that artifacts have it."""
+    return int.from_bytes(blake2b(domain.encode(), digest_size=8).digest(), "little")
+
+
+def answer_counts(domain: str, answers: Sequence[tuple[list[int], list[int]]], least_visits: int) -> Tensor:
+    """What the answers to prompts tell of a domain, as seeds of a `History`; contexts that were seen so often."""
+    counts = Counts(2 * CONTEXTS * sum(len(answer) for _, answer in answers))
+    for prompt, answer in answers:
+        counts.add(domain_salt(domain), prompt + answer, len(prompt))
+    return counts.entries(least_visits)
+
+
+class History:
+    """What answers of the past tell of those to come, in one table of bounded size.
+
+    Each owner's contexts are hashed with a secret of their own, so nobody's drafts come from another's texts.
+    """
+
+    def __init__(self, nbytes: int, seeds: Mapping[str, Tensor]) -> None:
+        """`seeds`: by domain, entries that a calibration has counted. With 0 bytes nothing is learned beyond them."""
+        self.is_learning = nbytes > 0
+        least = 2 * ENTRY_BYTES * sum(map(len, seeds.values()))
+        self.past = Counts.of_bytes(max(nbytes, least))
+        for entries in seeds.values():
+            self.past.load(entries)
+        self.secret = secrets.token_bytes(32)
+
+    @staticmethod
+    def is_built() -> bool:
+        return library() is not None
+
+    def salts(self, domain: str, owner: str | None) -> list[int]:
+        """Of the owner, then of everyone; where nobody owns it, of everyone alone."""
+        return [self.salt(domain, owner), domain_salt(domain)] if owner is not None else [domain_salt(domain)]
+
+    def salt(self, domain: str, owner: str | None) -> int:
+        """Of what an owner's answers are counted under."""
+        if owner is None:
+            return domain_salt(domain)
+        name = f"{len(owner)} {owner} {domain}"
+        return int.from_bytes(blake2b(name.encode(), digest_size=8, key=self.secret).digest(), "little")
+
+    def text(self, domain: str, owner: str | None, longest: int) -> Text:
+        """A text of at most `longest` tokens that begins now."""
+        return Text(Counts(2 * CONTEXTS * longest), self.past, self.salts(domain, owner))
+
+    def add(self, domain: str, owner: str | None, ids: list[int], first: int) -> None:
+        """Counts an answer, which begins at `first`; its prompt is context, and not counted."""
+        if self.is_learning:
+            self.past.add(self.salt(domain, owner), ids, first)
