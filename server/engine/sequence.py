@@ -22,6 +22,9 @@ from server.engine.types import (
     TokenLogprobs,
 )
 
+Kind = tuple[str, float]
+"""A domain, and a temperature in tenths: what drafts are worth differs by both."""
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -108,6 +111,10 @@ class Sequence:
     def span(self, drafted: list[int], num_rows: int = 1) -> Span:
         """Where the last `num_rows` rows of logits stand that follow its ids and `drafted`."""
         return Span(self.ids, drafted, num_rows, self.request.sampling, self.seed, self.processor)
+
+    @property
+    def kind(self) -> Kind:
+        return self.route.domain, round(self.request.sampling.temperature, 1)
 
     @property
     def is_plainly_greedy(self) -> bool:

@@ -3,20 +3,20 @@
 A drafter has a gain, the tokens that its drafts had accepted, and a price, the seconds that a draft adds
 to a step. If a plain step takes 8 ms, and a draft of which two tokens are accepted adds 4 ms, the step
 yields 3 tokens in 12 ms: 250 tokens a second in place of 125. Gains are averaged for each sequence and
-start from its domain's average; prices are medians for each size of batch. A drafter that says itself what
-it expects of a draft is believed as far as it was right so far.
+start from the average of its kind, its domain at its temperature; prices are medians for each size of batch.
+A drafter that says itself what it expects of a draft is believed.
 
 Where no drafter promises 2 % more than decoding plainly, the sequence is decoded plainly, and tries again
 after 4, 8, 16, up to 64 steps. In a domain whose drafts lose in general its sequences take these trials in
 turn. None of this changes text.
 """
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Hashable, Mapping
-from statistics import median
 from typing import NamedTuple, Self
 
-from server.engine.sequence import Sequence
+from server.engine.sequence import Kind, Sequence
+from server.engine.speculation.averages import Average, Typical
 from server.engine.speculation.base import DRAFTERS, Draft
 from server.engine.types import PLAIN, StepStats
 
@@ -24,8 +24,8 @@ NEEDED_GAIN = 1.02
 FIRST_REST = 4
 LONGEST_REST = 64
 """Steps that a losing sequence is decoded plainly before it tries again; twice as many after each trial."""
-DOMAIN_MEMORY = 64
-"""Drafts that a domain's average gain reaches back."""
+KIND_MEMORY = 64
+"""Drafts that the average gain of a kind of sequence reaches back."""
 FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
 FIRST_ROW_PRICE = 0.3
@@ -38,33 +38,6 @@ class Option(NamedTuple):
 
     length: int = 0
     promise: float | None = None
-
-
-class Average:
-    """An exponential moving average that starts as a plain mean, of which `first` is one value."""
-
-    def __init__(self, memory: int, first: float) -> None:
-        self.memory = memory
-        self.value = first
-        self.count = 1
-
-    def add(self, value: float) -> None:
-        self.count = min(self.count + 1, self.memory)
-        self.value += (value - self.value) / self.count
-
-
-class Typical:
-    """The median of the latest values: one step that the machine delayed must not decide for a drafter."""
-
-    def __init__(self, memory: int) -> None:
-        self.latest: deque[float] = deque(maxlen=memory)
-
-    def add(self, value: float) -> None:
-        self.latest.append(value)
-
-    @property
-    def value(self) -> float | None:
-        return median(self.latest) if self.latest else None
 
 
 class Rest:
@@ -103,11 +76,8 @@ class DraftPolicy:
     """Picks a drafter for each sequence, and learns from each step what drafts gain and cost."""
 
     def __init__(self) -> None:
-        self.domain_gains: dict[tuple[str, str], Average] = defaultdict(lambda: Average(DOMAIN_MEMORY, FIRST_GAIN))
+        self.gains_of_kinds: dict[tuple[Kind, str], Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_GAIN))
         self.gains: dict[tuple[int, str], Average] = {}
-        self.domain_promises: dict[tuple[str, str], Average] = defaultdict(lambda: Average(DOMAIN_MEMORY, FIRST_GAIN))
-        self.promises: dict[tuple[int, str], Average] = {}
-        """Of drafters that say what they expect, beside the gains that they had."""
         self.row_prices: dict[int, Typical] = defaultdict(lambda: Typical(9))
         self.plain_seconds: dict[int, Typical] = defaultdict(lambda: Typical(9))
         self.extra_seconds: dict[PriceClass, Typical] = defaultdict(lambda: Typical(9))
@@ -122,7 +92,12 @@ class DraftPolicy:
         # 2) The best by this sequence's own gains, if it is worth it.
         classes = {name: PriceClass.of(name, num_rows, option.length) for name, option in options.items()}
         rates = {
-            name: self.rate(classes[name], self.expected_gain(name, option, sequence), plain, num_rows)
+            name: self.rate(
+                classes[name],
+                self.gain(name, sequence).value if option.promise is None else option.promise,
+                plain,
+                num_rows,
+            )
             for name, option in options.items()
         }
         best = max(rates, key=lambda name: rates[name])
@@ -135,17 +110,10 @@ class DraftPolicy:
         if not untold:
             return PLAIN
         best = max(untold, key=lambda name: rates[name])
-        in_general = self.rate(classes[best], self.domain_gains[sequence.route.domain, best].value, plain, num_rows)
+        in_general = self.rate(classes[best], self.gains_of_kinds[sequence.kind, best].value, plain, num_rows)
         loses_in_general = in_general < NEEDED_GAIN / plain
-        rest = self.rests[(sequence.route.domain, size_class(num_rows)) if loses_in_general else sequence.id]
+        rest = self.rests[(sequence.kind, size_class(num_rows)) if loses_in_general else sequence.id]
         return best if rest.is_over(num_rows) else PLAIN
-
-    def expected_gain(self, drafter: str, option: Option, sequence: Sequence) -> float:
-        """Tokens that this draft is likely to have accepted."""
-        gain = self.gain(drafter, sequence).value
-        if option.promise is None:
-            return gain
-        return option.promise * gain / self.promised(drafter, sequence).value
 
     def rate(self, price: PriceClass, gain: float, plain: float, num_rows: int) -> float:
         """Tokens a second of each sequence if all of the batch drafted so: what one drafts, all wait for.
@@ -156,18 +124,15 @@ class DraftPolicy:
         return float("inf") if extra is None else (1 + gain) / (plain + num_rows * max(extra, 0.0))
 
     def gain(self, drafter: str, sequence: Sequence) -> Average:
-        return begun(self.gains, self.domain_gains, drafter, sequence)
+        key = (sequence.id, drafter)
+        if key not in self.gains:
+            first = self.gains_of_kinds[sequence.kind, drafter].value
+            self.gains[key] = Average(DRAFTERS[drafter].memory, first)
+        return self.gains[key]
 
-    def promised(self, drafter: str, sequence: Sequence) -> Average:
-        return begun(self.promises, self.domain_promises, drafter, sequence)
-
-    def observe_gain(self, drafter: str, sequence: Sequence, num_accepted: int, promise: float | None) -> None:
-        """What a draft gained, and what was expected of it where that was said."""
+    def observe_gain(self, drafter: str, sequence: Sequence, num_accepted: int) -> None:
         self.gain(drafter, sequence).add(num_accepted)
-        self.domain_gains[sequence.route.domain, drafter].add(num_accepted)
-        if promise is not None:
-            self.promised(drafter, sequence).add(promise)
-            self.domain_promises[sequence.route.domain, drafter].add(promise)
+        self.gains_of_kinds[sequence.kind, drafter].add(num_accepted)
 
     def row_price(self, num_rows: int) -> float:
         """What a drafted token has to bring: the share of a plain step that its row takes from all of the batch."""
@@ -199,20 +164,6 @@ class DraftPolicy:
         self.rests.pop(sequence.id, None)
         for name in DRAFTERS:
             self.gains.pop((sequence.id, name), None)
-            self.promises.pop((sequence.id, name), None)
-
-
-def begun(
-    averages: dict[tuple[int, str], Average],
-    domains: Mapping[tuple[str, str], Average],
-    drafter: str,
-    sequence: Sequence,
-) -> Average:
-    """A sequence's average, which begins at its domain's."""
-    key = (sequence.id, drafter)
-    if key not in averages:
-        averages[key] = Average(DRAFTERS[drafter].memory, domains[sequence.route.domain, drafter].value)
-    return averages[key]
 
 
 def size_class(number: int) -> int:

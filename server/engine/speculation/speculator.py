@@ -98,7 +98,7 @@ class Speculator:
     def judge(self, name: str, sequence: Sequence, feedback: Feedback) -> None:
         self.drafters[name].learn(sequence, feedback)
         if self.policy:
-            self.policy.observe_gain(name, sequence, feedback.gain, self.drafters[name].promise(sequence))
+            self.policy.observe_gain(name, sequence, feedback.gain)
 
     def forget(self, sequence: Sequence) -> None:
         for drafter in self.drafters.values():

@@ -128,4 +128,4 @@ def test_a_cancelled_answer_leaves_no_text_behind(model: Decoder) -> None:
     assert sequence.id in drafter.texts  # type: ignore[attr-defined]
     one.cancel(sequence)
     assert sequence.finish_reason is FinishReason.CANCELLED
-    assert not drafter.texts and not drafter.promises  # type: ignore[attr-defined]
+    assert not drafter.texts and not drafter.trust  # type: ignore[attr-defined]

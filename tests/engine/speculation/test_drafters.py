@@ -234,4 +234,4 @@ def test_what_was_found_is_judged_whether_or_not_it_was_drafted(
     found = [5, 6, 7, 9]
     speculator.judge("lookup", one, Feedback(found, emitted, count_agreeing(found, emitted)))
     assert policy.gain("lookup", one).value == pytest.approx((FIRST_GAIN + gain) / 2, abs=0.6)
-    assert policy.domain_gains["test", "lookup"].value == (FIRST_GAIN + gain) / 2
+    assert policy.gains_of_kinds[one.kind, "lookup"].value == (FIRST_GAIN + gain) / 2

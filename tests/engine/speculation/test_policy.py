@@ -4,9 +4,10 @@ import pytest
 
 from server.engine import DraftModel, GenerationRequest, Route, SamplingParams, SkipMask, StepStats, StopConditions
 from server.engine.sequence import Sequence
+from server.engine.speculation.averages import Average, Typical
 from server.engine.speculation.base import Draft
 from server.engine.speculation.drafters import LookupDrafter, SkipDrafter
-from server.engine.speculation.policy import FIRST_REST, Average, DraftPolicy, Typical, size_class
+from server.engine.speculation.policy import FIRST_REST, DraftPolicy, size_class
 from server.engine.speculation.speculator import Speculator
 
 MASK = SkipMask(frozenset({1}), frozenset({2}))
@@ -46,7 +47,7 @@ def pick(policy: DraftPolicy, one: Sequence, num_found: int, num_rows: int) -> s
 
 def learn(policy: DraftPolicy, one: Sequence, arm: str, accepted: int) -> None:
     for _ in range(99):
-        policy.observe_gain(arm, one, accepted, None)
+        policy.observe_gain(arm, one, accepted)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_a_new_sequence_starts_from_its_domain_and_costs_belong_to_a_batch_size(
     policy, one = measured(skip=1.5, lookup=1.1, plain=1.0), sequence("skip")
     learn(policy, one, "skip", 0)
     for _ in range(64):
-        policy.observe_gain("skip", one, 0, None)
+        policy.observe_gain("skip", one, 0)
     assert pick(policy, sequence("skip", number=1), 0, 1) == "plain"
     policy.observe_seconds([], 4, StepStats(verify_seconds=1.0))
     assert pick(policy, sequence("skip", number=2), 0, 4) == "skip"

@@ -1,11 +1,35 @@
 """Continues as answers of the same domain did, or as the text itself does."""
 
+from collections import defaultdict
 from typing import Self
 
 from server.engine.history.history import History, Text
-from server.engine.sequence import Sequence
-from server.engine.speculation.base import Drafter, DraftingParts, Proposals, register
+from server.engine.sequence import Kind, Sequence
+from server.engine.speculation.averages import Average
+from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Proposals, register
 from server.engine.types import LONGEST_GROWTH, FinishReason
+
+LEAST_TRUST = 0.05
+HIGHEST_FLOOR = 0.7
+"""What is more likely than this is proposed in any case: or what was wrong would never hear that it is right."""
+SEQUENCE_MEMORY, KIND_MEMORY = 32, 256
+"""Drafts that it looks back on to learn how far its expectations came true."""
+
+
+class Trust:
+    """How far expectations came true: what was accepted over what was expected; 1 where nothing is known."""
+
+    def __init__(self, memory: int, first: float = 1.0) -> None:
+        self.expected = Average(memory, 1.0)
+        self.accepted = Average(memory, first)
+
+    @property
+    def value(self) -> float:
+        return max(self.accepted.value / self.expected.value, LEAST_TRUST)
+
+    def add(self, expected: float, accepted: float) -> None:
+        self.expected.add(expected)
+        self.accepted.add(accepted)
 
 
 @register
@@ -14,7 +38,7 @@ class SuffixDrafter(Drafter):
 
     Counted are this prompt and answer, and the domain's answers of the past: other prompts would do harm (LOG.md,
     29 November). It costs no pass. A draft ends before a token that is less likely to be right than its row in the
-    check costs, so its length follows from the counts and from the machine.
+    check costs, so its length follows from the counts, from the machine, and from how often it was right.
     """
 
     name = "suffix"
@@ -24,7 +48,10 @@ class SuffixDrafter(Drafter):
     def __init__(self, history: History) -> None:
         self.history = history
         self.texts: dict[int, Text] = {}
-        self.promises: dict[int, float] = {}
+        self.expected: dict[int, float] = {}
+        """Accepted tokens of this step's draft, by the counts alone."""
+        self.trust: dict[int, Trust] = {}
+        self.trust_in_kinds: dict[Kind, Trust] = defaultdict(lambda: Trust(KIND_MEMORY))
 
     @classmethod
     def of(cls, parts: DraftingParts) -> Self:
@@ -39,23 +66,32 @@ class SuffixDrafter(Drafter):
         proposals: Proposals = {}
         for sequence in sequences:
             if sequence.id not in self.texts:
-                domain, owner = sequence.route.domain, sequence.request.owner
-                self.texts[sequence.id] = self.history.text(domain, owner, sequence.max_ids)
+                self.begin(sequence)
             text, limit = self.texts[sequence.id], sequence.grown_draft_limit(LONGEST_GROWTH)
             text.extend(sequence.ids)
-            forced = sequence.grammar.forced(sequence.ids, limit) if sequence.grammar else []
-            found, self.promises[sequence.id] = text.continuation(limit, sequence.ids, row_price)
-            if forced:
-                found, self.promises[sequence.id] = forced, len(forced)
+            if found := sequence.grammar.forced(sequence.ids, limit) if sequence.grammar else []:
+                self.expected[sequence.id] = len(found) / self.trust[sequence.id].value
+            else:
+                floor = min(row_price / self.trust[sequence.id].value, HIGHEST_FLOOR)
+                found, self.expected[sequence.id] = text.continuation(limit, sequence.ids, floor)
             if found:
                 proposals[sequence.id] = found
         return proposals
 
+    def begin(self, sequence: Sequence) -> None:
+        domain, owner = sequence.route.domain, sequence.request.owner
+        self.texts[sequence.id] = self.history.text(domain, owner, sequence.max_ids)
+        self.trust[sequence.id] = Trust(SEQUENCE_MEMORY, self.trust_in_kinds[sequence.kind].value)
+
     def promise(self, sequence: Sequence) -> float:
-        return self.promises[sequence.id]
+        return self.expected[sequence.id] * self.trust[sequence.id].value
+
+    def learn(self, sequence: Sequence, feedback: Feedback) -> None:
+        for trust in (self.trust[sequence.id], self.trust_in_kinds[sequence.kind]):
+            trust.add(self.expected[sequence.id], feedback.gain)
 
     def forget(self, sequence: Sequence) -> None:
         if sequence.id in self.texts and sequence.finish_reason is not FinishReason.ERROR:
             self.history.add(sequence.route.domain, sequence.request.owner, sequence.ids, sequence.prompt_length)
-        self.texts.pop(sequence.id, None)
-        self.promises.pop(sequence.id, None)
+        for kept in (self.texts, self.expected, self.trust):
+            kept.pop(sequence.id, None)
