@@ -136,8 +136,9 @@ class Worker:
         try:
             self.served = self.load()
             self.metrics.watch(self.served)
-            while self.turn(self.served):
-                pass
+            with self.served.engine.at_work():
+                while self.turn(self.served):
+                    pass
         except BaseException as error:
             self.failure = error
             if self.served is not None:

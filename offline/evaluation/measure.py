@@ -87,8 +87,9 @@ class Decoding:
             ]
             sequences = [self.engine.add(request) for request in requests]
             seconds = 0.0
-            while self.engine.has_work:
-                seconds += self.engine.step()[1].decode_seconds
+            with self.engine.at_work():
+                while self.engine.has_work:
+                    seconds += self.engine.step()[1].decode_seconds
             share = seconds / max(sum(len(s.output_ids) - 1 for s in sequences), 1)
             return [Answer(s.output_ids, share * (len(s.output_ids) - 1), s.stats, s.route) for s in sequences]
 

@@ -5,6 +5,8 @@ It knows token ids and tensors only: no text, no HTTP, no metrics. One thread ow
 
 import itertools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -51,6 +53,7 @@ class Engine:
         history = History(config.history_bytes, artifact.history if artifact else {}) if History.is_built() else None
         self.speculator = Speculator.of(DraftingParts(model, self.cache, confidence, history), policy)
         self.numbers = itertools.count()
+        self.is_at_work = False
         self.steps_until_baseline = self.baseline_interval
 
     @property
@@ -106,11 +109,23 @@ class Engine:
         if sequence.finish_reason is None:
             self.finish(sequence, FinishReason.CANCELLED)
 
-    @torch.inference_mode()
     def step(self) -> tuple[list[Emission], StepStats]:
         """Admits what fits, advances one prefill, and decodes one draft and verification for the rest."""
-        with self.model.lone_threads():
+        with self.at_work():
             return self.take_step()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """What steps need of torch, in this thread. Around many of them it saves each the time of setting it up."""
+        if self.is_at_work:
+            yield
+            return
+        with torch.inference_mode(), self.model.lone_threads():
+            self.is_at_work = True
+            try:
+                yield
+            finally:
+                self.is_at_work = False
 
     def take_step(self) -> tuple[list[Emission], StepStats]:
         stats = StepStats()
@@ -124,7 +139,7 @@ class Engine:
             own, states = self.check(decoding, drafts, stats)
             # 3) Keep what agrees and one token more; drafters and policy learn what their drafts were worth.
             checks = [self.accept(s, drafts.get(s.id, NO_DRAFT), own[s.id].token_ids, stats) for s in decoding]
-            keep_last_states(decoding, drafts, checks, states)
+            self.keep_last_states(decoding, drafts, checks, states)
             self.speculator.learn(decoding, drafts, checks, stats)
             # 4) Hand out the tokens, and end what is at its end.
             emissions += [self.emit(s, c.emitted, own[s.id].logits) for s, c in zip(decoding, checks, strict=True)]
@@ -135,8 +150,9 @@ class Engine:
     def generate(self, requests: list[GenerationRequest]) -> list[Sequence]:
         """Runs requests to their end; for offline use."""
         sequences = [self.add(request) for request in requests]
-        while any(sequence.finish_reason is None for sequence in sequences):
-            self.step()
+        with self.at_work():
+            while any(sequence.finish_reason is None for sequence in sequences):
+                self.step()
         return sequences
 
     def prefill(self, chunk: Chunk, stats: StepStats) -> list[Emission]:
@@ -252,13 +268,12 @@ class Engine:
         for source in self.mask_sources.values():
             source.forget(sequence)
 
-
-def keep_last_states(
-    sequences: list[Sequence], drafts: dict[int, Draft], checks: list[Verification], states: Tensor
-) -> None:
-    """Gives each sequence with a patch the state its last token was drawn from; `states` are those of all rows."""
-    first = 0
-    for sequence, check in zip(sequences, checks, strict=True):
-        if sequence.route.draft.patch:
-            sequence.last_state = states[first + len(check.emitted) - 1].float().clone()
-        first += len(drafts.get(sequence.id, NO_DRAFT).ids) + 1
+    def keep_last_states(
+        self, sequences: list[Sequence], drafts: dict[int, Draft], checks: list[Verification], states: Tensor
+    ) -> None:
+        """Gives the sequences whose drafts read it the state that their last token was drawn from."""
+        first = 0
+        for sequence, check in zip(sequences, checks, strict=True):
+            if self.speculator.reads_state(sequence):
+                sequence.last_state = states[first + len(check.emitted) - 1].float().clone()
+            first += len(drafts.get(sequence.id, NO_DRAFT).ids) + 1

@@ -51,6 +51,6 @@ def test_whose_answers_draft_for_whom(
         """Whether this owner's drafts would follow the answer: no other text has any of its contexts."""
         every = range(checkpoint.config.vocabulary_size)
         texts = [drafter.history.text(domain, owner, 8) for domain in domains]
-        return any(text.continuation(1, [token], 0.0).ids for text in texts for token in every)
+        return any(text.continuation([token], 1, 0.0).ids for text in texts for token in every)
 
     assert {owner for owner in ("key 0", "key 1", None) if knows(owner)} == knowing

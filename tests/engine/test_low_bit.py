@@ -188,7 +188,7 @@ def test_the_cascade_skips_where_there_is_a_mask_and_else_takes_the_whole_copy(m
         _, stats = engine.step()
         for sequence, row in zip(running, stats.rows, strict=False):
             origins.setdefault(sequence.id, set()).add(row.drafter)
-    assert [origins[sequence.id] - {"lookup", "plain"} for sequence in sequences] == [{"low-bit"}, {"skip"}]
+    assert [origins[sequence.id] - {"lookup", "suffix", "plain"} for sequence in sequences] == [{"low-bit"}, {"skip"}]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -2,7 +2,7 @@
 
 import ctypes
 from array import array
-from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import Structure, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def library() -> ctypes.CDLL | None:
     native.counts_free.restype = None
     native.counts_add.argtypes = [c_void_p, c_uint64, c_void_p, c_int, c_int]
     native.counts_add.restype = None
-    native.counts_draft.argtypes = [POINTER(Source), c_int, c_void_p, c_int, c_int, c_float, c_void_p]
+    native.counts_draft.argtypes = [c_void_p, c_int, c_void_p, c_int, c_int, c_int, c_float, c_void_p]
     native.counts_draft.restype = c_int
     native.counts_save.argtypes = [c_void_p, c_int, c_void_p, c_int64]
     native.counts_save.restype = c_int64

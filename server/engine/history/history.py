@@ -3,15 +3,20 @@
 import secrets
 from array import array
 from collections.abc import Mapping, Sequence
+from ctypes import addressof
 from hashlib import blake2b
 from typing import NamedTuple
 
 from torch import Tensor
 
 from server.engine.history.counts import CONTEXTS, ENTRY_BYTES, LONGEST_CONTEXT, Counts, Source, library
+from server.engine.types import MAX_DRAFT
 
 OWN_WEIGHT = 2
 """What a token of the text itself counts as much as, of the past."""
+
+
+NO_TOKENS = array("i", bytes(4 * MAX_DRAFT))
 
 
 class Continuation(NamedTuple):
@@ -29,21 +34,24 @@ class Text:
         self.length = 0
         sources = [Source(counts.handle, 0, OWN_WEIGHT), *(Source(past.handle, salt, 1) for salt in salts)]
         self.sources = (Source * len(sources))(*sources)
+        self.expected = array("f", [0.0])
+        self.addresses = addressof(self.sources), self.expected.buffer_info()[0]
 
-    def extend(self, ids: list[int]) -> None:
-        """`ids` are all of the text so far; what is new is counted."""
-        self.counts.add(0, ids, self.length)
+    def continuation(self, ids: list[int], limit: int, floor: float) -> Continuation:
+        """At most `limit` tokens after `ids`, as long as all of them together are at least so likely to be right.
+
+        `ids` are all of the text so far; what is new of it is counted.
+        """
+        begin = max(min(self.length, len(ids)) - LONGEST_CONTEXT, 0)
+        tokens = array("i", ids[begin:])
+        first, size = self.length - begin, len(tokens)
         self.length = len(ids)
-
-    def continuation(self, limit: int, ids: list[int], floor: float) -> Continuation:
-        """At most `limit` tokens after `ids`, as long as all of them together are at least so likely to be right."""
-        context = ids[-LONGEST_CONTEXT:]
-        tokens = array("i", context + [0] * limit)
-        expected = array("f", bytes(4 * (limit + 1)))
-        addresses = tokens.buffer_info()[0], expected.buffer_info()[0]
-        native, size = self.counts.native, len(context)
-        num = native.counts_draft(self.sources, len(self.sources), addresses[0], size, limit, floor, addresses[1])
-        return Continuation(tokens[size : size + num].tolist(), expected[num - 1] if num else 0.0)
+        tokens.extend(NO_TOKENS[:limit])
+        sources, expected = self.addresses
+        num = self.counts.native.counts_draft(
+            sources, len(self.sources), tokens.buffer_info()[0], first, size, limit, floor, expected
+        )
+        return Continuation(tokens[size : size + num].tolist(), self.expected[0])
 
 
 def domain_salt(domain: str) -> int:

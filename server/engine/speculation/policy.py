@@ -13,7 +13,7 @@ turn. None of this changes text.
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from server.engine.sequence import Kind, Sequence
 from server.engine.speculation.averages import Average, Typical
@@ -29,6 +29,7 @@ KIND_MEMORY = 64
 FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
 FIRST_ROW_PRICE = 0.3
+INFINITE = float("inf")
 HURDLE = 1.2
 """What a step's time brings anyway, as a multiple of plain decoding: a row has to bring more."""
 
@@ -59,17 +60,45 @@ class Rest:
         return True
 
 
-class PriceClass(NamedTuple):
-    """What shares one price: a drafter, batches of about one size, and free drafts of about one length."""
+class Prices:
+    """What steps of batches of about one size take, in seconds."""
 
-    drafter: str
-    size: int
-    length: int
+    def __init__(self) -> None:
+        self.plain = Typical(9)
+        self.row = Typical(9)
+        """Of a drafted token's row in the check, as a share of a plain step, taken from all of the batch."""
+        self.extra: dict[tuple[str, int], Typical] = defaultdict(lambda: Typical(9))
+        """What a draft adds, by drafter and by about its length where that is known before: of a free one."""
 
-    @classmethod
-    def of(cls, drafter: str, num_rows: int, num_found: int) -> Self:
-        """`num_found` is the length of a free draft; of others the length is not known before."""
-        return cls(drafter, size_class(num_rows), size_class(num_found) if DRAFTERS[drafter].is_free else 0)
+    def of(self, drafter: str, length: int) -> Typical:
+        return self.extra[drafter, size_class(length) if DRAFTERS[drafter].is_free else 0]
+
+    def rate(self, drafter: str, length: int, gain: float, num_rows: int) -> float:
+        """Tokens a second of each sequence if all of the batch drafted so: what one drafts, all wait for.
+
+        Infinite while the price is unknown, so that it is tried.
+        """
+        plain, extra = self.plain.value, self.of(drafter, length).value
+        return INFINITE if extra is None or plain is None else (1 + gain) / (plain + num_rows * max(extra, 0.0))
+
+    def add(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
+        """Books what a step took beyond a plain one on its drafts: the check by their length, drafting on who drafted.
+
+        Where one of eight sequences skips layers, it pays alone for passes that more would share, so that price
+        is not taken.
+        """
+        if not drafts:
+            self.plain.add(stats.verify_seconds)
+        if not drafts or self.plain.value is None:
+            return
+        per_token = (stats.verify_seconds - self.plain.value) / sum(len(draft.ids) for draft in drafts)
+        self.row.add(max(per_token, 0.0) * num_rows / self.plain.value)
+        for name in dict.fromkeys(draft.drafter for draft in drafts):
+            lengths = [len(draft.ids) for draft in drafts if draft.drafter == name]
+            price = self.of(name, max(lengths))
+            if DRAFTERS[name].is_free or price.value is None or 2 * len(lengths) >= num_rows:
+                drafting = stats.drafting_seconds.get(name, 0.0)
+                price.add((drafting + per_token * sum(lengths)) / len(lengths))
 
 
 class DraftPolicy:
@@ -78,50 +107,44 @@ class DraftPolicy:
     def __init__(self) -> None:
         self.gains_of_kinds: dict[tuple[Kind, str], Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_GAIN))
         self.gains: dict[tuple[int, str], Average] = {}
-        self.row_prices: dict[int, Typical] = defaultdict(lambda: Typical(9))
-        self.plain_seconds: dict[int, Typical] = defaultdict(lambda: Typical(9))
-        self.extra_seconds: dict[PriceClass, Typical] = defaultdict(lambda: Typical(9))
+        self.prices: dict[int, Prices] = defaultdict(Prices)
+        """By the class of the batch's size."""
         self.rests: dict[Hashable, Rest] = defaultdict(Rest)
 
     def pick(self, sequence: Sequence, options: Mapping[str, Option], num_rows: int) -> str:
         """The name of one of `options`, the drafters that could draft now, or `plain`."""
         # 1) Without a plain step to compare with, there is nothing to decide by.
-        plain = self.plain_seconds[size_class(num_rows)].value
-        if not options or plain is None:
+        prices = self.prices[size_class(num_rows)]
+        if not options or prices.plain.value is None:
             return PLAIN
-        # 2) The best by this sequence's own gains, if it is worth it.
-        classes = {name: PriceClass.of(name, num_rows, option.length) for name, option in options.items()}
-        rates = {
-            name: self.rate(
-                classes[name],
-                self.gain(name, sequence).value if option.promise is None else option.promise,
-                plain,
-                num_rows,
-            )
-            for name, option in options.items()
-        }
-        best = max(rates, key=lambda name: rates[name])
-        if rates[best] >= NEEDED_GAIN / plain:
+        # 2) The best by what it promises, or by this sequence's own gains, if it is worth it.
+        best, highest = PLAIN, NEEDED_GAIN / prices.plain.value
+        for name, option in options.items():
+            gain = self.gain(name, sequence).value if option.promise is None else option.promise
+            rate = prices.rate(name, option.length, gain, num_rows)
+            if rate >= highest:
+                best, highest = name, rate
+        if best != PLAIN:
             self.rests.pop(sequence.id, None)
             return best
-        # 3) Else plainly until the next trial: the sequence's own, or its domain's where that loses in general. What
-        #    promises too little now will promise more at a better place.
-        untold = [name for name, option in options.items() if option.promise is None]
-        if not untold:
-            return PLAIN
-        best = max(untold, key=lambda name: rates[name])
-        in_general = self.rate(classes[best], self.gains_of_kinds[sequence.kind, best].value, plain, num_rows)
-        loses_in_general = in_general < NEEDED_GAIN / plain
-        rest = self.rests[(sequence.kind, size_class(num_rows)) if loses_in_general else sequence.id]
+        # 3) Else plainly until the next trial. What promises too little now will promise more at a better place.
+        untold = {name: option.length for name, option in options.items() if option.promise is None}
+        return self.trial(sequence, untold, num_rows) if untold else PLAIN
+
+    def trial(self, sequence: Sequence, options: Mapping[str, int], num_rows: int) -> str:
+        """The best of the losing drafters where a trial is due: of the sequence, or of its kind if that loses too."""
+        size = size_class(num_rows)
+        prices = self.prices[size]
+        rates = {
+            name: prices.rate(name, length, self.gain(name, sequence).value, num_rows)
+            for name, length in options.items()
+        }
+        best = max(rates, key=lambda name: rates[name])
+        in_general = prices.rate(best, options[best], self.gains_of_kinds[sequence.kind, best].value, num_rows)
+        assert prices.plain.value is not None
+        loses_in_general = in_general < NEEDED_GAIN / prices.plain.value
+        rest = self.rests[(sequence.kind, size) if loses_in_general else sequence.id]
         return best if rest.is_over(num_rows) else PLAIN
-
-    def rate(self, price: PriceClass, gain: float, plain: float, num_rows: int) -> float:
-        """Tokens a second of each sequence if all of the batch drafted so: what one drafts, all wait for.
-
-        Infinite while the price is unknown, so that it is tried.
-        """
-        extra = self.extra_seconds[price].value
-        return float("inf") if extra is None else (1 + gain) / (plain + num_rows * max(extra, 0.0))
 
     def gain(self, drafter: str, sequence: Sequence) -> Average:
         key = (sequence.id, drafter)
@@ -136,29 +159,11 @@ class DraftPolicy:
 
     def row_price(self, num_rows: int) -> float:
         """What a drafted token has to bring: the share of a plain step that its row takes from all of the batch."""
-        measured = self.row_prices[size_class(num_rows)].value
-        return HURDLE * (FIRST_ROW_PRICE if measured is None else max(measured, 0.0))
+        measured = self.prices[size_class(num_rows)].row.value
+        return HURDLE * (FIRST_ROW_PRICE if measured is None else measured)
 
     def observe_seconds(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
-        """Books what a step took beyond a plain one on its drafts: the check by their length, drafting on who drafted.
-
-        Where one of eight sequences skips layers, it pays alone for passes that more would share, so that price
-        is not taken.
-        """
-        typical = self.plain_seconds[size_class(num_rows)]
-        if not drafts:
-            typical.add(stats.verify_seconds)
-        if not drafts or typical.value is None:
-            return
-        per_token = (stats.verify_seconds - typical.value) / sum(len(draft.ids) for draft in drafts)
-        self.row_prices[size_class(num_rows)].add(per_token * num_rows / typical.value)
-        for name in dict.fromkeys(draft.drafter for draft in drafts):
-            lengths = [len(draft.ids) for draft in drafts if draft.drafter == name]
-            is_free = DRAFTERS[name].is_free
-            price = self.extra_seconds[PriceClass.of(name, num_rows, max(lengths))]
-            if is_free or price.value is None or 2 * len(lengths) >= num_rows:
-                drafting = stats.drafting_seconds.get(name, 0.0)
-                price.add((drafting + per_token * sum(lengths)) / len(lengths))
+        self.prices[size_class(num_rows)].add(drafts, num_rows, stats)
 
     def forget(self, sequence: Sequence) -> None:
         self.rests.pop(sequence.id, None)

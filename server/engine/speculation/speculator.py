@@ -31,6 +31,8 @@ class Speculator:
         self.drafters = {drafter.name: drafter for drafter in drafters}
         self.policy = policy
         self.methods: Mapping[str, Method] = methods()
+        self.allowed = {name: [d for d in each.drafters if d in self.drafters] for name, each in self.methods.items()}
+        """The drafters of each method that are here, the preferred one first."""
         self.free: dict[str, Proposals] = {}
         """This step's proposals of free drafters, whether or not they are checked."""
 
@@ -43,8 +45,9 @@ class Speculator:
         # 1) What costs nothing is proposed for all that allow it.
         row_price = self.policy.row_price(len(sequences)) if self.policy else FIRST_ROW_PRICE
         self.free = {}
-        for name in (name for name, drafter in self.drafters.items() if drafter.is_free):
-            self.free[name] = self.drafters[name].propose([s for s in sequences if name in self.allowed(s)], row_price)
+        for name, drafter in self.drafters.items():
+            if drafter.is_free and (allowing := [s for s in sequences if name in self.allowed[s.method]]):
+                self.free[name] = drafter.propose(allowing, row_price)
         # 2) Each sequence gets one drafter.
         picks = {s.id: self.pick(s, len(sequences)) for s in sequences}
         # 3) Passes are spent for those that were given a drafter which needs them.
@@ -61,9 +64,11 @@ class Speculator:
             if proposals.get(name, {}).get(number)
         }
 
-    def allowed(self, sequence: Sequence) -> tuple[str, ...]:
-        """The drafters of its method that are here, the preferred one first."""
-        return tuple(name for name in self.methods[sequence.method].drafters if name in self.drafters)
+    def reads_state(self, sequence: Sequence) -> bool:
+        """Whether its next draft may begin at the state of its last token."""
+        if sequence.route.draft.patch is None:
+            return False
+        return any(self.drafters[name].needs_draft_model for name in self.allowed[sequence.method])
 
     def pick(self, sequence: Sequence, num_rows: int) -> str:
         options = self.options(sequence)
@@ -72,9 +77,9 @@ class Speculator:
     def options(self, sequence: Sequence) -> dict[str, Option]:
         """The drafters that could draft now."""
         options = {}
-        for name in self.allowed(sequence):
+        for name in self.allowed[sequence.method]:
             drafter = self.drafters[name]
-            if name in self.free:
+            if drafter.is_free:
                 if found := self.free[name].get(sequence.id):
                     options[name] = Option(len(found), drafter.promise(sequence))
             elif drafter.can_draft(sequence):

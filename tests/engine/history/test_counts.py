@@ -83,8 +83,7 @@ def test_drafts_are_those_of_the_method(past: list[list[int]], text: list[int], 
     for each in past:
         table.add(salt, each, 0)
     running = Text(Counts(4096), table, [salt])
-    running.extend(text[: len(text) // 2])
-    running.extend(text)
+    running.continuation(text[: len(text) // 2], 0, floor)
     tables = [(counted([text]), OWN_WEIGHT), (counted(past), 1)]
     expected: list[int] = []
     chance = total = 0.0
@@ -97,7 +96,7 @@ def test_drafts_are_those_of_the_method(past: list[list[int]], text: list[int], 
             return  # too near to the floor for single precision
         expected.append(token)
         total += chance
-    drafted = running.continuation(limit, text, floor)
+    drafted = running.continuation(text, limit, floor)
     assert drafted.ids == expected
     assert drafted.expected == pytest.approx(total, abs=1e-4)
 
@@ -114,8 +113,8 @@ def test_a_text_is_counted_alike_in_one_piece_and_in_many() -> None:
 def test_under_another_salt_nothing_is_found() -> None:
     table = Counts(1024)
     table.add(1, [5, 6, 7] * 9, 0)
-    assert Text(Counts(64), table, [1]).continuation(3, [7, 5], 0.0).ids == [6, 7, 5]
-    assert Text(Counts(64), table, [2]).continuation(3, [7, 5], 0.0).ids == []
+    assert Text(Counts(64), table, [1]).continuation([7, 5], 3, 0.0).ids == [6, 7, 5]
+    assert Text(Counts(64), table, [2]).continuation([7, 5], 3, 0.0).ids == []
 
 
 def test_memory_is_bounded_and_what_is_common_outlasts_what_is_rare() -> None:
@@ -129,13 +128,13 @@ def test_memory_is_bounded_and_what_is_common_outlasts_what_is_rare() -> None:
         table.add(0, torch.randint(0, 1000, (128,), generator=chance).tolist(), 0)
         table.add(0, common[start // 1000 :], 0)
     assert len(table.entries()) * ENTRY_BYTES <= table.nbytes
-    assert Text(Counts(64), table, [0]).continuation(4, common[10:14], 0.0).ids == common[14:18]
+    assert Text(Counts(64), table, [0]).continuation(common[10:14], 4, 0.0).ids == common[14:18]
 
 
 def test_counts_that_would_overflow_are_halved() -> None:
     table = Counts(64)
     table.add(0, [1] * 70_000, 0)
-    assert Text(Counts(64), table, [0]).continuation(1, [1] * 8, 0.0).expected == pytest.approx(1, abs=0.01)
+    assert Text(Counts(64), table, [0]).continuation([1] * 8, 1, 0.0).expected == pytest.approx(1, abs=0.01)
 
 
 def test_entries_come_back_and_rare_ones_may_be_left_out() -> None:
@@ -145,5 +144,5 @@ def test_entries_come_back_and_rare_ones_may_be_left_out() -> None:
     assert int(tokens_of(table.entries()).max()) == 4
     other.load(table.entries())
     texts = [Text(Counts(64), each, [9]) for each in (table, other)]
-    assert texts[0].continuation(3, [1, 2], 0.0) == texts[1].continuation(3, [1, 2], 0.0)
+    assert texts[0].continuation([1, 2], 3, 0.0) == texts[1].continuation([1, 2], 3, 0.0)
     other.load(torch.empty(0, ENTRY_BYTES, dtype=torch.uint8))

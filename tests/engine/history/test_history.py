@@ -20,6 +20,7 @@ from server.engine import (
 from server.engine.history.counts import library
 from server.engine.history.history import History
 from server.engine.masks.tensors import ArtifactError
+from server.engine.speculation.drafters import SuffixDrafter
 from server.engine.types import FULL_MODEL
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler has built the table")
@@ -83,8 +84,7 @@ def test_an_artifacts_answers_draft_for_their_domain(model: Decoder, tmp_path: P
     def drafted(domain: str) -> list[int]:
         sequence = Sequence.of(0, request(), "suffix", 8, 128)
         text = history.text(domain, "ann", sequence.max_ids)
-        text.extend(PROMPT)
-        return text.continuation(4, PROMPT, 0.1).ids
+        return text.continuation(PROMPT, 4, 0.1).ids
 
     assert drafted("a") == answer[:4]
     assert drafted("b") == []
@@ -125,7 +125,7 @@ def test_a_cancelled_answer_leaves_no_text_behind(model: Decoder) -> None:
     for _ in range(5):
         one.step()
     drafter = one.speculator.drafters["suffix"]
-    assert sequence.id in drafter.texts  # type: ignore[attr-defined]
+    assert isinstance(drafter, SuffixDrafter) and sequence.id in drafter.running
     one.cancel(sequence)
     assert sequence.finish_reason is FinishReason.CANCELLED
-    assert not drafter.texts and not drafter.trust  # type: ignore[attr-defined]
+    assert not drafter.running

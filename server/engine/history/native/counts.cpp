@@ -203,17 +203,20 @@ void counts_add(void* counts, uint64_t salt, const int32_t* ids, int first, int 
   }
 }
 
-// Writes at most `limit` tokens that are likely to follow ids[0 .. size - 1] behind them, and their sums of chances:
-// how many of the first one, two, ... are expected to be right. Ends before a token is less likely than `floor` to be
+// Counts ids[first .. size - 1] in the first source. Writes at most `limit` tokens that are likely to follow behind
+// them, and how many of these are expected to be right. Ends before a token that is less likely than `floor` to be
 // right together with all before it. Returns how many there are.
-int counts_draft(const Source* sources, int num_sources, int32_t* ids, int size, int limit, float floor, float* expected) {
-  float chance = 1, sum = 0;
+int counts_draft(const Source* sources, int num_sources, int32_t* ids, int first, int size, int limit, float floor,
+                 float* expected) {
+  counts_add(sources[0].counts, sources[0].salt, ids, first, size);
+  float chance = 1;
+  *expected = 0;
   for (int drafted = 0; drafted < limit; drafted++) {
     const Guess next = guess(sources, num_sources, ids, size + drafted);
     chance *= next.chance;
     if (next.token < 0 || chance < floor) return drafted;
     ids[size + drafted] = next.token;
-    expected[drafted] = sum += chance;
+    *expected += chance;
   }
   return limit;
 }

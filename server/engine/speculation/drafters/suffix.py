@@ -1,6 +1,7 @@
 """Continues as answers of the same domain did, or as the text itself does."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Self
 
 from server.engine.history.history import History, Text
@@ -32,6 +33,16 @@ class Trust:
         self.accepted.add(accepted)
 
 
+@dataclass
+class Running:
+    """A sequence's text, how far expectations came true in it and in its kind, and those of this step's draft."""
+
+    text: Text
+    trust: Trust
+    trust_in_kind: Trust
+    expected: float = 0.0
+
+
 @register
 class SuffixDrafter(Drafter):
     """Follows the counts of what came next before; SuffixDecoding, arXiv 2411.04975, with a table for its trees.
@@ -47,10 +58,7 @@ class SuffixDrafter(Drafter):
 
     def __init__(self, history: History) -> None:
         self.history = history
-        self.texts: dict[int, Text] = {}
-        self.expected: dict[int, float] = {}
-        """Accepted tokens of this step's draft, by the counts alone."""
-        self.trust: dict[int, Trust] = {}
+        self.running: dict[int, Running] = {}
         self.trust_in_kinds: dict[Kind, Trust] = defaultdict(lambda: Trust(KIND_MEMORY))
 
     @classmethod
@@ -65,33 +73,32 @@ class SuffixDrafter(Drafter):
     def propose(self, sequences: list[Sequence], row_price: float) -> Proposals:
         proposals: Proposals = {}
         for sequence in sequences:
-            if sequence.id not in self.texts:
-                self.begin(sequence)
-            text, limit = self.texts[sequence.id], sequence.grown_draft_limit(LONGEST_GROWTH)
-            text.extend(sequence.ids)
-            if found := sequence.grammar.forced(sequence.ids, limit) if sequence.grammar else []:
-                self.expected[sequence.id] = len(found) / self.trust[sequence.id].value
-            else:
-                floor = min(row_price / self.trust[sequence.id].value, HIGHEST_FLOOR)
-                found, self.expected[sequence.id] = text.continuation(limit, sequence.ids, floor)
+            running = self.running.get(sequence.id) or self.begin(sequence)
+            limit, trust = sequence.grown_draft_limit(LONGEST_GROWTH), running.trust.value
+            floor = min(row_price / trust, HIGHEST_FLOOR)
+            found, running.expected = running.text.continuation(sequence.ids, limit, floor)
+            if sequence.grammar and (forced := sequence.grammar.forced(sequence.ids, limit)):
+                found, running.expected = forced, len(forced) / trust
             if found:
                 proposals[sequence.id] = found
         return proposals
 
-    def begin(self, sequence: Sequence) -> None:
-        domain, owner = sequence.route.domain, sequence.request.owner
-        self.texts[sequence.id] = self.history.text(domain, owner, sequence.max_ids)
-        self.trust[sequence.id] = Trust(SEQUENCE_MEMORY, self.trust_in_kinds[sequence.kind].value)
+    def begin(self, sequence: Sequence) -> Running:
+        text = self.history.text(sequence.route.domain, sequence.request.owner, sequence.max_ids)
+        in_kind = self.trust_in_kinds[sequence.kind]
+        running = Running(text, Trust(SEQUENCE_MEMORY, in_kind.value), in_kind)
+        self.running[sequence.id] = running
+        return running
 
     def promise(self, sequence: Sequence) -> float:
-        return self.expected[sequence.id] * self.trust[sequence.id].value
+        running = self.running[sequence.id]
+        return running.expected * running.trust.value
 
     def learn(self, sequence: Sequence, feedback: Feedback) -> None:
-        for trust in (self.trust[sequence.id], self.trust_in_kinds[sequence.kind]):
-            trust.add(self.expected[sequence.id], feedback.gain)
+        running, gain = self.running[sequence.id], feedback.gain
+        running.trust.add(running.expected, gain)
+        running.trust_in_kind.add(running.expected, gain)
 
     def forget(self, sequence: Sequence) -> None:
-        if sequence.id in self.texts and sequence.finish_reason is not FinishReason.ERROR:
+        if self.running.pop(sequence.id, None) and sequence.finish_reason is not FinishReason.ERROR:
             self.history.add(sequence.route.domain, sequence.request.owner, sequence.ids, sequence.prompt_length)
-        for kept in (self.texts, self.expected, self.trust):
-            kept.pop(sequence.id, None)
