@@ -43,9 +43,17 @@ class Text:
         `ids` are all of the text so far; what is new of it is counted.
         """
         begin = max(min(self.length, len(ids)) - LONGEST_CONTEXT, 0)
-        tokens = array("i", ids[begin:])
-        first, size = self.length - begin, len(tokens)
-        self.length = len(ids)
+        first, self.length = self.length - begin, len(ids)
+        return self.guessed(array("i", ids[begin:]), first, limit, floor)
+
+    def further(self, ids: list[int], drafted: list[int], limit: int, floor: float) -> Continuation:
+        """The same after tokens that are drafted already, and are not counted."""
+        tokens = array("i", (ids[-LONGEST_CONTEXT:] + drafted)[-LONGEST_CONTEXT:])
+        return self.guessed(tokens, len(tokens), limit, floor)
+
+    def guessed(self, tokens: "array[int]", first: int, limit: int, floor: float) -> Continuation:
+        """At most `limit` tokens after these, of which those from `first` on are counted."""
+        size = len(tokens)
         tokens.extend(NO_TOKENS[:limit])
         sources, expected = self.addresses
         num = self.counts.native.counts_draft(
@@ -81,6 +89,8 @@ class History:
         for entries in seeds.values():
             self.past.load(entries)
         self.secret = secrets.token_bytes(32)
+        self.texts: dict[int, Text] = {}
+        """The running texts by the ids of their sequences."""
 
     @staticmethod
     def is_built() -> bool:

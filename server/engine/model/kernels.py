@@ -107,7 +107,7 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_forward.restype = None
     kernels.decoder_logits.argtypes = [c_void_p, POINTER(Matrix), c_int, c_void_p, c_void_p]
     kernels.decoder_logits.restype = None
-    kernels.decoder_greedy.argtypes = [c_void_p, POINTER(Rows), POINTER(Greedy)]
+    kernels.decoder_greedy.argtypes = [c_void_p, POINTER(Rows), POINTER(Matrix), c_void_p, POINTER(Greedy)]
     kernels.decoder_greedy.restype = None
     kernels.decoder_draft.argtypes = [
         c_void_p,

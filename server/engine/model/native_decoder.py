@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Mapping, Sequence
 from ctypes import addressof, byref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -125,8 +125,20 @@ class NativeDecoder:
         """The full model's greedy token after each of the batch's, and its states, which the next pass writes over."""
         flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, FULL_MODEL)
-        self.kernels.decoder_greedy(self.handle, byref(rows), byref(scratch.sure))
+        self.kernels.decoder_greedy(self.handle, byref(rows), None, None, byref(scratch.sure))
         return scratch.tokens[: batch.num_tokens].tolist(), scratch.hidden[: batch.num_tokens]
+
+    def chosen(
+        self, batch: TokenBatch, cache: KVCache, draft: DraftModel, head: "NativeHead | None" = None
+    ) -> tuple[list[int], list[float]]:
+        """The greedy token after each of the batch's as a draft without a patch chooses it, and its probability.
+
+        `head` as in `draft`.
+        """
+        flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft)
+        self.kernels.decoder_greedy(self.handle, byref(rows), *scored(head), byref(scratch.unsure))
+        return scratch.tokens[: batch.num_tokens].tolist(), scratch.probabilities[: batch.num_tokens].tolist()
 
     def draft(
         self,
@@ -149,8 +161,7 @@ class NativeDecoder:
         addresses = (values.buffer_info()[0] for values in (most, drafted, lengths))
         chain = Chain(stride, confidence, draft.floor, *addresses)
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft, states)
-        scored = (byref(head.matrix), head.ids.buffer_info()[0]) if head else (None, None)
-        self.kernels.decoder_draft(self.handle, byref(rows), *scored, byref(scratch.unsure), byref(chain))
+        self.kernels.decoder_draft(self.handle, byref(rows), *scored(head), byref(scratch.unsure), byref(chain))
         return [drafted[i * stride : i * stride + length].tolist() for i, length in enumerate(lengths)]
 
     def rows(
@@ -223,6 +234,11 @@ class Scratch:
         tokens, logits = self.tokens.buffer_info()[0], self.logits.data_ptr()
         self.sure = Greedy(tokens, None, logits)
         self.unsure = Greedy(tokens, self.probabilities.buffer_info()[0], logits)
+
+
+def scored(head: "NativeHead | None") -> tuple[Any, int | None]:
+    """The matrix of what is scored and the address of its tokens; None where that is the model's own head."""
+    return (byref(head.matrix), head.ids.buffer_info()[0]) if head else (None, None)
 
 
 def flattened(batch: TokenBatch) -> "array[int]":

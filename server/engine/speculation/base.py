@@ -66,7 +66,7 @@ class DraftingParts:
     cache: KVCache
     confidence: float
     history: History | None = None
-    """What answers of the past tell; None in a build without a compiler."""
+    """What answers of the past tell, and texts tell of themselves; None in a build without a compiler."""
 
     @cached_property
     def heads(self) -> DraftHeads:

@@ -31,11 +31,12 @@ void decoder_logits(void* decoder, const Matrix* head, int count, const float* h
   static_cast<Model*>(decoder)->logits(head, count, hidden, out);
 }
 
-void decoder_greedy(void* decoder, const Rows* rows, const Greedy* greedy) {
-  static_cast<Model*>(decoder)->greedy(*rows, nullptr, nullptr, *greedy);
+// Chooses among the outputs of `head`, whose tokens are `ids`; of all tokens where both are null.
+void decoder_greedy(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Greedy* greedy) {
+  static_cast<Model*>(decoder)->greedy(*rows, head, ids, *greedy);
 }
 
-// Chooses among the outputs of `head`, whose tokens are `ids`; of all tokens where both are null.
+// Chooses as `decoder_greedy` does.
 void decoder_draft(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Greedy* greedy,
                    const Chain* chain) {
   Model& model = *static_cast<Model*>(decoder);

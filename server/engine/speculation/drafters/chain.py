@@ -2,13 +2,14 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from itertools import compress
+from itertools import compress, islice, zip_longest
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.history.history import History
+from server.engine.kvcache.slots import KVCache, Row, TokenBatch
 from server.engine.model.decoder import Decoder
 from server.engine.model.draft_head import DraftHead
 from server.engine.sampling.distribution import draw_with_confidence
@@ -25,21 +26,32 @@ class ChainDrafter(Drafter):
     A chain ends at its limit, at a stop token, and after a token whose top probability is under its draft
     model's confidence: at 0.5, after the first token that the draft itself would bet against. It ends before a
     token whose top probability is under the draft model's floor, and where nothing of its vocabulary may come next.
+
+    Where the method drafts from the text and its like too, a greedy chain without a patch is a cascade of two levels
+    (ML-SpecQD, arXiv 2503.13565, section 4; CAS-Spec, arXiv 2510.26843): each cheap pass checks what these propose.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, confidence: float, heads: DraftHeads | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        cache: KVCache,
+        confidence: float,
+        heads: DraftHeads | None = None,
+        history: History | None = None,
+    ) -> None:
         """`model` checks the drafts, and computes them where they are not low-bit; its copy has the same cache.
 
-        `confidence` is that of draft models without one.
+        `confidence` is that of draft models without one; the texts of `history` guess what they check.
         """
         self.model = model
         self.cache = cache
         self.confidence = confidence
         self.heads = heads or DraftHeads(model)
+        self.texts = history.texts if history else {}
 
     @classmethod
     def of(cls, parts: DraftingParts) -> Self:
-        return cls(parts.model, parts.cache, parts.confidence, parts.heads)
+        return cls(parts.model, parts.cache, parts.confidence, parts.heads, parts.history)
 
     @abstractmethod
     def draft_model(self, sequence: Sequence) -> DraftModel:
@@ -53,19 +65,59 @@ class ChainDrafter(Drafter):
                 groups[draft].append(sequence)
         proposals: Proposals = {}
         for draft, group in groups.items():
-            proposals |= self.chains(group, draft)
+            proposals |= self.chains(group, draft, row_price)
         return proposals
 
-    def chains(self, group: list[Sequence], draft: DraftModel) -> Proposals:
+    def chains(self, group: list[Sequence], draft: DraftModel, row_price: float) -> Proposals:
         """Chains of one draft model; where all are greedy the kernels run them whole, without a return to Python."""
         decoder, head = self.model.drafting(draft.is_low_bit), self.heads.grown(draft, group)
         if decoder.native is None or not all(sequence.is_plainly_greedy for sequence in group):
             return self.drawn_chains(group, draft, head)
+        if draft.patch is None and all(sequence.id in self.texts for sequence in group):
+            return self.guessed_chains(group, draft, head, row_price)
         batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
         limits, rows = [sequence.chain_limit(draft) for sequence in group], head.native if head else None
         states = last_states(group) if draft.patch else None
         chains = decoder.native.draft(batch, self.cache, draft, limits, self.needed_confidence(draft), rows, states)
         return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True) if chain}
+
+    def guessed_chains(
+        self, group: list[Sequence], draft: DraftModel, head: DraftHead | None, row_price: float
+    ) -> Proposals:
+        """The same chains in fewer passes: each goes over what the texts guess, as far as that is right."""
+        drafts: Proposals = {sequence.id: [] for sequence in group}
+        decoder, active = self.model.drafting(draft.is_low_bit).native, group
+        assert decoder is not None
+        while active:
+            rows = [self.guessed_row(sequence, draft, drafts[sequence.id], row_price) for sequence in active]
+            chosen = decoder.chosen(TokenBatch.of(rows, self.cache), self.cache, draft, head.native if head else None)
+            pairs = zip(*chosen, strict=True)
+            goes_on = [
+                self.follow(sequence, draft, drafts[sequence.id], ids[1:], list(islice(pairs, len(ids))))
+                for sequence, (_, _, ids) in zip(active, rows, strict=True)
+            ]
+            active = list(compress(active, goes_on))
+        return {number: chain for number, chain in drafts.items() if chain}
+
+    def guessed_row(self, sequence: Sequence, draft: DraftModel, drafted: list[int], row_price: float) -> Row:
+        """The last token of a chain, and what may follow it; the pass's last token is the draft's own."""
+        room = sequence.chain_limit(draft) - len(drafted) - 1
+        guess = self.texts[sequence.id].further(sequence.ids, drafted, room, row_price).ids
+        return sequence.slot, sequence.cursor + len(drafted), [(drafted or sequence.ids)[-1], *guess]
+
+    def follow(
+        self, sequence: Sequence, draft: DraftModel, drafted: list[int], guess: list[int], own: list[tuple[int, float]]
+    ) -> bool:
+        """Takes over the draft's own tokens as long as they are as guessed, and one more; whether the chain goes on."""
+        for (token, top), guessed in zip_longest(own, guess):
+            if top < draft.floor:
+                return False
+            drafted.append(token)
+            if not self.goes_on(sequence, draft, drafted, top):
+                return False
+            if token != guessed:
+                return True
+        return True
 
     def drawn_chains(self, group: list[Sequence], draft: DraftModel, head: DraftHead | None) -> Proposals:
         """The same for tokens that are drawn as their requests ask, a pass after the other."""

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Self
 
-from server.engine.history.history import History, Text
+from server.engine.history.history import History
 from server.engine.sequence import Kind, Sequence
 from server.engine.speculation.averages import Average
 from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Proposals, register
@@ -35,9 +35,8 @@ class Trust:
 
 @dataclass
 class Running:
-    """A sequence's text, how far expectations came true in it and in its kind, and those of this step's draft."""
+    """How far expectations came true in a sequence and in its kind, and what is expected of this step's draft."""
 
-    text: Text
     trust: Trust
     trust_in_kind: Trust
     expected: float = 0.0
@@ -76,7 +75,7 @@ class SuffixDrafter(Drafter):
             running = self.running.get(sequence.id) or self.begin(sequence)
             limit, trust = sequence.grown_draft_limit(LONGEST_GROWTH), running.trust.value
             floor = min(row_price / trust, HIGHEST_FLOOR)
-            found, running.expected = running.text.continuation(sequence.ids, limit, floor)
+            found, running.expected = self.history.texts[sequence.id].continuation(sequence.ids, limit, floor)
             if sequence.grammar and (forced := sequence.grammar.forced(sequence.ids, limit)):
                 found, running.expected = forced, len(forced) / trust
             if found:
@@ -84,11 +83,11 @@ class SuffixDrafter(Drafter):
         return proposals
 
     def begin(self, sequence: Sequence) -> Running:
-        text = self.history.text(sequence.route.domain, sequence.request.owner, sequence.max_ids)
+        domain, owner = sequence.route.domain, sequence.request.owner
+        self.history.texts[sequence.id] = self.history.text(domain, owner, sequence.max_ids)
         in_kind = self.trust_in_kinds[sequence.kind]
-        running = Running(text, Trust(SEQUENCE_MEMORY, in_kind.value), in_kind)
-        self.running[sequence.id] = running
-        return running
+        self.running[sequence.id] = Running(Trust(SEQUENCE_MEMORY, in_kind.value), in_kind)
+        return self.running[sequence.id]
 
     def promise(self, sequence: Sequence) -> float:
         running = self.running[sequence.id]
@@ -100,5 +99,6 @@ class SuffixDrafter(Drafter):
         running.trust_in_kind.add(running.expected, gain)
 
     def forget(self, sequence: Sequence) -> None:
+        self.history.texts.pop(sequence.id, None)
         if self.running.pop(sequence.id, None) and sequence.finish_reason is not FinishReason.ERROR:
             self.history.add(sequence.route.domain, sequence.request.owner, sequence.ids, sequence.prompt_length)

@@ -1,0 +1,90 @@
+"""Chains in two levels: a cheap pass checks what the texts guess, and the chain is what it is without guesses."""
+
+import pytest
+import torch
+
+from server.engine import DraftModel, DraftVocabulary, Sequence, SkipMask, StepStats
+from server.engine.history.counts import library
+from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.model.native_decoder import NativeDecoder
+from server.engine.model.native_head import NativeHead
+from server.engine.speculation.drafters import LowBitDrafter, SkipDrafter
+from tests.batches import MASK, Models, new_engine, prompt, request
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no compiler has built the table")
+
+VOCABULARY = DraftVocabulary(tuple(range(0, 262, 2)))
+DRAFTS = [
+    DraftModel(MASK, max_draft=9, confidence=0.0),
+    DraftModel(MASK, VOCABULARY, max_draft=9, confidence=0.0),
+    DraftModel(SkipMask(), is_low_bit=True, max_draft=6, confidence=0.0),
+    DraftModel(MASK, is_low_bit=True, max_draft=9, confidence=0.02, floor=0.01),
+    DraftModel(MASK, max_draft=9, confidence=1.0),
+    DraftModel(MASK, max_draft=9, confidence=0.0, floor=1.0),
+]
+
+
+class CountingDecoder:
+    """The kernels' decoder, and how many tokens each of its passes had."""
+
+    def __init__(self, decoder: NativeDecoder) -> None:
+        self.decoder = decoder
+        self.passes: list[int] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.decoder, name)
+
+    def chosen(
+        self, batch: TokenBatch, cache: KVCache, draft: DraftModel, head: NativeHead | None
+    ) -> tuple[list[int], list[float]]:
+        self.passes.append(batch.num_tokens)
+        return self.decoder.chosen(batch, cache, draft, head)
+
+
+@pytest.mark.parametrize("kind", ["right", "wrong", "none"])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_guessed_chain_is_the_chain_of_the_draft_alone(
+    models: Models, monkeypatch: pytest.MonkeyPatch, draft: DraftModel, kind: str
+) -> None:
+    """Three sequences in a batch; of a right guess the whole chain takes one pass and its own token."""
+    model = models("float32 int4")
+    engine = new_engine(model, max_batch=3)
+    sequences = [engine.add(request(prompt(7, seed=i), 40)) for i in range(3)]
+    with torch.inference_mode():
+        for _ in sequences:
+            chunk = engine.scheduler.plan().prefill
+            assert chunk is not None
+            engine.prefill(chunk, StepStats())
+        for sequence in sequences:
+            object.__setattr__(sequence.request, "max_draft", None)
+        alone = SkipDrafter(model, engine.cache, 0.0).chains(sequences, draft, 0.3)
+        drafter = engine.speculator.drafters["skip"]
+        assert isinstance(drafter, SkipDrafter)
+        suffix = engine.speculator.drafters["suffix"]
+        suffix.propose(sequences, 0.3)
+        for sequence in sequences:
+            followers = [*alone.get(sequence.id, []), 0, 0] if kind == "right" else [9, 9, 9]
+            for _ in range(50 if kind != "none" else 0):
+                text = drafter.texts[sequence.id]
+                text.counts.add(0, sequence.ids + followers, len(sequence.ids))
+        decoder = model.drafting(draft.is_low_bit)
+        assert decoder.native is not None
+        counting = CountingDecoder(decoder.native)
+        monkeypatch.setattr(decoder, "native", counting)
+        guessed = drafter.chains(sequences, draft, 0.3)
+    assert guessed == alone
+    longest = max(map(len, alone.values()), default=1)
+    assert len(counting.passes) == (1 if kind == "right" else longest)
+
+
+def test_only_a_method_with_texts_is_guessed_for(models: Models) -> None:
+    """`low-bit` alone makes its passes one by one; in the cascade they go over what the texts guess."""
+    model = models("float32 int4")
+    for method, is_known in (("low-bit", False), ("cascade", True)):
+        engine = new_engine(model, 1, baseline_share=0)
+        sequence = engine.add(request(prompt(7), 40, method=method))
+        for _ in range(3):
+            engine.step()
+        low_bit = engine.speculator.drafters["low-bit"]
+        assert isinstance(low_bit, LowBitDrafter) and isinstance(sequence, Sequence)
+        assert (sequence.id in low_bit.texts) == is_known
