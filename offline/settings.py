@@ -5,10 +5,10 @@ One class per kind of command. Lists take a flag per item, or items parted by co
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from server.engine import (
@@ -145,6 +145,9 @@ class EvaluationSettings(BitsSettings):
     batch_size: int = Field(1, ge=1, description="prompts decoded together")
     limit: int | None = Field(None, ge=1, description="prompts per domain at most")
     repeats: int = Field(1, ge=1, description="times that every prompt is decoded by every method")
+    learn: bool = Field(
+        False, description="let each method's answers draft for its later ones, as in a server; the first only warms up"
+    )
     mix_ratio: float = Field(0.0, ge=0, le=1, description="chance that the next prompt is of another domain")
     fixed_domain: str | None = Field(None, description="domain whose mask `fixed` uses; default: the artifact's first")
     plot: Path | None = Field(None, description="write a bar chart of the speed-ups to this .png")
@@ -153,6 +156,12 @@ class EvaluationSettings(BitsSettings):
     def artifact_folder(self) -> Path | None:
         """The artifact to load; the shipped one belongs to the default model only."""
         return self.artifact or (DEFAULT_ARTIFACT if self.model is None else None)
+
+    @model_validator(mode="after")
+    def check_learn(self) -> Self:
+        if self.learn and self.repeats > 1:
+            raise ValueError("--learn goes with one repeat: an answer that comes again would draft for itself")
+        return self
 
     @field_validator("plot")
     @classmethod

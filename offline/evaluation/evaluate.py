@@ -39,6 +39,7 @@ class Evaluation(Strict):
     batch_size: int
     max_new_tokens: int
     ignore_eos: bool
+    learn: bool
     versions: dict[str, str]
     routing_accuracy: float | None
     results: list[ResultRow]
@@ -66,7 +67,9 @@ def evaluate(settings: MethodSettings) -> Evaluation:
     for name in [name for name in runners if name in PEERS and PEERS[name].is_tried]:
         if not runnable(name, runners[name], batches[0], log.warning):
             del runners[name]
-    samples = measure(runners, batches, settings.repeats)
+    if settings.learn and len(batches) < 2:
+        raise SettingsMistake("--learn: needs two batches of prompts at least; the first only warms up")
+    samples = measure(runners, batches, settings.repeats, first=int(settings.learn))
     inexact = frozenset(PEERS) if settings.temperature > 0 else frozenset()
     return Evaluation(
         model=settings.model or public_name(None),
@@ -77,6 +80,7 @@ def evaluate(settings: MethodSettings) -> Evaluation:
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
         ignore_eos=settings.ignore_eos,
+        learn=settings.learn,
         versions=versions(),
         routing_accuracy=routing_accuracy(samples, artifact),
         results=summarise(sorted(samples, key=lambda s: list(runners).index(s.method)), settings.seed, inexact),
@@ -138,8 +142,8 @@ def make_runners(
 ) -> dict[str, Runner]:
     """The runners of the methods, in the order asked for."""
     length = longest + settings.max_new_tokens
-    # Prompts come again in each repeat: an answer that was learned would draft for itself.
-    config = EngineConfig(max_batch=settings.batch_size, max_length=length, history_bytes=0)
+    history_bytes = EngineConfig.history_bytes if settings.learn else 0
+    config = EngineConfig(max_batch=settings.batch_size, max_length=length, history_bytes=history_bytes)
 
     def decoding() -> Decoding:
         # An engine learns what drafts gain, so every method has one of its own.

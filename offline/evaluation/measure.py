@@ -101,8 +101,10 @@ def end_ids(loaded: LoadedModel, settings: EvaluationSettings) -> frozenset[int]
     return frozenset() if settings.ignore_eos else loaded.checkpoint.eos_ids
 
 
-def measure(runners: Mapping[str, Runner], batches: Sequence[Sequence[Job]], repeats: int) -> list[Sample]:
-    """Times every runner on every batch, `repeats` times, after a first batch that only warms it up.
+def measure(
+    runners: Mapping[str, Runner], batches: Sequence[Sequence[Job]], repeats: int, first: int = 0
+) -> list[Sample]:
+    """Times every runner on every batch from `first` on, `repeats` times, after batch 0 has warmed it up.
 
     The order is shuffled anew in each turn: in a rotation, every method would always follow the same other one.
     """
@@ -110,7 +112,7 @@ def measure(runners: Mapping[str, Runner], batches: Sequence[Sequence[Job]], rep
         runner(batches[0])
     names, chance = list(runners), random.Random(0)
     samples = []
-    turns = [(repeat, number) for repeat in range(repeats) for number in range(len(batches))]
+    turns = [(repeat, number) for repeat in range(repeats) for number in range(first, len(batches))]
     for repeat, number in tqdm(turns, "prompts", delay=2, leave=False):
         chance.shuffle(names)
         for name in names:

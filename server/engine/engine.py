@@ -169,7 +169,7 @@ class Engine:
             self.finish(sequence, FinishReason.LENGTH)
             return [Emission(sequence, [], sequence.finish_reason)]
         (first,) = sample(self.model.logits(hidden[-1:]), [sequence.span([])])
-        sequence.last_state = hidden[-1].float()
+        sequence.last_state = hidden[-1]
         emission = self.emit(sequence, *first)
         stats.prefill_seconds = time.perf_counter() - started
         self.route(sequence, stats)
@@ -275,5 +275,5 @@ class Engine:
         first = 0
         for sequence, check in zip(sequences, checks, strict=True):
             if self.speculator.reads_state(sequence):
-                sequence.last_state = states[first + len(check.emitted) - 1].float().clone()
+                sequence.last_state = states[first + len(check.emitted) - 1]
             first += len(drafts.get(sequence.id, NO_DRAFT).ids) + 1

@@ -46,7 +46,7 @@ class Sequence:
     hidden_chunks: list[Tensor] = field(default_factory=list)
     prompt_vector: Tensor | None = None
     last_state: Tensor = field(default_factory=lambda: torch.empty(0))
-    """The full model's state [hidden_size] that the last id was drawn from, in fp32; none before the first."""
+    """The full model's state [hidden_size] that the last id was drawn from, until its next pass."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     route: Route = UNROUTED
     stats: SequenceStats = field(default_factory=SequenceStats)

@@ -81,7 +81,7 @@ class Decoder:
         return self.body.logits(hidden)
 
     def greedy(self, batch: TokenBatch, cache: KVCache) -> tuple[list[int], Tensor]:
-        """The full model's greedy token after each of the batch's, and its hidden states until the next pass."""
+        """The full model's greedy token after each of the batch's, and its hidden states until its next pass."""
         return self.body.greedy(batch, cache)
 
 

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Mapping, Sequence
 from ctypes import addressof, byref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -73,7 +73,8 @@ class NativeDecoder:
         )
         self.skipped: dict[tuple[SkipMask, int], array[int]] = {}
         self.patches: WeakKeyDictionary[Patch, tuple[Panels, Matrix]] = WeakKeyDictionary()
-        self.scratch = Scratch(0, config)
+        self.checking, self.drafting = Scratch(config), Scratch(config)
+        """Drafts write to memory of their own: they begin at the states that a check has left."""
 
     @property
     def embeddings(self) -> Panels:
@@ -122,8 +123,8 @@ class NativeDecoder:
         return hidden
 
     def greedy(self, batch: TokenBatch, cache: KVCache) -> tuple[list[int], Tensor]:
-        """The full model's greedy token after each of the batch's, and its states, which the next pass writes over."""
-        flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
+        """The full model's greedy token after each of the batch's, and its states, which its next pass writes over."""
+        flat, scratch = flattened(batch), self.checking.grown(batch.num_tokens)
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, FULL_MODEL)
         self.kernels.decoder_greedy(self.handle, byref(rows), None, None, byref(scratch.sure))
         return scratch.tokens[: batch.num_tokens].tolist(), scratch.hidden[: batch.num_tokens]
@@ -135,7 +136,7 @@ class NativeDecoder:
 
         `head` as in `draft`.
         """
-        flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
+        flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens)
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft)
         self.kernels.decoder_greedy(self.handle, byref(rows), *scored(head), byref(scratch.unsure))
         return scratch.tokens[: batch.num_tokens].tolist(), scratch.probabilities[: batch.num_tokens].tolist()
@@ -154,7 +155,7 @@ class NativeDecoder:
 
         `head`: the rows of the draft's vocabulary, where it has one; `states` as in `Decoder.forward`.
         """
-        flat, scratch = flattened(batch), self.scratch_of(batch.num_tokens)
+        flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens)
         stride = max(limits)
         most, drafted = array("i", limits), array("i", bytes(4 * stride * len(limits)))
         lengths = array("i", bytes(4 * len(limits)))
@@ -193,11 +194,6 @@ class NativeDecoder:
             address(states),
         )
 
-    def scratch_of(self, num_tokens: int) -> "Scratch":
-        if num_tokens > self.scratch.capacity:
-            self.scratch = Scratch(num_tokens, self.config)
-        return self.scratch
-
     def logits(self, hidden: Tensor, head: "NativeHead | None" = None) -> Tensor:
         """Logits [tokens, vocabulary_size] of hidden states in fp32; of a draft's head [tokens, rows]."""
         hidden = hidden.float().contiguous()
@@ -223,17 +219,25 @@ class NativeDecoder:
 
 
 class Scratch:
-    """What greedy passes of up to `capacity` tokens write; reused by the next one."""
+    """What greedy passes write; reused by the next one, and replaced by more where that has more tokens."""
 
-    def __init__(self, capacity: int, config: DecoderConfig) -> None:
-        self.capacity = capacity
-        self.hidden = torch.empty(capacity, config.hidden_size)
-        self.logits = torch.empty(capacity, config.vocabulary_size)
-        self.tokens = array("i", bytes(4 * capacity))
-        self.probabilities = array("f", bytes(4 * capacity))
-        tokens, logits = self.tokens.buffer_info()[0], self.logits.data_ptr()
-        self.sure = Greedy(tokens, None, logits)
-        self.unsure = Greedy(tokens, self.probabilities.buffer_info()[0], logits)
+    def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
+        self.capacity = -1
+        self.grown(0)
+
+    def grown(self, num_tokens: int) -> Self:
+        """Itself, with room for so many tokens."""
+        if num_tokens > self.capacity:
+            self.capacity = num_tokens
+            self.hidden = torch.empty(num_tokens, self.config.hidden_size)
+            self.logits = torch.empty(num_tokens, self.config.vocabulary_size)
+            self.tokens = array("i", bytes(4 * num_tokens))
+            self.probabilities = array("f", bytes(4 * num_tokens))
+            tokens, logits = self.tokens.buffer_info()[0], self.logits.data_ptr()
+            self.sure = Greedy(tokens, None, logits)
+            self.unsure = Greedy(tokens, self.probabilities.buffer_info()[0], logits)
+        return self
 
 
 def scored(head: "NativeHead | None") -> tuple[Any, int | None]:

@@ -165,8 +165,8 @@ class Method:
 
 CASCADE = Method(
     "cascade",
-    "suffix or lookup where the text repeats itself, else skip or low-bit; measured gains and costs decide",
-    ("suffix", "lookup", "skip", "low-bit"),
+    "suffix where words came before, else skip or low-bit; measured gains and costs decide",
+    ("suffix" if History.is_built() else "lookup", "skip", "low-bit"),
 )
 
 

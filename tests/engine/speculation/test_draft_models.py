@@ -220,7 +220,7 @@ def test_without_the_copy_low_bit_drafts_are_none_and_the_text_is_plain(
         assert engine.speculator.options(sequences[0]) == {}
 
 
-def test_the_cascade_still_looks_up_where_the_copy_is_missing(models: Models) -> None:
+def test_the_cascade_still_copies_where_the_copy_is_missing(models: Models) -> None:
     words = prompt(12)
     request = GenerationRequest(
         [*words, *words], SAMPLINGS[0], StopConditions(30), "cascade", Route("test", DraftModel(is_low_bit=True))

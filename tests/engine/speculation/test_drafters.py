@@ -182,6 +182,7 @@ def test_the_cascade_skips_only_where_lookup_finds_nothing(prefilled: Prefilled)
         sequence.cursor = len(sequence.ids) - 1
     with torch.inference_mode():
         speculator = Speculator([SkipDrafter(decoder, engine.cache, 0.0), LookupDrafter()])
+        speculator.allowed["cascade"] = ["lookup", "skip"]
         drafts = speculator.draft(sequences, StepStats())
     assert {slot for slots, _ in decoder.passes for slot in slots} == {1, 4}
     looked_up = [60, 50, 51, 52]

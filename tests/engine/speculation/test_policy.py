@@ -42,6 +42,7 @@ def pick(policy: DraftPolicy, one: Sequence, num_found: int, num_rows: int) -> s
     """What the policy picks where a lookup has found so many tokens."""
     speculator = Speculator([LookupDrafter(), UnaskedSkipDrafter()], policy)
     speculator.free = {"lookup": {one.id: [0] * num_found}}
+    speculator.allowed["cascade"] = ["lookup", "skip"]
     return speculator.pick(one, num_rows)
 
 

@@ -157,4 +157,4 @@ class ChainDrafter(Drafter):
 
 def last_states(group: list[Sequence]) -> Tensor:
     """The full model's states [sequences, hidden_size] that the last ids were drawn from, in fp32."""
-    return torch.stack([sequence.last_state for sequence in group])
+    return torch.stack([sequence.last_state for sequence in group]).float()
