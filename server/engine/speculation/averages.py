@@ -2,6 +2,9 @@
 
 from collections import deque
 
+OUTLIER, FEW = 2.0, 4
+"""Times the average that a value counts as at most, once there are more than a few."""
+
 
 class Average:
     """An exponential moving average that starts as a plain mean, of which `first` is one value."""
@@ -26,3 +29,21 @@ class Typical:
     def add(self, value: float) -> None:
         self.latest.append(value)
         self.value = sorted(self.latest)[len(self.latest) // 2]
+
+
+class Steady:
+    """A moving average of positive values that one delayed step hardly moves: none counts as more than twice it."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.average: Average | None = None
+
+    @property
+    def value(self) -> float | None:
+        return self.average.value if self.average else None
+
+    def add(self, value: float) -> None:
+        if self.average is None:
+            self.average = Average(self.memory, value)
+        else:
+            self.average.add(min(value, OUTLIER * self.average.value) if self.average.count > FEW else value)

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from server.engine.sequence import Kind, Sequence
-from server.engine.speculation.averages import Average, Typical
+from server.engine.speculation.averages import Average, Steady, Typical
 from server.engine.speculation.base import DRAFTERS, Draft
 from server.engine.types import PLAIN, StepStats
 
@@ -67,11 +67,13 @@ class Prices:
         self.plain = Typical(9)
         self.row = Typical(9)
         """Of a drafted token's row in the check, as a share of a plain step, taken from all of the batch."""
-        self.extra: dict[tuple[str, int], Typical] = defaultdict(lambda: Typical(9))
-        """What a draft adds, by drafter and by about its length where that is known before: of a free one."""
+        self.checks: dict[tuple[str, int], Typical] = defaultdict(lambda: Typical(9))
+        """What a free draft adds, by drafter and about its length."""
+        self.tries: dict[str, Steady] = defaultdict(lambda: Steady(32))
+        """What a try of any other adds in the mean; it may come to nothing."""
 
-    def of(self, drafter: str, length: int) -> Typical:
-        return self.extra[drafter, size_class(length) if DRAFTERS[drafter].is_free else 0]
+    def of(self, drafter: str, length: int) -> Typical | Steady:
+        return self.checks[drafter, size_class(length)] if DRAFTERS[drafter].is_free else self.tries[drafter]
 
     def rate(self, drafter: str, length: int, gain: float, num_rows: int) -> float:
         """Tokens a second of each sequence if all of the batch drafted so: what one drafts, all wait for.
@@ -84,15 +86,17 @@ class Prices:
     def add(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
         """Books what a step took beyond a plain one on its drafts: the check by their length, drafting on who drafted.
 
-        Where one of eight sequences skips layers, it pays alone for passes that more would share, so that price
-        is not taken.
+        Those that came to nothing are there too. Where one of eight sequences skips layers, it pays alone for passes
+        that more would share, so that price is not taken.
         """
-        if not drafts:
+        num_drafted = sum(len(draft.ids) for draft in drafts)
+        if num_drafted == 0:
             self.plain.add(stats.verify_seconds)
         if not drafts or self.plain.value is None:
             return
-        per_token = (stats.verify_seconds - self.plain.value) / sum(len(draft.ids) for draft in drafts)
-        self.row.add(max(per_token, 0.0) * num_rows / self.plain.value)
+        per_token = (stats.verify_seconds - self.plain.value) / num_drafted if num_drafted else 0.0
+        if num_drafted:
+            self.row.add(max(per_token, 0.0) * num_rows / self.plain.value)
         for name in dict.fromkeys(draft.drafter for draft in drafts):
             lengths = [len(draft.ids) for draft in drafts if draft.drafter == name]
             price = self.of(name, max(lengths))

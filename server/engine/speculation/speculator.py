@@ -35,6 +35,8 @@ class Speculator:
         """The drafters of each method that are here, the preferred one first."""
         self.free: dict[str, Proposals] = {}
         """This step's proposals of free drafters, whether or not they are checked."""
+        self.tried: dict[int, Draft] = {}
+        """This step's drafts by sequence id, and those that passes were spent on and that came to nothing."""
 
     @classmethod
     def of(cls, parts: DraftingParts, policy: DraftPolicy | None) -> Self:
@@ -58,11 +60,10 @@ class Speculator:
                 picked = [s for s in sequences if picks[s.id] == name]
                 proposals[name] = self.drafters[name].propose(picked, row_price)
                 stats.drafting_seconds[name] = time.perf_counter() - started
-        return {
-            number: Draft(proposals[name][number], name)
-            for number, name in picks.items()
-            if proposals.get(name, {}).get(number)
+        self.tried = {
+            number: Draft(proposals[name].get(number, []), name) for number, name in picks.items() if name != PLAIN
         }
+        return {number: draft for number, draft in self.tried.items() if draft.ids}
 
     def reads_state(self, sequence: Sequence) -> bool:
         """Whether its next draft may begin at the state of its last token."""
@@ -97,8 +98,11 @@ class Speculator:
                 if ids:
                     num_agreed = check.num_accepted if ids is draft.ids else count_agreeing(ids, check.emitted)
                     self.judge(name, sequence, Feedback(ids, check.emitted, num_agreed))
+            if self.policy and (tried := self.tried.get(sequence.id)) and not tried.ids:
+                self.policy.observe_gain(tried.drafter, sequence, 0)
         if self.policy:
-            self.policy.observe_seconds(list(drafts.values()), len(sequences), stats)
+            self.policy.observe_seconds(list(self.tried.values()), len(sequences), stats)
+        self.tried = {}
 
     def judge(self, name: str, sequence: Sequence, feedback: Feedback) -> None:
         self.drafters[name].learn(sequence, feedback)

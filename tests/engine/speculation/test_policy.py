@@ -4,11 +4,12 @@ import pytest
 
 from server.engine import DraftModel, GenerationRequest, Route, SamplingParams, SkipMask, StepStats, StopConditions
 from server.engine.sequence import Sequence
-from server.engine.speculation.averages import Average, Typical
+from server.engine.speculation.averages import Average, Steady, Typical
 from server.engine.speculation.base import Draft
 from server.engine.speculation.drafters import LookupDrafter, SkipDrafter
-from server.engine.speculation.policy import FIRST_REST, DraftPolicy, size_class
+from server.engine.speculation.policy import FIRST_REST, DraftPolicy, Option, size_class
 from server.engine.speculation.speculator import Speculator
+from server.engine.speculation.verification import Verification
 
 MASK = SkipMask(frozenset({1}), frozenset({2}))
 
@@ -165,3 +166,38 @@ def test_few_that_skip_in_a_large_batch_do_not_set_the_price() -> None:
     for _ in range(9):
         policy.observe_seconds([Draft([1], "skip")], 8, StepStats(verify_seconds=3.0))
     assert pick(policy, one, 0, 8) == "skip"
+
+
+def test_tries_that_come_to_nothing_count() -> None:
+    """A draft of which one token is accepted pays here, but not where three of four tries end without one."""
+    for num_empty, expected in ((0, "skip"), (3, "plain")):
+        policy, one = DraftPolicy(), sequence("skip")
+        policy.observe_seconds([], 1, StepStats(verify_seconds=1.0))
+        for _ in range(16):
+            policy.observe_seconds(
+                [Draft([1], "skip")], 1, StepStats(drafting_seconds={"skip": 0.2}, verify_seconds=1.3)
+            )
+            policy.observe_gain("skip", one, 1)
+            for _ in range(num_empty):
+                policy.observe_seconds(
+                    [Draft([], "skip")], 1, StepStats(drafting_seconds={"skip": 0.2}, verify_seconds=1.0)
+                )
+                policy.observe_gain("skip", one, 0)
+        assert policy.pick(one, {"skip": Option()}, 1) == expected
+
+
+def test_one_delayed_step_hardly_moves_what_a_try_takes() -> None:
+    steady = Steady(32)
+    assert steady.value is None
+    for _ in range(8):
+        steady.add(1.0)
+    steady.add(100.0)
+    assert steady.value == pytest.approx(1.1, abs=0.05)
+
+
+def test_what_passes_were_spent_on_in_vain_is_told_to_the_policy() -> None:
+    policy, one = DraftPolicy(), sequence("skip")
+    speculator = Speculator([UnaskedSkipDrafter()], policy)
+    speculator.tried = {one.id: Draft([], "skip")}
+    speculator.learn([one], {}, [Verification([5], 0, 0)], StepStats(verify_seconds=1.0))
+    assert policy.gain("skip", one).count == 2 and not speculator.tried
