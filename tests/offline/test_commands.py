@@ -233,6 +233,40 @@ def test_drafts_of_a_copy_and_of_vocabularies_are_calibrated(
         assert record.draft.vocabulary_size == (verdict.choice.vocabulary and verdict.choice.vocabulary.size)
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_answers_draft_for_later_ones_only_where_that_is_asked(
+    tiny_checkpoint: Path,
+    prompts: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    learns: bool,
+) -> None:
+    """Each method learns from its own answers; the first batch only warms up, or its answer would come twice."""
+    budgets: list[int] = []
+
+    class Watched(Engine):
+        def __init__(self, model: Decoder, config: EngineConfig, artifact: RoutingArtifact | None = None) -> None:
+            super().__init__(model, config, artifact)
+            budgets.append(config.history_bytes)
+
+    monkeypatch.setattr("offline.evaluation.evaluate.Engine", Watched)
+    common = [
+        "--model",
+        str(tiny_checkpoint),
+        "--prompts",
+        str(prompts),
+        "--methods",
+        "suffix",
+        "--max-new-tokens",
+        "4",
+    ]
+    assert main(["evaluate", *common, "--limit", "3", "--json", *(["--learn"] if learns else [])]) == 0
+    found = Evaluation.model_validate_json(capsys.readouterr().out)
+    assert found.learn == learns
+    assert sum(row.prompts for row in found.results if row.method == "plain" and row.domain != "mean") == 6 - learns
+    assert budgets == 2 * [EngineConfig().history_bytes if learns else 0]
+
+
 def test_methods_without_an_artifact_need_none(
     tiny_checkpoint: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,6 +307,11 @@ def test_methods_without_an_artifact_need_none(
         ("calibrate --model m --prompts p --out o --device warp", "not a torch device"),
         ("calibrate --model {model} --prompts {prompts} --out {prompts}", "Not a directory"),
         ("evaluate --model m --prompts p --plot chart.doc", "--plot: must end in .png"),
+        ("evaluate --model m --prompts p --learn --repeats 2", "--learn goes with one repeat"),
+        (
+            "evaluate --model {model} --prompts {prompts} --batch-size 9 --mix-ratio 1 --limit 1 --learn",
+            "--learn: needs two batches",
+        ),
         ("collect --model {model} --prompts {wizard} --out {missing}", "unknown role"),
     ],
 )
