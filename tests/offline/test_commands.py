@@ -309,7 +309,7 @@ def test_methods_without_an_artifact_need_none(
         ("evaluate --model m --prompts p --plot chart.doc", "--plot: must end in .png"),
         ("evaluate --model m --prompts p --learn --repeats 2", "--learn goes with one repeat"),
         (
-            "evaluate --model {model} --prompts {prompts} --batch-size 9 --mix-ratio 1 --limit 1 --learn",
+            "evaluate --model {model} -p {prompts} --methods plain --batch-size 9 --mix-ratio 1 --limit 1 --learn",
             "--learn: needs two batches",
         ),
         ("collect --model {model} --prompts {wizard} --out {missing}", "unknown role"),
