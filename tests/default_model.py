@@ -12,7 +12,7 @@ def skipping_artifact() -> RoutingArtifact:
     def skipping(record: DomainRecord) -> DomainRecord:
         others = {"patch": None, "vocabulary_size": None, "max_draft": 12, "confidence": 0.0, "floor": 0.0}
         changes = {"mask": next(masks), **others}
-        return record.model_copy(update={"draft": record.draft.model_copy(update=changes)})
+        return record.model_copy(update={"draft": record.draft.model_copy(update=changes), "history_size": None})
 
     domains = [skipping(domain) for domain in shipped.manifest.domains]
     mixed = skipping(shipped.manifest.mixed)

@@ -23,7 +23,7 @@ from server.api.http.auth import OWNER
 from server.api.http.reply import Reply
 from server.api.prepare.generation import check_body, check_ids, check_model, prompts, sampling
 from server.api.prepare.grammar import compiled
-from server.api.prepare.prompts import PromptSource, chat_source, text_source
+from server.api.prepare.prompts import PromptSource, chat_source, predicted_ids, text_source
 from server.api.responses.answers import ResponseAnswer, repeated_fields
 from server.api.responses.schema import ResponseBody
 from server.api.responses.stream import ResponseTranscript
@@ -90,15 +90,16 @@ class Api:
         check_body(body, served, self.rules.max_choices)
         # 1) A place among the unfinished requests, before tokenising: a burst that is refused costs next to nothing.
         num_choices = source.num_prompts * body.choices_per_prompt
-        num_tokens = source.num_characters // CHARACTERS_PER_TOKEN
+        num_tokens = (source.num_characters + len(body.predicted)) // CHARACTERS_PER_TOKEN
         ticket = self.worker.reserve(num_choices, num_tokens, self.rules.timeout)
         try:
             # 2) Tokens and grammar, each in a thread: a long prompt or a large schema must not hold up other requests.
             encoded = await asyncio.to_thread(source.encode, served)
             check_ids(encoded, source.field, served.vocabulary_size)
+            prediction = await asyncio.to_thread(predicted_ids, body.predicted, served)
             grammar = await asyncio.to_thread(compiled, body, served)
             # 3) The engine's part begins: one sequence for each choice.
-            self.worker.submit(ticket, prompts(body, encoded, served, grammar, self.owner(request)))
+            self.worker.submit(ticket, prompts(body, encoded, served, grammar, self.owner(request), prediction))
         except BaseException:
             self.worker.release(ticket)
             raise

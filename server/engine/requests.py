@@ -12,7 +12,8 @@ class GenerationRequest:
 
     `num_logprobs` is how many of the most likely tokens to report beside each token; None reports nothing.
     `scores_prompt` reports the prompt's tokens as well. A `grammar` is followed to its end, which `min_tokens`
-    does not put off. Answers draft for those of the same `owner` only; without one, for all that have none.
+    does not put off. Answers draft for those of the same `owner` only; without one, for all that have none. A
+    `prediction` is what the answer is expected to be like, to draft from.
     """
 
     prompt_ids: list[int]
@@ -25,6 +26,7 @@ class GenerationRequest:
     scores_prompt: bool = False
     grammar: CompiledGrammar | None = None
     owner: str | None = None
+    prediction: tuple[int, ...] = ()
 
 
 class PromptTooLongError(ValueError):
@@ -44,6 +46,8 @@ def check_request(request: GenerationRequest, vocabulary_size: int, max_length: 
         raise ValueError(f"prompt token ids are between 0 and {vocabulary_size - 1}")
     if request.stop.max_tokens < 0:
         raise ValueError("max_tokens is at least 0")
+    if request.prediction and not 0 <= min(request.prediction) <= max(request.prediction) < vocabulary_size:
+        raise ValueError(f"predicted token ids are between 0 and {vocabulary_size - 1}")
     biased = (token for token, _ in request.sampling.adjustments.logit_bias)
     if not all(0 <= token < vocabulary_size for token in biased):
         raise ValueError(f"biased token ids are between 0 and {vocabulary_size - 1}")

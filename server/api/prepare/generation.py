@@ -38,6 +38,7 @@ def prompts(
     served: ServedModel,
     grammar: CompiledGrammar | None = None,
     owner: str | None = None,
+    prediction: tuple[int, ...] = (),
 ) -> list[Prompt]:
     """One prompt for each choice; two texts with `n: 3` make six, the three of the first text first.
 
@@ -55,6 +56,7 @@ def prompts(
         scores_prompt=body.is_echoed and body.num_logprobs is not None,
         grammar=grammar,
         owner=owner,
+        prediction=prediction,
     )
     shared = (tuple(body.stops), body.is_echoed, body.operation)
     return [

@@ -35,6 +35,11 @@ def chat_source(messages: Sequence[Message], field: str, tools: Toolset | None =
     return PromptSource(field, 1, num_characters, encode)
 
 
+def predicted_ids(text: str, served: ServedModel) -> tuple[int, ...]:
+    """The tokens of what an answer is expected to be like, as far as the context reaches."""
+    return tuple(served.codec.encode(text, add_special_tokens=False)[: served.max_length]) if text else ()
+
+
 def text_source(prompts: Sequence[str | list[int]]) -> PromptSource:
     """Prompts of a text completion, as text or token ids."""
 

@@ -4,12 +4,12 @@ Fields that change nothing at a certain value (`best_of: 1`, `verbosity: "medium
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.schema.base import Body, NoEffect, Text, TokenId, refusal, text_or_list
-from server.api.schema.messages import Message
+from server.api.schema.messages import Content, Message
 from server.api.schema.response_format import ResponseFormat
 from server.api.schema.sampling import Identifier, SamplingBody
 from server.api.schema.tools import Tool, ToolChoice, Toolset
@@ -73,8 +73,24 @@ class GenerationBody(SamplingBody):
         return False
 
     @property
+    def predicted(self) -> str:
+        """What the answer is expected to be like; nothing where that is not said."""
+        return ""
+
+    @property
     def includes_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class Prediction(Body):
+    """Text that much of the answer is expected to equal: it is drafted from."""
+
+    type: Literal["content"]
+    content: Content
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class ChatBody(GenerationBody):
@@ -90,6 +106,7 @@ class ChatBody(GenerationBody):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
 
     @model_validator(mode="after")
     def check_limits(self) -> Self:
@@ -115,6 +132,10 @@ class ChatBody(GenerationBody):
     @property
     def num_logprobs(self) -> int | None:
         return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def predicted(self) -> str:
+        return self.prediction.text if self.prediction else ""
 
 
 def text_or_ids(value: Any) -> str:

@@ -14,15 +14,15 @@ class TextPart(Body):
     text: Text
 
 
+Content = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], Discriminator(text_or_list)
+]
+
+
 class Message(Body):
     not_honoured = NOT_HONOURED_IN_MESSAGES
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: (
-        Annotated[
-            Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], Discriminator(text_or_list)
-        ]
-        | None
-    ) = None
+    content: Content | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
     tool_call_id: Annotated[Text, Field(max_length=256)] | None = None
 

@@ -14,7 +14,6 @@ NOT_HONOURED_IN_CHAT: NoEffect = {
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
     "audio": (None,),
-    "prediction": (None,),
     "reasoning_effort": (None, "none"),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),

@@ -14,6 +14,8 @@ from server.engine.types import MAX_DRAFT
 
 OWN_WEIGHT = 2
 """What a token of the text itself counts as much as, of the past."""
+PREDICTED_TIMES = 4
+"""How often an expected answer is counted."""
 
 
 NO_TOKENS = array("i", bytes(4 * MAX_DRAFT))
@@ -45,6 +47,12 @@ class Text:
         begin = max(min(self.length, len(ids)) - LONGEST_CONTEXT, 0)
         first, self.length = self.length - begin, len(ids)
         return self.guessed(array("i", ids[begin:]), first, limit, floor)
+
+    def predict(self, prompt: list[int], answer: Sequence[int]) -> None:
+        """Counts an answer that is expected after the prompt; it is surer than what is only like the text."""
+        context = prompt[-LONGEST_CONTEXT:]
+        for _ in range(PREDICTED_TIMES):
+            self.counts.add(0, [*context, *answer], len(context))
 
     def further(self, ids: list[int], drafted: list[int], limit: int, floor: float) -> Continuation:
         """The same after tokens that are drafted already, and are not counted."""
@@ -108,7 +116,7 @@ class History:
         return int.from_bytes(blake2b(name.encode(), digest_size=8, key=self.secret).digest(), "little")
 
     def text(self, domain: str, owner: str | None, longest: int) -> Text:
-        """A text of at most `longest` tokens that begins now."""
+        """A text that begins now, and counts `longest` tokens at most."""
         return Text(Counts(2 * CONTEXTS * longest), self.past, self.salts(domain, owner))
 
     def add(self, domain: str, owner: str | None, ids: list[int], first: int) -> None:

@@ -1,5 +1,6 @@
 """What answers of the past tell: to their owner and domain alone, and nothing of it changes a text."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,25 @@ def test_answers_draft_for_their_owner_and_domain_only(
     one = engine(model)
     one.generate([first])
     assert (steps(one, second) < steps(engine(model), second)) == is_known
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("part", [slice(0, 40), slice(10, 40), slice(0, 20)])
+def test_an_expected_answer_is_drafted_from(model: Decoder, temperature: float, part: slice) -> None:
+    """Whole, or its end, or its beginning; what is expected wrongly changes no text either."""
+    asked = request(temperature=temperature)
+    first = engine(model).generate([asked])[0]
+    right = tuple(first.output_ids[part])
+    sequence = engine(model).generate([replace(asked, prediction=right)])[0]
+    assert sequence.output_ids == first.output_ids
+    assert sequence.stats.num_accepted >= len(right) / 2
+    wrong = engine(model).generate([replace(asked, prediction=tuple(reversed(right)))])[0]
+    assert wrong.output_ids == first.output_ids
+
+
+def test_an_expected_answer_has_tokens_of_the_model(model: Decoder) -> None:
+    with pytest.raises(ValueError, match="predicted token ids are between 0 and 261"):
+        engine(model).add(replace(request(), prediction=(262,)))
 
 
 def test_without_memory_nothing_is_learned(model: Decoder) -> None:

@@ -46,9 +46,10 @@ class Running:
 class SuffixDrafter(Drafter):
     """Follows the counts of what came next before; SuffixDecoding, arXiv 2411.04975, with a table for its trees.
 
-    Counted are this prompt and answer, and the domain's answers of the past: other prompts would do harm (LOG.md,
-    29 November). It costs no pass. A draft ends before a token that is less likely to be right than its row in the
-    check costs, so its length follows from the counts, from the machine, and from how often it was right.
+    Counted are this prompt and answer, what the request says it expects, and the domain's answers of the past: other
+    prompts would do harm (LOG.md, 29 November). It costs no pass. A draft ends before a token that is less likely to be
+    right than its row in the check costs, so its length follows from the counts, from the machine, and from how often
+    it was right.
     """
 
     name = "suffix"
@@ -83,8 +84,11 @@ class SuffixDrafter(Drafter):
         return proposals
 
     def begin(self, sequence: Sequence) -> Running:
-        domain, owner = sequence.route.domain, sequence.request.owner
-        self.history.texts[sequence.id] = self.history.text(domain, owner, sequence.max_ids)
+        domain, owner, prediction = sequence.route.domain, sequence.request.owner, sequence.request.prediction
+        text = self.history.text(domain, owner, sequence.max_ids + len(prediction))
+        if prediction:
+            text.predict(sequence.request.prompt_ids, prediction)
+        self.history.texts[sequence.id] = text
         in_kind = self.trust_in_kinds[sequence.kind]
         self.running[sequence.id] = Running(Trust(SEQUENCE_MEMORY, in_kind.value), in_kind)
         return self.running[sequence.id]
