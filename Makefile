@@ -14,7 +14,7 @@ help:
 # Set up .venv from the pinned constraints; does nothing while they have not changed.
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard server/engine/model/native/*.[ch]pp)
+$(STAMP): pyproject.toml constraints.txt $(wildcard server/engine/*/native/*.[ch]pp)
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "$(PYTHON) is missing: install Python 3.11, or name another: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,6 @@ coverage: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror server/engine/model/native/*.[ch]pp
+	$(BIN)/clang-format --dry-run -Werror server/engine/*/native/*.[ch]pp
 	$(BIN)/mypy
 	$(BIN)/lint-imports

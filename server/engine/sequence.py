@@ -127,7 +127,8 @@ class Sequence:
 
     @property
     def needs_logits(self) -> bool:
-        return not self.is_plainly_greedy or self.request.num_logprobs is not None
+        """Whether its tokens are drawn from other logits than the model's own, or these are reported."""
+        return self.processor is not None or self.request.num_logprobs is not None
 
 
 @dataclass(frozen=True)

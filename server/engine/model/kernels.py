@@ -5,7 +5,7 @@ a build without a compiler) the decoder's torch path does the same work.
 """
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -63,6 +63,10 @@ class Greedy(Structure):
     _fields_ = fields(c_void_p, "tokens probabilities logits")
 
 
+class Sampling(Structure):
+    _fields_ = [*fields(c_float, "temperature top_p min_p"), ("top_k", c_int), *fields(c_uint64, "seed position")]
+
+
 class Chain(Structure):
     _fields_ = [("stride", c_int), *fields(c_float, "confidence floor"), *fields(c_void_p, "limits drafted lengths")]
 
@@ -109,6 +113,10 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_logits.restype = None
     kernels.decoder_greedy.argtypes = [c_void_p, POINTER(Rows), POINTER(Matrix), c_void_p, POINTER(Greedy)]
     kernels.decoder_greedy.restype = None
+    kernels.decoder_sample.argtypes = [c_void_p, POINTER(Rows), c_void_p, POINTER(Greedy)]
+    kernels.decoder_sample.restype = None
+    kernels.logits_sample.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p]
+    kernels.logits_sample.restype = None
     kernels.decoder_draft.argtypes = [
         c_void_p,
         POINTER(Rows),

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Mapping, Sequence
+from ctypes import Array as CArray
 from ctypes import addressof, byref
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
@@ -12,7 +13,7 @@ from torch import Tensor
 from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.arena import Arena
-from server.engine.model.kernels import Chain, Edges, Greedy, Layer, Matrix, Rows, Shape, library
+from server.engine.model.kernels import Chain, Edges, Greedy, Layer, Matrix, Rows, Sampling, Shape, library
 from server.engine.model.panels import Panels, pack
 from server.engine.types import FULL_MODEL, DraftModel, Patch, SkipMask
 
@@ -127,6 +128,13 @@ class NativeDecoder:
         flat, scratch = flattened(batch), self.checking.grown(batch.num_tokens)
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, FULL_MODEL)
         self.kernels.decoder_greedy(self.handle, byref(rows), None, None, byref(scratch.sure))
+        return scratch.tokens[: batch.num_tokens].tolist(), scratch.hidden[: batch.num_tokens]
+
+    def sampled(self, batch: TokenBatch, cache: KVCache, samplings: "CArray[Sampling]") -> tuple[list[int], Tensor]:
+        """The token that is drawn after each of the batch's, and the states as `greedy` gives them."""
+        flat, scratch = flattened(batch), self.checking.grown(batch.num_tokens)
+        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, FULL_MODEL)
+        self.kernels.decoder_sample(self.handle, byref(rows), samplings, byref(scratch.sure))
         return scratch.tokens[: batch.num_tokens].tolist(), scratch.hidden[: batch.num_tokens]
 
     def chosen(

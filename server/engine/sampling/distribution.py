@@ -6,24 +6,15 @@ token is the same whatever was drafted: a seed gives one text with any mask, met
 distributed exactly as in plain sampling, and a draft close to the full model still agrees often.
 """
 
-import hashlib
-from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from server.engine.sampling.draw import Draw
+from server.engine.sampling.native_sampling import can_draw, draw_natively
+from server.engine.sampling.noise import exponential_noise
 from server.engine.types import SamplingParams
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What decides one token beside its logits; `position` is the place that the token will take."""
-
-    sampling: SamplingParams
-    seed: int
-    position: int
 
 
 def probabilities(logits: Tensor, sampling: SamplingParams) -> Tensor:
@@ -44,14 +35,6 @@ def probabilities(logits: Tensor, sampling: SamplingParams) -> Tensor:
     return p if is_whole else p / p.sum(-1, keepdim=True)
 
 
-@lru_cache(maxsize=64)
-def exponential_noise(seed: int, position: int, size: int) -> Tensor:
-    """Exponential(1) noise [size] that depends on (seed, position) alone; kept, since draft and check share it."""
-    key = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
-    return torch.empty(size).exponential_(generator=generator)
-
-
 def draw_tokens(logits: Tensor, draws: list[Draw]) -> list[int]:
     """One token for each row of `logits` [rows, vocabulary]."""
     if all(draw.sampling.is_greedy for draw in draws):
@@ -62,6 +45,11 @@ def draw_tokens(logits: Tensor, draws: list[Draw]) -> list[int]:
 
 def draw_with_confidence(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[float]]:
     """One token for each row, and the row's top probability after processing."""
+    return draw_natively(logits, draws) if can_draw(logits) else draw_in_torch(logits, draws)
+
+
+def draw_in_torch(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[float]]:
+    """The same without the kernels."""
     tokens, tops = [], []
     first = 0
     for sampling, group in groupby(draws, key=lambda draw: draw.sampling):
@@ -80,5 +68,5 @@ def draw_with_confidence(logits: Tensor, draws: list[Draw]) -> tuple[list[int], 
 
 def race(p: Tensor, draws: list[Draw]) -> tuple[Tensor, Tensor]:
     """(top probabilities, tokens drawn): the exponential race argmax(p / noise), Gumbel-max in other words."""
-    noise = torch.stack([exponential_noise(draw.seed, draw.position, p.shape[-1]) for draw in draws])
-    return p.amax(-1), (p / noise.to(p.device)).argmax(-1)
+    noise = [exponential_noise(draw.seed, draw.position, p.shape[-1], p.device) for draw in draws]
+    return p.amax(-1), (p / torch.stack(noise)).argmax(-1)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from server.engine.sampling.distribution import Draw, draw_tokens
+from server.engine.sampling.distribution import draw_tokens
+from server.engine.sampling.draw import Draw
 from server.engine.sampling.logits_processor import LogitsProcessor
 from server.engine.types import SamplingParams
 
@@ -58,8 +59,8 @@ def sample(logits: Tensor, spans: list[Span]) -> list[Sampled]:
     return [Sampled(ids, part) for ids, part in zip(dealt(tokens, spans), rows, strict=True)]
 
 
-def greedy(tokens: list[int], spans: list[Span]) -> list[Sampled]:
-    """The same for spans that want the most likely tokens, which the model has picked already."""
+def picked(tokens: list[int], spans: list[Span]) -> list[Sampled]:
+    """The same for tokens that the kernels have drawn already."""
     return [Sampled(ids, None) for ids in dealt(tokens, spans)]
 
 

@@ -24,13 +24,8 @@ from server.engine import (
     load_checkpoint,
 )
 from server.engine.model import kernels
-from server.engine.sampling.distribution import (
-    Draw,
-    draw_tokens,
-    draw_with_confidence,
-    exponential_noise,
-    probabilities,
-)
+from server.engine.sampling.distribution import draw_tokens, draw_with_confidence, probabilities
+from server.engine.sampling.draw import Draw
 from server.engine.speculation.verification import Verification
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -58,12 +53,6 @@ def test_probabilities_equal_transformers_processors(
     expected = scores.softmax(-1)
     actual = probabilities(logits, SamplingParams(temperature, top_p, top_k, min_p))
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_noise_depends_on_seed_and_position_alone() -> None:
-    assert torch.equal(exponential_noise(3, 7, 50), exponential_noise(3, 7, 50))
-    assert not torch.equal(exponential_noise(3, 7, 50), exponential_noise(3, 8, 50))
-    assert not torch.equal(exponential_noise(3, 7, 50), exponential_noise(4, 7, 50))
 
 
 def test_greedy_and_sampled_rows_share_a_batch() -> None:

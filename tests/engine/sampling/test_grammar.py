@@ -34,7 +34,8 @@ from server.engine import (
     TextCodec,
     Vocabulary,
 )
-from server.engine.sampling.distribution import Draw, draw_tokens, probabilities
+from server.engine.sampling.distribution import draw_tokens, probabilities
+from server.engine.sampling.draw import Draw
 from server.engine.sampling.grammar_matcher import GrammarMatcher
 from tests.tiny import byte_tokenizer
 
@@ -165,7 +166,7 @@ def test_sampling_equals_slow_decoding_with_brute_force_masks(
     row = brute_force(tiny_checkpoint, codec, prompt)
     expected, requests = [], []
     for seed in range(24):
-        sampling, output = SamplingParams(0.7, seed=seed), list[int]()
+        sampling, output = SamplingParams(1.2, seed=seed), list[int]()
         while not output or output[-1] != END:
             output += draw_tokens(row(output, sampling), [Draw(sampling, seed, len(prompt) + len(output))])
         expected.append(output)

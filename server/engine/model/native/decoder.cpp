@@ -36,6 +36,20 @@ void decoder_greedy(void* decoder, const Rows* rows, const Matrix* head, const i
   static_cast<Model*>(decoder)->greedy(*rows, head, ids, *greedy);
 }
 
+// The token that each row's request draws from all tokens.
+void decoder_sample(void* decoder, const Rows* rows, const Sampling* samplings, const Greedy* out) {
+  static_cast<Model*>(decoder)->sample(*rows, samplings, *out);
+}
+
+// The same of logits [count][size], and the probability of the likeliest token.
+void logits_sample(const float* logits, int count, int size, const Sampling* samplings, int32_t* tokens, float* tops) {
+  Sampler sampler;
+  for (int r = 0; r < count; r++) {
+    const Drawn drawn = sampler.draw(logits + size_t(r) * size, size, samplings[r]);
+    tokens[r] = drawn.token, tops[r] = drawn.top;
+  }
+}
+
 // Chooses as `decoder_greedy` does.
 void decoder_draft(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Greedy* greedy,
                    const Chain* chain) {

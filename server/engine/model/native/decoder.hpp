@@ -10,6 +10,7 @@
 #include "greedy.hpp"
 #include "mlp.hpp"
 #include "residual.hpp"
+#include "sampling.hpp"
 
 namespace {
 
@@ -19,6 +20,7 @@ struct Model {
   virtual void forward(const Rows& rows) = 0;
   virtual void logits(const Matrix* head, int count, const float* hidden, float* out) = 0;
   virtual void greedy(const Rows& rows, const Matrix* head, const int32_t* ids, const Greedy& greedy) = 0;
+  virtual void sample(const Rows& rows, const Sampling* samplings, const Greedy& out) = 0;
 };
 
 template <class T>
@@ -71,6 +73,20 @@ class Decoder final : public Model {
     });
   }
 
+  // Each rank draws for rows of its own.
+  void sample(const Rows& rows, const Sampling* samplings, const Greedy& out) override {
+    resize(rows);
+    const int ranks = team_.size(), size = edges_.head.outputs;
+    samplers_.resize(ranks);
+    team_.run([&](int rank) {
+      sublayers(rows, rank);
+      score(edges_.head, states(rows, edges_.head, rank), out.logits, rank);
+      team_.barrier();
+      for (int r = rank; r < rows.count; r += ranks)
+        out.tokens[r] = samplers_[rank].draw(out.logits + size_t(r) * size, size, samplings[r]).token;
+    });
+  }
+
  private:
   void resize(const Rows& rows) {
     residual_.resize(rows.count);
@@ -115,6 +131,7 @@ class Decoder final : public Model {
   Attention<T> attention_;
   Mlp mlp_;
   std::vector<Pick> picks_;
+  std::vector<Sampler> samplers_;
 };
 
 }  // namespace

@@ -20,16 +20,16 @@ struct Pick {
 };
 
 inline Pick pick(const float* logits, Part share, bool is_summing) {
-  f32x16 highest = splat(-INFINITY);
-  i32x16 where = i32x16{} + share.first;
+  floats highest = floats{} - INFINITY;
+  ints where = ints{} + share.first;
   const int whole = share.first + (share.last - share.first) / LANES * LANES;
-  for (int i = share.first; i < whole; i += LANES) {
-    const f32x16 block = load(logits + i);
-    where = block > highest ? i32x16{} + i : where;
+  for (int i = share.first; i < whole; i += WIDTH) {
+    const floats block = *(const floats*)(logits + i);
+    where = block > highest ? ints{} + i : where;
     highest = block > highest ? block : highest;
   }
   Pick best{-INFINITY, 0, share.last};
-  for (int i = 0; i < LANES; i++)
+  for (int i = 0; i < WIDTH; i++)
     if (highest[i] > best.logit || (highest[i] == best.logit && where[i] + i < best.token))
       best.logit = highest[i], best.token = where[i] + i;
   for (int i = whole; i < share.last; i++)

@@ -49,11 +49,19 @@ struct Rows {
   const float* states;        // from the normalised residual and this state of the place before, [count][hidden]
 };
 
-// The greedy token after each row and, unless null, its probability; scratch for logits [count][outputs of the head].
+// The token after each row and, unless null, the likeliest one's probability; scratch for logits [count][outputs of
+// the head].
 struct Greedy {
   int32_t* tokens;
   float* probabilities;
   float* logits;
+};
+
+// How the token after one row is drawn: at a temperature of 0 the likeliest, else by noise of seed and position.
+struct Sampling {
+  float temperature, top_p, min_p;
+  int top_k;  // 0 is all
+  uint64_t seed, position;
 };
 
 // A draft for each of `rows.count` sequences: at most limits[i] tokens, ended by one that is less probable than

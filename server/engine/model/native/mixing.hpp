@@ -97,13 +97,13 @@ class Mixing {
     f32x16 peaks = splat(-INFINITY);
     for (int t = 0; t < length; t += LANES) {
       const f32x16 block = load(scores + t);
-      peaks = block > peaks ? block : peaks;
+      peaks = larger(block, peaks);
     }
     const float peak = highest(peaks);
     f32x16 total{};
     for (int t = 0; t < end; t += LANES) {
       const f32x16 block = load(scores + t);
-      const f32x16 p = block > -INFINITY ? exp16(block - peak) : f32x16{};
+      const f32x16 p = exp16_or_zero(block - peak);
       store16(shares + t, p);
       total += p;
     }

@@ -92,24 +92,46 @@ inline float inverse_rms(const float* x, int size, float epsilon) {
   return 1.0f / std::sqrt((sum(acc) + squares) / size + epsilon);
 }
 
+// The results of `f`, a register's width after the other: where sixteen numbers take two registers, the compiler would
+// compare and choose number by number.
+template <class F, class... V>
+inline f32x16 by_width(F&& f, const V&... v) {
+  f32x16 out;
+  for (int lane = 0; lane < LANES; lane += WIDTH) put(f(*(const floats*)((const float*)&v + lane)...), &out, lane);
+  return out;
+}
+
+inline f32x16 larger(f32x16 a, f32x16 b) {
+  return by_width([](floats a, floats b) { return a > b ? a : b; }, a, b);
+}
+
 // exp with 2e-7 relative error: 2^n by the exponent bits, 2^f by a polynomial on [-0.5, 0.5].
-inline f32x16 exp16(f32x16 x) {
-  f32x16 low = splat(-87.0f), high = splat(88.0f);  // beyond these 2^n would leave the exponent's 8 bits
+inline floats exp(floats x) {
+  floats low = floats{} - 87.0f, high = floats{} + 88.0f;  // beyond these 2^n would leave the exponent's 8 bits
   x = x < low ? low : x;
   x = x > high ? high : x;
-  f32x16 t = x * 1.44269504f;
-  f32x16 shifted = t + 12582912.0f;  // 1.5 * 2^23: a float of this size has no fraction, so the sum rounds t
-  f32x16 n = shifted - 12582912.0f;
-  f32x16 f = (x - n * 0.693145751953125f) - n * 1.42860677e-6f;  // ln 2 in two parts, the first exact in few bits
-  f32x16 p = splat(1.9875691500e-4f);
+  floats t = x * 1.44269504f;
+  floats shifted = t + 12582912.0f;  // 1.5 * 2^23: a float of this size has no fraction, so the sum rounds t
+  floats n = shifted - 12582912.0f;
+  floats f = (x - n * 0.693145751953125f) - n * 1.42860677e-6f;  // ln 2 in two parts, the first exact in few bits
+  floats p = floats{} + 1.9875691500e-4f;
   p = p * f + 1.3981999507e-3f;
   p = p * f + 8.3334519073e-3f;
   p = p * f + 4.1665795894e-2f;
   p = p * f + 1.6666665459e-1f;
   p = p * f + 5.0000001201e-1f;
   p = p * f * f + f + 1.0f;
-  i32x16 exponent = (__builtin_convertvector(n, i32x16) + 127) << 23;
-  return p * (f32x16)exponent;
+  ints exponent = (__builtin_convertvector(n, ints) + 127) << 23;
+  return p * (floats)exponent;
+}
+
+inline f32x16 exp16(f32x16 x) {
+  return by_width([](floats x) { return exp(x); }, x);
+}
+
+// exp, and nothing at all below what it can be told from: of minus infinity too.
+inline f32x16 exp16_or_zero(f32x16 x) {
+  return by_width([](floats x) { return x < floats{} - 87.0f ? floats{} : exp(x); }, x);
 }
 
 }  // namespace

@@ -1,0 +1,35 @@
+"""Draws on a CPU, by the kernels: the same choice as `distribution.py` makes in torch, in one pass over each row."""
+
+from array import array
+from ctypes import Array, addressof
+
+import torch
+from torch import Tensor
+
+from server.engine.model.kernels import Sampling, library
+from server.engine.sampling.draw import Draw
+
+
+def packed(draws: list[Draw]) -> "Array[Sampling]":
+    """What the kernels take for each row."""
+    rows = (Sampling * len(draws))()
+    for row, (sampling, seed, position) in zip(rows, draws, strict=True):
+        row.temperature, row.top_p, row.min_p = sampling.temperature, sampling.top_p, sampling.min_p
+        row.top_k, row.seed, row.position = sampling.top_k, seed, position
+    return rows
+
+
+def can_draw(logits: Tensor) -> bool:
+    """Whether the kernels draw from these."""
+    return logits.device.type == "cpu" and logits.dtype == torch.float32 and library() is not None
+
+
+def draw_natively(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[float]]:
+    """As `draw_with_confidence`."""
+    kernels, logits = library(), logits.contiguous()
+    assert kernels is not None
+    count, size = logits.shape
+    tokens, tops, rows = array("i", bytes(4 * count)), array("f", bytes(4 * count)), packed(draws)
+    addresses = tokens.buffer_info()[0], tops.buffer_info()[0]
+    kernels.logits_sample(logits.data_ptr(), count, size, addressof(rows), *addresses)
+    return tokens.tolist(), tops.tolist()
