@@ -10,6 +10,8 @@ from server.engine.speculation.averages import Average
 from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Proposals, register
 from server.engine.types import LONGEST_GROWTH, FinishReason
 
+LONG_ANSWER = 1024
+"""Tokens of an answer that there is room for; of a longer one rare contexts are forgotten."""
 LEAST_TRUST = 0.05
 HIGHEST_FLOOR = 0.7
 """What is more likely than this is proposed in any case: or what was wrong would never hear that it is right."""
@@ -85,7 +87,8 @@ class SuffixDrafter(Drafter):
 
     def begin(self, sequence: Sequence) -> Running:
         domain, owner, prediction = sequence.route.domain, sequence.request.owner, sequence.request.prediction
-        text = self.history.text(domain, owner, sequence.max_ids + len(prediction))
+        longest = min(sequence.max_ids, sequence.prompt_length + LONG_ANSWER)
+        text = self.history.text(domain, owner, longest + len(prediction))
         if prediction:
             text.predict(sequence.request.prompt_ids, prediction)
         self.history.texts[sequence.id] = text
