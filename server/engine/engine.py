@@ -103,7 +103,7 @@ class Engine:
         if known.needs_draft_weights and self.model.low_bit is None:
             return "draft weights"
         if known.drafters and not any(name in self.speculator.drafters for name in known.drafters):
-            return "what it is compiled from"
+            return "the compiled table of counts"
         return None
 
     def cancel(self, sequence: Sequence) -> None:

@@ -139,6 +139,14 @@ def test_histories_travel_with_an_artifact(tiny_artifact: RoutingArtifact, tmp_p
         RoutingArtifact.load(tmp_path)
 
 
+def test_a_build_without_a_compiler_has_no_such_drafts(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.engine.history.history.library", lambda: None)
+    one = engine(model)
+    assert one.lacks("suffix") == "the compiled table of counts"
+    assert one.lacks("cascade") is None
+    assert len(one.generate([request()])[0].output_ids) == 40
+
+
 def test_a_cancelled_answer_leaves_no_text_behind(model: Decoder) -> None:
     one = engine(model)
     sequence = one.add(request())
