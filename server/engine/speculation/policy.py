@@ -6,9 +6,9 @@ yields 3 tokens in 12 ms: 250 tokens a second in place of 125. Gains are average
 start from the average of its kind, its domain at its temperature; prices are medians for each size of batch.
 A drafter that says itself what it expects of a draft is believed.
 
-Where no drafter promises 2 % more than decoding plainly, the sequence is decoded plainly, and tries again
-after 4, 8, 16, up to 64 steps. In a domain whose drafts lose in general its sequences take these trials in
-turn. None of this changes text.
+Where no drafter promises 2 % more than decoding plainly, or 6 % where it takes passes, the sequence is decoded
+plainly, and tries again after 4, 8, 16, up to 64 steps. In a domain whose drafts lose in general its sequences
+take these trials in turn. None of this changes text.
 """
 
 from collections import defaultdict
@@ -20,7 +20,8 @@ from server.engine.speculation.averages import Average, Steady, Typical
 from server.engine.speculation.base import DRAFTERS, Draft
 from server.engine.types import PLAIN, StepStats
 
-NEEDED_GAIN = 1.02
+NEEDED_GAIN, NEEDED_GAIN_OF_PASSES = 1.02, 1.06
+"""Times plain decoding that a draft has to promise: the best of averages over few tries is often luck."""
 FIRST_REST = 4
 LONGEST_REST = 64
 """Steps that a losing sequence is decoded plainly before it tries again; twice as many after each trial."""
@@ -122,11 +123,11 @@ class DraftPolicy:
         if not options or prices.plain.value is None:
             return PLAIN
         # 2) The best by what it promises, or by this sequence's own gains, if it is worth it.
-        best, highest = PLAIN, NEEDED_GAIN / prices.plain.value
+        best, highest = PLAIN, 0.0
         for name, option in options.items():
             gain = self.gain(name, sequence).value if option.promise is None else option.promise
             rate = prices.rate(name, option.length, gain, num_rows)
-            if rate >= highest:
+            if rate >= max(needed_gain(name) / prices.plain.value, highest):
                 best, highest = name, rate
         if best != PLAIN:
             self.rests.pop(sequence.id, None)
@@ -146,7 +147,7 @@ class DraftPolicy:
         best = max(rates, key=lambda name: rates[name])
         in_general = prices.rate(best, options[best], self.gains_of_kinds[sequence.kind, best].value, num_rows)
         assert prices.plain.value is not None
-        loses_in_general = in_general < NEEDED_GAIN / prices.plain.value
+        loses_in_general = in_general < needed_gain(best) / prices.plain.value
         rest = self.rests[(sequence.kind, size) if loses_in_general else sequence.id]
         return best if rest.is_over(num_rows) else PLAIN
 
@@ -173,6 +174,10 @@ class DraftPolicy:
         self.rests.pop(sequence.id, None)
         for name in DRAFTERS:
             self.gains.pop((sequence.id, name), None)
+
+
+def needed_gain(drafter: str) -> float:
+    return NEEDED_GAIN if DRAFTERS[drafter].is_free else NEEDED_GAIN_OF_PASSES
 
 
 def size_class(number: int) -> int:
