@@ -96,7 +96,7 @@ class Api:
             # 2) Tokens and grammar, each in a thread: a long prompt or a large schema must not hold up other requests.
             encoded = await asyncio.to_thread(source.encode, served)
             check_ids(encoded, source.field, served.vocabulary_size)
-            prediction = await asyncio.to_thread(predicted_ids, body.predicted, served)
+            prediction = await asyncio.to_thread(predicted_ids, body.predicted, served) if body.predicted else ()
             grammar = await asyncio.to_thread(compiled, body, served)
             # 3) The engine's part begins: one sequence for each choice.
             self.worker.submit(ticket, prompts(body, encoded, served, grammar, self.owner(request), prediction))

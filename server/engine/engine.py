@@ -20,10 +20,9 @@ from server.engine.masks.base import MaskParts, MaskSource, mask_sources
 from server.engine.masks.router import Router, prompt_vector
 from server.engine.model.decoder import Decoder
 from server.engine.requests import GenerationRequest, check_request
-from server.engine.sampling.distribution import draw_tokens
 from server.engine.sampling.logprobs import score, score_prompt
 from server.engine.sampling.native_sampling import packed
-from server.engine.sampling.sampler import Sampled, Span, picked, sample
+from server.engine.sampling.sampler import Sampled, picked, sample
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import Emission, Sequence
 from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
@@ -226,24 +225,19 @@ class Engine:
         rows = [(s.slot, s.cursor, [s.ids[-1], *ids]) for s, ids in zip(decoding, drafted, strict=True)]
         spans = [s.span(ids, num_rows=len(ids) + 1) for s, ids in zip(decoding, drafted, strict=True)]
         batch = TokenBatch.of(rows, self.cache)
-        if any(s.needs_logits for s in decoding):
+        needs_logits = any(s.needs_logits for s in decoding)
+        if not needs_logits and all(span.sampling.is_greedy for span in spans):
+            tokens, states = self.model.greedy(batch, self.cache)
+            own = picked(tokens, spans)
+        elif not needs_logits and self.model.native:
+            draws = [draw for span in spans for draw in span.draws]
+            tokens, states = self.model.native.sampled(batch, self.cache, packed(draws))
+            own = picked(tokens, spans)
+        else:
             states = self.model.forward(batch, self.cache)
             own = sample(self.model.logits(states), spans)
-        else:
-            tokens, states = self.drawn(batch, spans)
-            own = picked(tokens, spans)
         stats.verify_seconds = time.perf_counter() - started
         return {s.id: one for s, one in zip(decoding, own, strict=True)}, states
-
-    def drawn(self, batch: TokenBatch, spans: list[Span]) -> tuple[list[int], Tensor]:
-        """The full model's token after each of the batch's, of its own logits, and its states until its next pass."""
-        if all(span.sampling.is_greedy for span in spans):
-            return self.model.greedy(batch, self.cache)
-        draws = [draw for span in spans for draw in span.draws]
-        if self.model.native:
-            return self.model.native.sampled(batch, self.cache, packed(draws))
-        states = self.model.forward(batch, self.cache)
-        return draw_tokens(self.model.logits(states), draws), states
 
     def accept(self, sequence: Sequence, draft: Draft, own: list[int], stats: StepStats) -> Verification:
         """Moves the cursor over what was accepted and the corrected or bonus token."""

@@ -37,7 +37,7 @@ def chat_source(messages: Sequence[Message], field: str, tools: Toolset | None =
 
 def predicted_ids(text: str, served: ServedModel) -> tuple[int, ...]:
     """The tokens of what an answer is expected to be like, as far as the context reaches."""
-    return tuple(served.codec.encode(text, add_special_tokens=False)[: served.max_length]) if text else ()
+    return tuple(served.codec.encode(text, add_special_tokens=False)[: served.max_length])
 
 
 def text_source(prompts: Sequence[str | list[int]]) -> PromptSource:

@@ -16,8 +16,6 @@ OWN_WEIGHT = 2
 """What a token of the text itself counts as much as, of the past."""
 PREDICTED_TIMES = 4
 """How often an expected answer is counted."""
-
-
 NO_TOKENS = array("i", bytes(4 * MAX_DRAFT))
 
 
@@ -44,7 +42,7 @@ class Text:
 
         `ids` are all of the text so far; what is new of it is counted.
         """
-        begin = max(min(self.length, len(ids)) - LONGEST_CONTEXT, 0)
+        begin = max(self.length - LONGEST_CONTEXT, 0)
         first, self.length = self.length - begin, len(ids)
         return self.guessed(array("i", ids[begin:]), first, limit, floor)
 

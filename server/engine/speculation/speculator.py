@@ -35,15 +35,13 @@ class Speculator:
         """The drafters of each method that are here, the preferred one first."""
         self.free: dict[str, Proposals] = {}
         """This step's proposals of free drafters, whether or not they are checked."""
-        self.tried: dict[int, Draft] = {}
-        """This step's drafts by sequence id, and those that passes were spent on and that came to nothing."""
 
     @classmethod
     def of(cls, parts: DraftingParts, policy: DraftPolicy | None) -> Self:
         return cls([kind.of(parts) for kind in DRAFTERS.values() if kind.fits(parts)], policy)
 
     def draft(self, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
-        """Drafts by sequence id; a sequence that is absent is decoded plainly."""
+        """Drafts by sequence id, empty where passes were spent in vain; who is absent is decoded plainly."""
         # 1) What costs nothing is proposed for all that allow it.
         row_price = self.policy.row_price(len(sequences)) if self.policy else FIRST_ROW_PRICE
         self.free = {}
@@ -60,10 +58,7 @@ class Speculator:
                 picked = [s for s in sequences if picks[s.id] == name]
                 proposals[name] = self.drafters[name].propose(picked, row_price)
                 stats.drafting_seconds[name] = time.perf_counter() - started
-        self.tried = {
-            number: Draft(proposals[name].get(number, []), name) for number, name in picks.items() if name != PLAIN
-        }
-        return {number: draft for number, draft in self.tried.items() if draft.ids}
+        return {number: Draft(proposals[name].get(number, []), name) for number, name in picks.items() if name != PLAIN}
 
     def reads_state(self, sequence: Sequence) -> bool:
         """Whether its next draft may begin at the state of its last token."""
@@ -98,11 +93,10 @@ class Speculator:
                 if ids:
                     num_agreed = check.num_accepted if ids is draft.ids else count_agreeing(ids, check.emitted)
                     self.judge(name, sequence, Feedback(ids, check.emitted, num_agreed))
-            if self.policy and (tried := self.tried.get(sequence.id)) and not tried.ids:
-                self.policy.observe_gain(tried.drafter, sequence, 0)
+            if self.policy and sequence.id in drafts and not draft.ids:
+                self.policy.observe_gain(draft.drafter, sequence, 0)
         if self.policy:
-            self.policy.observe_seconds(list(self.tried.values()), len(sequences), stats)
-        self.tried = {}
+            self.policy.observe_seconds(list(drafts.values()), len(sequences), stats)
 
     def judge(self, name: str, sequence: Sequence, feedback: Feedback) -> None:
         self.drafters[name].learn(sequence, feedback)

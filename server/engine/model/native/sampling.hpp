@@ -107,7 +107,8 @@ class Sampler {
   // exp((logit - best) / temperature) of all, and their sum; beyond them zeros to a whole block. What is forbidden has
   // a logit of minus infinity, and no weight.
   float weigh(const float* logits, int size, float best, float factor) {
-    weights_.assign((size + BLOCK_TOKENS - 1) / BLOCK_TOKENS * BLOCK_TOKENS, 0);
+    weights_.resize((size + BLOCK_TOKENS - 1) / BLOCK_TOKENS * BLOCK_TOKENS);
+    std::fill(weights_.begin() + size, weights_.end(), 0);
     f32x16 sums{};
     int i = 0;
     for (; i + LANES <= size; i += LANES) {
