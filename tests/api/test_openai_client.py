@@ -46,8 +46,10 @@ def test_usage_comes_on_a_last_chunk_of_its_own(client: openai.OpenAI) -> None:
     )
     usage = chunks[-1].usage
     assert chunks[-1].choices == []
-    assert usage is not None
-    assert usage == chat(client, **GREEDY).usage
+    whole = chat(client, **GREEDY).usage
+    assert usage is not None and whole is not None
+    # How much of it was drafted may differ: the second request can draft from the first one's answer.
+    assert (usage.prompt_tokens, usage.completion_tokens) == (whole.prompt_tokens, whole.completion_tokens)
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert usage.completion_tokens == 24
     assert extra(chunks[-1], "metrics")["speculative_decoding"]["num_spec_steps"] > 0
