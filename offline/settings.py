@@ -141,7 +141,7 @@ class EvaluationSettings(BitsSettings):
     json_only: bool = Field(False, alias="json", description="print the JSON line without the table")
     max_new_tokens: int = Field(128, ge=1, description="tokens per answer at most")
     ignore_eos: bool = Field(False, description="write all of --max-new-tokens, past the model's own end")
-    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; else top-p and top-k are the model's own")
     batch_size: int = Field(1, ge=1, description="prompts decoded together")
     limit: int | None = Field(None, ge=1, description="prompts per domain at most")
     repeats: int = Field(1, ge=1, description="times that every prompt is decoded by every method")

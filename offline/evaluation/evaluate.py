@@ -11,7 +11,7 @@ from itertools import groupby
 
 import torch
 
-from offline.evaluation.measure import Decoding, Job, Runner, Sample, end_ids, measure
+from offline.evaluation.measure import Decoding, Job, Runner, Sample, end_ids, measure, model_sampling
 from offline.evaluation.methods import MethodSettings, needs_artifact, needs_draft_weights
 from offline.evaluation.peers.base import PEERS, peer_runners, runnable
 from offline.evaluation.summary import ResultRow, summarise
@@ -36,6 +36,8 @@ class Evaluation(Strict):
     dtype: str
     seed: int
     temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
     batch_size: int
     max_new_tokens: int
     ignore_eos: bool
@@ -71,12 +73,15 @@ def evaluate(settings: MethodSettings) -> Evaluation:
         raise SettingsMistake("--learn: needs two batches of prompts at least; the first only warms up")
     samples = measure(runners, batches, settings.repeats, first=int(settings.learn))
     inexact = frozenset(PEERS) if settings.temperature > 0 else frozenset()
+    drawn = model_sampling(loaded, settings)
     return Evaluation(
         model=settings.model or public_name(None),
         device=torch.cuda.get_device_name() if loaded.checkpoint.device.type == "cuda" else "cpu",
         dtype=loaded.dtype,
         seed=settings.seed,
         temperature=settings.temperature,
+        top_p=drawn.top_p,
+        top_k=drawn.top_k,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
         ignore_eos=settings.ignore_eos,
@@ -148,7 +153,7 @@ def make_runners(
     def decoding() -> Decoding:
         # An engine learns what drafts gain, so every method has one of its own.
         engine = Engine(loaded.model, config, artifact)
-        return Decoding(engine, end_ids(loaded, settings), settings.max_new_tokens, settings.temperature)
+        return Decoding(engine, end_ids(loaded, settings), settings.max_new_tokens, model_sampling(loaded, settings))
 
     own = [name for name in settings.methods if name in methods()]
     runners = {name: decoding().runner(name, lambda job: None) for name in own}

@@ -6,7 +6,7 @@ So a slow moment of the machine meets all methods alike, and ratios within one t
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
@@ -74,7 +74,8 @@ class Decoding:
     engine: Engine
     eos_ids: frozenset[int]
     max_tokens: int
-    temperature: float = 0.0
+    sampling: SamplingParams
+    """How each is drawn, with the seed of its prompt."""
 
     def runner(self, method: str, route_of: Callable[[Job], Route | None]) -> Runner:
         """Answers by this method; `route_of` forces a route, None leaves it to the engine's router."""
@@ -82,7 +83,7 @@ class Decoding:
 
         def run(jobs: Sequence[Job]) -> list[Answer]:
             requests = [
-                GenerationRequest(job.ids, SamplingParams(self.temperature, seed=job.seed), stop, method, route_of(job))
+                GenerationRequest(job.ids, replace(self.sampling, seed=job.seed), stop, method, route_of(job))
                 for job in jobs
             ]
             sequences = [self.engine.add(request) for request in requests]
@@ -94,6 +95,12 @@ class Decoding:
             return [Answer(s.output_ids, share * (len(s.output_ids) - 1), s.stats, s.route) for s in sequences]
 
         return run
+
+
+def model_sampling(loaded: LoadedModel, settings: EvaluationSettings) -> SamplingParams:
+    """At this temperature, with the cuts that the server takes where a client names none: those of the model."""
+    cuts = loaded.checkpoint.defaults
+    return SamplingParams(settings.temperature, cuts.get("top_p", 1.0), int(cuts.get("top_k", 0)))
 
 
 def end_ids(loaded: LoadedModel, settings: EvaluationSettings) -> frozenset[int]:

@@ -21,8 +21,8 @@ from server.engine.masks.router import Router, prompt_vector
 from server.engine.model.decoder import Decoder
 from server.engine.requests import GenerationRequest, check_request
 from server.engine.sampling.logprobs import score, score_prompt
-from server.engine.sampling.native_sampling import packed
-from server.engine.sampling.sampler import Sampled, picked, sample
+from server.engine.sampling.own_tokens import own_tokens
+from server.engine.sampling.sampler import Sampled, sample
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import Emission, Sequence
 from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
@@ -225,17 +225,7 @@ class Engine:
         rows = [(s.slot, s.cursor, [s.ids[-1], *ids]) for s, ids in zip(decoding, drafted, strict=True)]
         spans = [s.span(ids, num_rows=len(ids) + 1) for s, ids in zip(decoding, drafted, strict=True)]
         batch = TokenBatch.of(rows, self.cache)
-        needs_logits = any(s.needs_logits for s in decoding)
-        if not needs_logits and all(span.sampling.is_greedy for span in spans):
-            tokens, states = self.model.greedy(batch, self.cache)
-            own = picked(tokens, spans)
-        elif not needs_logits and self.model.native:
-            draws = [draw for span in spans for draw in span.draws]
-            tokens, states = self.model.native.sampled(batch, self.cache, packed(draws))
-            own = picked(tokens, spans)
-        else:
-            states = self.model.forward(batch, self.cache)
-            own = sample(self.model.logits(states), spans)
+        own, states = own_tokens(self.model, self.cache, batch, spans)
         stats.verify_seconds = time.perf_counter() - started
         return {s.id: one for s, one in zip(decoding, own, strict=True)}, states
 
@@ -250,10 +240,10 @@ class Engine:
             sequence.route = source.next_route(sequence, check.emitted)
         return check
 
-    def emit(self, sequence: Sequence, token_ids: list[int], logits: Tensor | None) -> Emission:
+    def emit(self, sequence: Sequence, token_ids: list[int], logits: Tensor) -> Emission:
         """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context.
 
-        `logits` are the rows that the ids were drawn from; it may have more, and is None where nobody asked.
+        `logits` are the rows that the ids were drawn from, and may have more.
         """
         sequence.ids += token_ids
         if sequence.grammar and sequence.grammar.failed_at == len(sequence.ids) - 1:
@@ -263,7 +253,7 @@ class Engine:
         elif sequence.room <= 0:
             self.finish(sequence, FinishReason.LENGTH)
         num_top, logprobs = sequence.request.num_logprobs, []
-        if num_top is not None and logits is not None:
+        if num_top is not None:
             logprobs = score(logits[: len(token_ids)], token_ids, num_top)
         return Emission(sequence, token_ids, sequence.finish_reason, logprobs)
 

@@ -117,18 +117,8 @@ class Sequence:
         return self.route.domain, round(self.request.sampling.temperature, 1)
 
     @property
-    def is_plainly_greedy(self) -> bool:
-        """Whether its tokens are the most likely ones of the model's own logits."""
-        return self.request.sampling.is_greedy and self.processor is None
-
-    @property
     def grammar(self) -> GrammarMatcher | None:
         return self.processor.grammar if self.processor else None
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether its tokens are drawn from other logits than the model's own, or these are reported."""
-        return self.processor is not None or self.request.num_logprobs is not None
 
 
 @dataclass(frozen=True)

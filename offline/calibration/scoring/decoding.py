@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from offline.calibration.collect import Collection, Part
 from offline.evaluation.measure import Decoding, Job, Runner
 from offline.loaded_model import LoadedModel
-from server.engine import DraftModel, Engine, EngineConfig, Route
+from server.engine import DraftModel, Engine, EngineConfig, Route, SamplingParams
 
 
 def heldout_jobs(collection: Collection, count: int) -> list[Job]:
@@ -27,7 +27,7 @@ class DraftDecoding:
     def __init__(self, loaded: LoadedModel, prompts: Sequence[list[int]], max_tokens: int) -> None:
         config = EngineConfig(1, max(map(len, prompts)) + max_tokens, baseline_share=0, is_adaptive=False)
         self.engine = Engine(loaded.model, config)
-        self.decoding = Decoding(self.engine, loaded.checkpoint.eos_ids, max_tokens)
+        self.decoding = Decoding(self.engine, loaded.checkpoint.eos_ids, max_tokens, SamplingParams())
 
     def runner(self, method: str, drafts: Mapping[str, DraftModel]) -> Runner:
         """Answers with the draft of each job's domain."""

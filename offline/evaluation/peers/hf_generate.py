@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from offline.evaluation.measure import Answer, Job, Runner, end_ids
+from offline.evaluation.measure import Answer, Job, Runner, end_ids, model_sampling
 from offline.loaded_model import LoadedModel
 from offline.settings import EvaluationSettings
 from server.engine import Checkpoint
@@ -47,7 +47,8 @@ def assisted_runner(name: str, model: PreTrainedModel, loaded: LoadedModel, sett
     pad = pad if pad is not None else (eos_ids or [0])[0]
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
-        sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
+        drawn = model_sampling(loaded, settings)
+        sampling = {"do_sample": True, "temperature": drawn.temperature, "top_k": drawn.top_k, "top_p": drawn.top_p}
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens, eos_token_id=eos_ids or None, pad_token_id=pad, **sampling, **options
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model import kernels
+from server.engine.model.checked import Checked
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.native_decoder import NativeDecoder, Team
 from server.engine.model.native_weights import pack_decoder
@@ -80,9 +81,9 @@ class Decoder:
         """Next-token logits [tokens, vocabulary_size] in fp32."""
         return self.body.logits(hidden)
 
-    def greedy(self, batch: TokenBatch, cache: KVCache) -> tuple[list[int], Tensor]:
-        """The full model's greedy token after each of the batch's, and its hidden states until its next pass."""
-        return self.body.greedy(batch, cache)
+    def greedy(self, batch: TokenBatch, cache: KVCache) -> Checked:
+        """The full model's likeliest token after each of the batch's."""
+        return self.body.checked(batch, cache)
 
 
 def precision(checkpoint: Checkpoint, is_native: bool, input_bits: int) -> str:

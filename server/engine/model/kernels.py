@@ -59,7 +59,7 @@ class Rows(Structure):
     ]
 
 
-class Greedy(Structure):
+class Choice(Structure):
     _fields_ = fields(c_void_p, "tokens probabilities logits")
 
 
@@ -68,7 +68,11 @@ class Sampling(Structure):
 
 
 class Chain(Structure):
-    _fields_ = [("stride", c_int), *fields(c_float, "confidence floor"), *fields(c_void_p, "limits drafted lengths")]
+    _fields_ = [
+        ("stride", c_int),
+        *fields(c_float, "confidence floor"),
+        *fields(c_void_p, "limits drafted lengths samplings"),
+    ]
 
 
 def processor_flags() -> frozenset[str]:
@@ -111,21 +115,26 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_forward.restype = None
     kernels.decoder_logits.argtypes = [c_void_p, POINTER(Matrix), c_int, c_void_p, c_void_p]
     kernels.decoder_logits.restype = None
-    kernels.decoder_greedy.argtypes = [c_void_p, POINTER(Rows), POINTER(Matrix), c_void_p, POINTER(Greedy)]
-    kernels.decoder_greedy.restype = None
-    kernels.decoder_sample.argtypes = [c_void_p, POINTER(Rows), c_void_p, POINTER(Greedy)]
-    kernels.decoder_sample.restype = None
-    kernels.logits_sample.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p]
-    kernels.logits_sample.restype = None
+    kernels.decoder_choose.argtypes = [
+        c_void_p,
+        POINTER(Rows),
+        POINTER(Matrix),
+        c_void_p,
+        c_void_p,
+        POINTER(Choice),
+    ]
+    kernels.decoder_choose.restype = None
     kernels.decoder_draft.argtypes = [
         c_void_p,
         POINTER(Rows),
         POINTER(Matrix),
         c_void_p,
-        POINTER(Greedy),
+        POINTER(Choice),
         POINTER(Chain),
     ]
     kernels.decoder_draft.restype = None
+    kernels.logits_sample.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p]
+    kernels.logits_sample.restype = None
     kernels.decoder_free.argtypes = [c_void_p]
     kernels.decoder_free.restype = None
     kernels.matrix_copy_outputs.argtypes = [POINTER(Matrix), c_int, c_void_p, POINTER(Matrix), c_int]

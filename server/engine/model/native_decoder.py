@@ -13,13 +13,16 @@ from torch import Tensor
 from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.arena import Arena
-from server.engine.model.kernels import Chain, Edges, Greedy, Layer, Matrix, Rows, Sampling, Shape, library
+from server.engine.model.checked import Checked
+from server.engine.model.kernels import Chain, Choice, Edges, Layer, Matrix, Rows, Sampling, Shape, library
 from server.engine.model.panels import Panels, pack
 from server.engine.types import FULL_MODEL, DraftModel, Patch, SkipMask
 
 if TYPE_CHECKING:
     from server.engine.model.native_head import NativeHead
 
+Samplings = CArray[Sampling]
+"""How the token of each row is drawn."""
 Parts = Mapping[str, Panels | Tensor | None]
 """Matrices and vectors by the names of the kernels' fields, None where the model has no such part."""
 
@@ -123,30 +126,29 @@ class NativeDecoder:
         self.kernels.decoder_forward(self.handle, byref(rows))
         return hidden
 
-    def greedy(self, batch: TokenBatch, cache: KVCache) -> tuple[list[int], Tensor]:
-        """The full model's greedy token after each of the batch's, and its states, which its next pass writes over."""
-        flat, scratch = flattened(batch), self.checking.grown(batch.num_tokens)
-        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, FULL_MODEL)
-        self.kernels.decoder_greedy(self.handle, byref(rows), None, None, byref(scratch.sure))
-        return scratch.tokens[: batch.num_tokens].tolist(), scratch.hidden[: batch.num_tokens]
-
-    def sampled(self, batch: TokenBatch, cache: KVCache, samplings: "CArray[Sampling]") -> tuple[list[int], Tensor]:
-        """The token that is drawn after each of the batch's, and the states as `greedy` gives them."""
-        flat, scratch = flattened(batch), self.checking.grown(batch.num_tokens)
-        rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, FULL_MODEL)
-        self.kernels.decoder_sample(self.handle, byref(rows), samplings, byref(scratch.sure))
-        return scratch.tokens[: batch.num_tokens].tolist(), scratch.hidden[: batch.num_tokens]
+    def checked(self, batch: TokenBatch, cache: KVCache, samplings: Samplings | None = None) -> Checked:
+        """The full model's token after each of the batch's; what it gives is written over by its next check."""
+        flat, count = flattened(batch), batch.num_tokens
+        scratch = self.checking.grown(count)
+        rows = self.rows(flat, count, scratch.hidden, cache, FULL_MODEL)
+        self.kernels.decoder_choose(self.handle, byref(rows), None, None, samplings, byref(scratch.sure))
+        return Checked(scratch.tokens[:count].tolist(), scratch.hidden[:count], scratch.logits[:count])
 
     def chosen(
-        self, batch: TokenBatch, cache: KVCache, draft: DraftModel, head: "NativeHead | None" = None
+        self,
+        batch: TokenBatch,
+        cache: KVCache,
+        draft: DraftModel,
+        head: "NativeHead | None" = None,
+        samplings: Samplings | None = None,
     ) -> tuple[list[int], list[float]]:
-        """The greedy token after each of the batch's as a draft without a patch chooses it, and its probability.
+        """The token after each of the batch's as a draft without a patch chooses it, and the likeliest's probability.
 
-        `head` as in `draft`.
+        `head` as in `draft`; without `samplings` the token is that one.
         """
         flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens)
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft)
-        self.kernels.decoder_greedy(self.handle, byref(rows), *scored(head), byref(scratch.unsure))
+        self.kernels.decoder_choose(self.handle, byref(rows), *scored(head), samplings, byref(scratch.unsure))
         return scratch.tokens[: batch.num_tokens].tolist(), scratch.probabilities[: batch.num_tokens].tolist()
 
     def draft(
@@ -158,17 +160,19 @@ class NativeDecoder:
         confidence: float,
         head: "NativeHead | None" = None,
         states: Tensor | None = None,
+        samplings: Samplings | None = None,
     ) -> list[list[int]]:
-        """Greedy chains after the batch's single tokens, as `ChainDrafter` describes them.
+        """Chains after the batch's single tokens, as `ChainDrafter` describes them.
 
-        `head`: the rows of the draft's vocabulary, where it has one; `states` as in `Decoder.forward`.
+        `head`: the rows of the draft's vocabulary, where it has one; `states` as in `Decoder.forward`; `samplings` draw
+        the first tokens of each, without them they are greedy.
         """
         flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens)
         stride = max(limits)
         most, drafted = array("i", limits), array("i", bytes(4 * stride * len(limits)))
         lengths = array("i", bytes(4 * len(limits)))
         addresses = (values.buffer_info()[0] for values in (most, drafted, lengths))
-        chain = Chain(stride, confidence, draft.floor, *addresses)
+        chain = Chain(stride, confidence, draft.floor, *addresses, addressof(samplings) if samplings else None)
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft, states)
         self.kernels.decoder_draft(self.handle, byref(rows), *scored(head), byref(scratch.unsure), byref(chain))
         return [drafted[i * stride : i * stride + length].tolist() for i, length in enumerate(lengths)]
@@ -243,8 +247,8 @@ class Scratch:
             self.tokens = array("i", bytes(4 * num_tokens))
             self.probabilities = array("f", bytes(4 * num_tokens))
             tokens, logits = self.tokens.buffer_info()[0], self.logits.data_ptr()
-            self.sure = Greedy(tokens, None, logits)
-            self.unsure = Greedy(tokens, self.probabilities.buffer_info()[0], logits)
+            self.sure = Choice(tokens, None, logits)
+            self.unsure = Choice(tokens, self.probabilities.buffer_info()[0], logits)
         return self
 
 

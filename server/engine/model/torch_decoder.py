@@ -9,6 +9,7 @@ from torch import Tensor
 
 from server.engine.config import DecoderConfig
 from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.model.checked import Checked
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.linear import Linear
 from server.engine.types import FULL_MODEL, DraftModel, Patch
@@ -158,7 +159,8 @@ class TorchDecoder:
         """Logits [tokens, vocabulary_size] in fp32."""
         return self.head(hidden).float()
 
-    def greedy(self, batch: TokenBatch, cache: KVCache) -> tuple[list[int], Tensor]:
-        """The full model's greedy token after each of the batch's, and its states."""
-        hidden = self.forward(batch, cache, FULL_MODEL)
-        return self.logits(hidden).argmax(-1).tolist(), hidden
+    def checked(self, batch: TokenBatch, cache: KVCache) -> Checked:
+        """The full model's likeliest token after each of the batch's."""
+        states = self.forward(batch, cache, FULL_MODEL)
+        logits = self.logits(states)
+        return Checked(logits.argmax(-1).tolist(), states, logits)

@@ -10,8 +10,14 @@ from server.engine.model.kernels import Sampling, library
 from server.engine.sampling.draw import Draw
 
 
-def packed(draws: list[Draw]) -> "Array[Sampling]":
-    """What the kernels take for each row."""
+def packed(draws: list[Draw]) -> "Array[Sampling] | None":
+    """What the kernels take for each row; None where all are greedy."""
+    if all(draw.sampling.is_greedy for draw in draws):
+        return None
+    return rows_of(draws)
+
+
+def rows_of(draws: list[Draw]) -> "Array[Sampling]":
     rows = (Sampling * len(draws))()
     for row, (sampling, seed, position) in zip(rows, draws, strict=True):
         row.temperature, row.top_p, row.min_p = sampling.temperature, sampling.top_p, sampling.min_p
@@ -29,7 +35,7 @@ def draw_natively(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[fl
     kernels, logits = library(), logits.contiguous()
     assert kernels is not None
     count, size = logits.shape
-    tokens, tops, rows = array("i", bytes(4 * count)), array("f", bytes(4 * count)), packed(draws)
+    tokens, tops, rows = array("i", bytes(4 * count)), array("f", bytes(4 * count)), rows_of(draws)
     addresses = tokens.buffer_info()[0], tops.buffer_info()[0]
     kernels.logits_sample(logits.data_ptr(), count, size, addressof(rows), *addresses)
     return tokens.tolist(), tops.tolist()

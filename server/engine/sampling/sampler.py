@@ -4,8 +4,8 @@ Drafts and checks both pass here. A draft has one row of logits for each sequenc
 tokens has five.
 """
 
-import itertools
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from torch import Tensor
@@ -46,24 +46,14 @@ def adjusted(logits: Tensor, spans: list[Span]) -> Tensor:
 
 
 class Sampled(NamedTuple):
-    """The full model's own token in each row of one sequence, and the rows as the model gave them, where needed."""
+    """The full model's own token in each row of one sequence, and the rows as the model gave them."""
 
     token_ids: list[int]
-    logits: Tensor | None
+    logits: Tensor
 
 
 def sample(logits: Tensor, spans: list[Span]) -> list[Sampled]:
     """The tokens of each span; `logits` [rows, vocabulary] has the spans' rows one after the other."""
-    tokens = draw_tokens(adjusted(logits, spans), [draw for span in spans for draw in span.draws])
+    tokens = iter(draw_tokens(adjusted(logits, spans), [draw for span in spans for draw in span.draws]))
     rows = logits.split([span.num_rows for span in spans])
-    return [Sampled(ids, part) for ids, part in zip(dealt(tokens, spans), rows, strict=True)]
-
-
-def picked(tokens: list[int], spans: list[Span]) -> list[Sampled]:
-    """The same for tokens that the kernels have drawn already."""
-    return [Sampled(ids, None) for ids in dealt(tokens, spans)]
-
-
-def dealt(tokens: list[int], spans: list[Span]) -> list[list[int]]:
-    rest = iter(tokens)
-    return [list(itertools.islice(rest, span.num_rows)) for span in spans]
+    return [Sampled(list(islice(tokens, span.num_rows)), part) for span, part in zip(spans, rows, strict=True)]

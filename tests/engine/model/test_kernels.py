@@ -169,10 +169,11 @@ def test_greedy_tokens_are_those_of_the_logits(model: Decoder, tmp_path: Path) -
     for decoder in (model, native):
         cache = decoder.new_cache(1, 64)
         batch = TokenBatch.of([(0, 0, list(range(6, 40)))], cache)
-        tokens, states = decoder.greedy(batch, cache)
+        tokens, states, logits = decoder.greedy(batch, cache)
         expected = decoder.forward(batch, cache)
         assert tokens == decoder.logits(expected).argmax(-1).tolist()
         torch.testing.assert_close(states, expected)
+        assert torch.equal(logits, decoder.logits(states))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@
 #include "decoder.hpp"
 
 #include "copying.hpp"
+#include "drafting.hpp"
 
 extern "C" {
 
@@ -31,14 +32,11 @@ void decoder_logits(void* decoder, const Matrix* head, int count, const float* h
   static_cast<Model*>(decoder)->logits(head, count, hidden, out);
 }
 
-// Chooses among the outputs of `head`, whose tokens are `ids`; of all tokens where both are null.
-void decoder_greedy(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Greedy* greedy) {
-  static_cast<Model*>(decoder)->greedy(*rows, head, ids, *greedy);
-}
-
-// The token that each row's request draws from all tokens.
-void decoder_sample(void* decoder, const Rows* rows, const Sampling* samplings, const Greedy* out) {
-  static_cast<Model*>(decoder)->sample(*rows, samplings, *out);
+// Chooses among the outputs of `head`, whose tokens are `ids`; of all tokens where both are null. Without samplings the
+// likeliest, else the one that the row's request draws.
+void decoder_choose(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Sampling* samplings,
+                    const Choice* choice) {
+  static_cast<Model*>(decoder)->choose(*rows, head, ids, samplings, *choice);
 }
 
 // The same of logits [count][size], and the probability of the likeliest token.
@@ -50,11 +48,13 @@ void logits_sample(const float* logits, int count, int size, const Sampling* sam
   }
 }
 
-// Chooses as `decoder_greedy` does.
-void decoder_draft(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Greedy* greedy,
+// Chooses as `decoder_choose` does.
+void decoder_draft(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Choice* choice,
                    const Chain* chain) {
   Model& model = *static_cast<Model*>(decoder);
-  draft(*rows, model.width(), *greedy, *chain, [&](const Rows& step) { model.greedy(step, head, ids, *greedy); });
+  draft(*rows, model.width(), *choice, *chain, [&](const Rows& step, const Sampling* samplings) {
+    model.choose(step, head, ids, samplings, *choice);
+  });
 }
 
 void decoder_free(void* decoder) { delete static_cast<Model*>(decoder); }

@@ -19,8 +19,8 @@ struct Model {
   virtual int width() const = 0;  // of a hidden state
   virtual void forward(const Rows& rows) = 0;
   virtual void logits(const Matrix* head, int count, const float* hidden, float* out) = 0;
-  virtual void greedy(const Rows& rows, const Matrix* head, const int32_t* ids, const Greedy& greedy) = 0;
-  virtual void sample(const Rows& rows, const Sampling* samplings, const Greedy& out) = 0;
+  virtual void choose(const Rows& rows, const Matrix* head, const int32_t* ids, const Sampling* samplings,
+                      const Choice& choice) = 0;
 };
 
 template <class T>
@@ -53,37 +53,21 @@ class Decoder final : public Model {
     team_.run([&](int rank) { score(used, residual_.rounded(count, hidden, rank, used), out, rank); });
   }
 
-  // `ids` are the tokens of the head's outputs; without them an output's number is its token.
-  void greedy(const Rows& rows, const Matrix* head, const int32_t* ids, const Greedy& greedy) override {
+  // The token after each row, drawn as `samplings` ask; without them the likeliest. `ids` are the tokens of the head's
+  // outputs; without them an output's number is its token.
+  void choose(const Rows& rows, const Matrix* head, const int32_t* ids, const Sampling* samplings,
+              const Choice& choice) override {
     const Matrix& used = head ? *head : edges_.head;
     resize(rows);
-    const int ranks = team_.size();
-    picks_.resize(size_t(ranks) * rows.count);
+    picks_.resize(size_t(team_.size()) * rows.count);
+    samplers_.resize(team_.size());
     team_.run([&](int rank) {
       sublayers(rows, rank);
-      const Part own = score(used, states(rows, used, rank), greedy.logits, rank);
-      for (int r = 0; r < rows.count; r++)
-        picks_[rank * rows.count + r] = pick(greedy.logits + size_t(r) * used.outputs, own, greedy.probabilities);
-      team_.barrier();
-      if (rank == 0)
-        for (int r = 0; r < rows.count; r++) {
-          settle(picks_, ranks, rows.count, r, greedy);
-          if (ids) greedy.tokens[r] = ids[greedy.tokens[r]];
-        }
-    });
-  }
-
-  // Each rank draws for rows of its own.
-  void sample(const Rows& rows, const Sampling* samplings, const Greedy& out) override {
-    resize(rows);
-    const int ranks = team_.size(), size = edges_.head.outputs;
-    samplers_.resize(ranks);
-    team_.run([&](int rank) {
-      sublayers(rows, rank);
-      score(edges_.head, states(rows, edges_.head, rank), out.logits, rank);
-      team_.barrier();
-      for (int r = rank; r < rows.count; r += ranks)
-        out.tokens[r] = samplers_[rank].draw(out.logits + size_t(r) * size, size, samplings[r]).token;
+      const Part own = score(used, states(rows, used, rank), choice.logits, rank);
+      if (samplings)
+        draw(rows.count, used.outputs, ids, samplings, choice, rank);
+      else
+        pick_all(rows.count, used.outputs, ids, own, choice, rank);
     });
   }
 
@@ -121,6 +105,31 @@ class Decoder final : public Model {
       for (int i = 0; first + i < head.outputs; i++) to[i] = sums[i];
     });
     return {own.first * LANES, std::min(own.last * LANES, head.outputs)};
+  }
+
+  void pick_all(int count, int outputs, const int32_t* ids, Part own, const Choice& choice, int rank) {
+    const int ranks = team_.size();
+    for (int r = 0; r < count; r++)
+      picks_[rank * count + r] = pick(choice.logits + size_t(r) * outputs, own, choice.probabilities);
+    team_.barrier();
+    if (rank != 0) return;
+    for (int r = 0; r < count; r++) {
+      settle(picks_, ranks, count, r, choice);
+      if (ids) choice.tokens[r] = ids[choice.tokens[r]];
+    }
+  }
+
+  // Each rank draws for rows of its own.
+  void draw(int count, int outputs, const int32_t* ids, const Sampling* samplings, const Choice& choice, int rank) {
+    team_.barrier();
+    for (int r = rank; r < count; r += team_.size()) {
+      const float* logits = choice.logits + size_t(r) * outputs;
+      const int size = edges_.head.outputs;
+      if (ids) logits = samplers_[rank].spread(logits, outputs, ids, size);
+      const Drawn drawn = samplers_[rank].draw(logits, size, samplings[r]);
+      choice.tokens[r] = drawn.token;
+      if (choice.probabilities) choice.probabilities[r] = drawn.top;
+    }
   }
 
   const Shape shape_;

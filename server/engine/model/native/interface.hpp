@@ -49,9 +49,9 @@ struct Rows {
   const float* states;        // from the normalised residual and this state of the place before, [count][hidden]
 };
 
-// The token after each row and, unless null, the likeliest one's probability; scratch for logits [count][outputs of
-// the head].
-struct Greedy {
+// The token chosen after each row and, unless null, the likeliest one's probability; logits [count][outputs of the
+// head].
+struct Choice {
   int32_t* tokens;
   float* probabilities;
   float* logits;
@@ -66,10 +66,11 @@ struct Sampling {
 
 // A draft for each of `rows.count` sequences: at most limits[i] tokens, ended by one that is less probable than
 // `confidence`, and before one that is less probable than `floor`. Row i of `drafted` [count][stride] receives
-// lengths[i] tokens.
+// lengths[i] tokens. `samplings` draw the first ones; without them a draft is greedy.
 struct Chain {
   int stride;
   float confidence, floor;
   const int32_t* limits;
   int32_t *drafted, *lengths;
+  const Sampling* samplings;
 };

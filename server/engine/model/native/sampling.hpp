@@ -84,6 +84,13 @@ struct Drawn {
 // What draws rows one after the other write.
 class Sampler {
  public:
+  // The logits of some tokens at the places of these tokens among all, so that they run with their own noise.
+  const float* spread(const float* logits, int count, const int32_t* ids, int size) {
+    spread_.assign(size, -INFINITY);
+    for (int i = 0; i < count; i++) spread_[ids[i]] = logits[i];
+    return spread_.data();
+  }
+
   Drawn draw(const float* logits, int size, const Sampling& s) {
     const Pick best = pick(logits, {0, size}, s.temperature == 0);
     if (s.temperature == 0 || best.token >= size) return {std::min(best.token, size - 1), 1 / best.total};
@@ -234,7 +241,7 @@ class Sampler {
     return any != 0;
   }
 
-  std::vector<float> weights_, heap_;
+  std::vector<float> weights_, heap_, spread_;
   std::vector<Candidate> candidates_;
 };
 

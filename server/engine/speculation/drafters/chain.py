@@ -13,6 +13,7 @@ from server.engine.kvcache.slots import KVCache, Row, TokenBatch
 from server.engine.model.decoder import Decoder
 from server.engine.model.draft_head import DraftHead
 from server.engine.sampling.distribution import draw_with_confidence
+from server.engine.sampling.native_sampling import packed
 from server.engine.sampling.sampler import adjusted
 from server.engine.sequence import Sequence
 from server.engine.speculation.base import Drafter, DraftingParts, Proposals
@@ -27,7 +28,7 @@ class ChainDrafter(Drafter):
     model's confidence: at 0.5, after the first token that the draft itself would bet against. It ends before a
     token whose top probability is under the draft model's floor, and where nothing of its vocabulary may come next.
 
-    Where the method drafts from the text and its like too, a greedy chain without a patch is a cascade of two levels
+    Where the method drafts from the text and its like too, a chain without a patch is a cascade of two levels
     (ML-SpecQD, arXiv 2503.13565, section 4; CAS-Spec, arXiv 2510.26843): each cheap pass checks what these propose.
     """
 
@@ -69,16 +70,17 @@ class ChainDrafter(Drafter):
         return proposals
 
     def chains(self, group: list[Sequence], draft: DraftModel, row_price: float) -> Proposals:
-        """Chains of one draft model; where all are greedy the kernels run them whole, without a return to Python."""
+        """Chains of one draft model; the kernels run them whole, without a return to Python, where they may."""
         decoder, head = self.model.drafting(draft.is_low_bit), self.heads.grown(draft, group)
-        if decoder.native is None or not all(sequence.is_plainly_greedy for sequence in group):
+        if decoder.native is None or any(sequence.processor for sequence in group):
             return self.drawn_chains(group, draft, head)
         if draft.patch is None and all(sequence.id in self.texts for sequence in group):
             return self.guessed_chains(group, draft, head, row_price)
         batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
         limits, rows = [sequence.chain_limit(draft) for sequence in group], head.native if head else None
         states = last_states(group) if draft.patch else None
-        chains = decoder.native.draft(batch, self.cache, draft, limits, self.needed_confidence(draft), rows, states)
+        samplings, confidence = packed([d for s in group for d in s.span([]).draws]), self.needed_confidence(draft)
+        chains = decoder.native.draft(batch, self.cache, draft, limits, confidence, rows, states, samplings)
         return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True) if chain}
 
     def guessed_chains(
@@ -90,8 +92,10 @@ class ChainDrafter(Drafter):
         assert decoder is not None
         while active:
             rows = [self.guessed_row(sequence, draft, drafts[sequence.id], row_price) for sequence in active]
-            chosen = decoder.chosen(TokenBatch.of(rows, self.cache), self.cache, draft, head.native if head else None)
-            pairs = zip(*chosen, strict=True)
+            spans = [s.span(drafts[s.id] + ids[1:], len(ids)) for s, (_, _, ids) in zip(active, rows, strict=True)]
+            batch, samplings = TokenBatch.of(rows, self.cache), packed([d for span in spans for d in span.draws])
+            tokens, tops = decoder.chosen(batch, self.cache, draft, head.native if head else None, samplings)
+            pairs = zip(tokens, tops, strict=True)
             goes_on = [
                 self.follow(sequence, draft, drafts[sequence.id], ids[1:], list(islice(pairs, len(ids))))
                 for sequence, (_, _, ids) in zip(active, rows, strict=True)
@@ -120,7 +124,7 @@ class ChainDrafter(Drafter):
         return True
 
     def drawn_chains(self, group: list[Sequence], draft: DraftModel, head: DraftHead | None) -> Proposals:
-        """The same for tokens that are drawn as their requests ask, a pass after the other."""
+        """The same a pass after the other, for logits that requests adjust, and for other devices."""
         drafts: Proposals = {sequence.id: [] for sequence in group}
         decoder, active = self.model.drafting(draft.is_low_bit), group
         hidden = last_states(group) if draft.patch else None
