@@ -15,6 +15,7 @@ from server.engine.config import LANES, DecoderConfig
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
 BUILDS = (
+    ("x86_64_v4_amx", AVX512 | {"avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"}),
     ("x86_64_v4_bf16", AVX512 | {"avx512_bf16", "avx512_vnni"}),
     ("x86_64_v4_vnni", AVX512 | {"avx512_vnni"}),
     ("x86_64_v4", AVX512),

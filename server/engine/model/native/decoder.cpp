@@ -52,9 +52,8 @@ void logits_sample(const float* logits, int count, int size, const Sampling* sam
 void decoder_draft(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Choice* choice,
                    const Chain* chain) {
   Model& model = *static_cast<Model*>(decoder);
-  draft(*rows, model.width(), *choice, *chain, [&](const Rows& step, const Sampling* samplings) {
-    model.choose(step, head, ids, samplings, *choice);
-  });
+  draft(*rows, model.width(), *choice, *chain,
+        [&](const Rows& step, const Sampling* samplings) { model.choose(step, head, ids, samplings, *choice); });
 }
 
 void decoder_free(void* decoder) { delete static_cast<Model*>(decoder); }

@@ -24,16 +24,19 @@ struct BlockScale {
 
 #ifdef __AVX512VNNI__
 constexpr bool MULTIPLIES_BYTES = true;
+constexpr int PARTS = 2;  // of codes of 16 bits
 #else
 constexpr bool MULTIPLIES_BYTES = false;
+constexpr int PARTS = 1;
 #endif
 
 struct Inputs {
   int count;
   const float* floats;
   const Activation<bf16>* halves;
-  const int8_t *codes, *low;  // of 16 bits the upper and the lower 8,
+  const int8_t *codes, *low;  // of 16 bits the upper and the lower 8, a row's after each other,
   const int16_t* wide;        // or all
+  int stride;                 // of codes, from row to row
   const BlockScale* blocks;
 
   // What weights of type T are multiplied with.
@@ -55,20 +58,21 @@ inline int form(const Matrix& w) {
 }
 
 // The nearest whole numbers of so many steps between zero and the largest magnitude.
-inline BlockScale round_block(const float* x, float steps, int32_t* whole) {
-  float largest = 0;
-  for (int i = 0; i < BLOCK; i++) largest = std::max(largest, std::abs(x[i]));
+inline BlockScale round_block(const float* x, float steps, i32x16 (&whole)[2]) {
+  const f32x16 halves[2] = {load(x), load(x + LANES)};
+  const float largest = highest(larger(magnitude(halves[0]), magnitude(halves[1])));
   BlockScale out{largest / steps, 0, {}};
   const float inverse = largest > 0 ? steps / largest : 0;
   for (int half = 0; half < 2; half++) {
-    int32_t total = 0;
-    for (int i = half * BLOCK / 2; i < (half + 1) * BLOCK / 2; i++)
-      total += whole[i] = int32_t((x[i] * inverse + 12582912.0f) - 12582912.0f);  // rounds, as in `exp16`
-    out.halves[half] = float(total) * out.scale;
+    const f32x16 rounded = (halves[half] * inverse + 12582912.0f) - 12582912.0f;  // as in `exp`
+    whole[half] = __builtin_convertvector(rounded, i32x16);
+    out.halves[half] = sum(rounded) * out.scale;  // exact: together they are far from 2^24
   }
   out.sum = out.halves[0] + out.halves[1];
   return out;
 }
+
+inline void store16(int8_t* to, i32x16 v) { *(i8x16*)to = __builtin_convertvector(v, i8x16); }
 
 constexpr float STEPS = 127, FINE_STEPS = 127 * 128;  // the fine ones are 128 * upper + lower, both of 8 bits
 
@@ -80,8 +84,7 @@ class Rounding {
   void resize(int count, int width) {
     const size_t rows = std::max(count, team_.size() * FEW_ROWS);
     halves_.resize(rows * width);
-    codes_.resize(rows * width);
-    low_.resize(MULTIPLIES_BYTES ? rows * width : 0);
+    codes_.resize(rows * width * PARTS);
     wide_.resize(MULTIPLIES_BYTES ? 0 : rows * width);
     blocks_.resize(rows * width / BLOCK);
   }
@@ -92,42 +95,44 @@ class Rounding {
     const bool are_few = count <= FEW_ROWS;
     const size_t first = are_few ? size_t(rank) * FEW_ROWS : 0;
     const size_t at = first * width;
-    const Inputs out{count,
-                     rows,
-                     &halves_[at],
-                     &codes_[at],
-                     MULTIPLIES_BYTES ? &low_[at] : nullptr,
-                     MULTIPLIES_BYTES ? nullptr : &wide_[at],
-                     &blocks_[at / BLOCK]};
+    const int8_t* codes = &codes_[at * PARTS];
+    const int stride = forms & FINE_CODES ? width * PARTS : width;
+    const int16_t* wide = MULTIPLIES_BYTES ? nullptr : &wide_[at];
+    const Inputs out{count, rows, &halves_[at], codes, codes + width, wide, stride, &blocks_[at / BLOCK]};
     const Part own = are_few ? Part{0, count} : part(count, rank, team_.size());
     const size_t begin = size_t(own.first) * width, end = size_t(own.last) * width;
     if (forms & HALVES)
       for (size_t i = begin; i < end; i++) store(&halves_[at + i], rows[i]);
     if (forms & (CODES | FINE_CODES))
-      for (size_t i = begin; i < end; i += BLOCK)
-        blocks_[(at + i) / BLOCK] = forms & FINE_CODES ? round_fine(rows + i, at + i) : round_codes(rows + i, at + i);
+      for (int r = own.first; r < own.last; r++) {
+        const size_t from = size_t(r) * width, to = at * PARTS + size_t(r) * stride;
+        for (int i = 0; i < width; i += BLOCK)
+          blocks_[(at + from + i) / BLOCK] =
+              forms & FINE_CODES ? round_fine(rows + from + i, to + i, width) : round_codes(rows + from + i, to + i);
+      }
     if (!are_few && forms != FLOATS) team_.barrier();
     return out;
   }
 
  private:
   BlockScale round_codes(const float* x, size_t to) {
-    int32_t whole[BLOCK];
+    i32x16 whole[2];
     const BlockScale out = round_block(x, STEPS, whole);
-    for (int i = 0; i < BLOCK; i++) codes_[to + i] = int8_t(whole[i]);
+    for (int half = 0; half < 2; half++) store16(&codes_[to + half * LANES], whole[half]);
     return out;
   }
 
-  BlockScale round_fine(const float* x, size_t to) {
-    int32_t whole[BLOCK];
+  BlockScale round_fine(const float* x, size_t to, int width) {
+    i32x16 whole[2];
     const BlockScale out = round_block(x, FINE_STEPS, whole);
-    for (int i = 0; i < BLOCK; i++) {
+    for (int half = 0; half < 2; half++) {
+      const size_t first = to + half * LANES;
       if constexpr (MULTIPLIES_BYTES) {
-        const int32_t upper = (whole[i] + 64) >> 7;
-        codes_[to + i] = int8_t(upper);
-        low_[to + i] = int8_t(whole[i] - 128 * upper);
+        const i32x16 upper = (whole[half] + 64) >> 7;
+        store16(&codes_[first], upper);
+        store16(&codes_[first + width], whole[half] - 128 * upper);
       } else {
-        wide_[to + i / 4 * 4 + i % 2 * 2 + i % 4 / 2] = int16_t(whole[i]);
+        for (int i = 0; i < LANES; i++) wide_[first + i / 4 * 4 + i % 2 * 2 + i % 4 / 2] = int16_t(whole[half][i]);
       }
     }
     return out;
@@ -135,7 +140,7 @@ class Rounding {
 
   Team& team_;
   std::vector<Activation<bf16>> halves_;
-  std::vector<int8_t> codes_, low_;
+  std::vector<int8_t> codes_;
   std::vector<int16_t> wide_;
   std::vector<BlockScale> blocks_;
 };

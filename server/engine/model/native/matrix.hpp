@@ -7,6 +7,8 @@
 #include "codes.hpp"
 #include "dense.hpp"
 #include "rounded_codes.hpp"
+#include "tiled_codes.hpp"
+#include "tiled_dense.hpp"
 
 namespace {
 
@@ -17,12 +19,15 @@ using Sums = void (*)(const Matrix& w, const Inputs& x, int row, int panel, f32x
 struct Product {
   const Sums* by_height;  // for 1 to `tallest` rows
   int tallest, panels;
+  void (*prepare)(int rows, const Matrix& w) = nullptr;  // where tiles are to be shaped for so many
 };
 
 template <class Kind, int P, int... R>
 inline Product product_of(std::integer_sequence<int, R...>) {
   static constexpr Sums by_height[] = {&Kind::template sums<R + 1, P>...};
-  return {by_height, sizeof...(R), P};
+  Product product{by_height, sizeof...(R), P};
+  if constexpr (requires { &Kind::prepare; }) product.prepare = &Kind::prepare;
+  return product;
 }
 template <class Kind, int P = 1>
 inline Product product_of() {
@@ -50,33 +55,59 @@ inline Product product_for(Dense<T>, const Matrix&, int rows, int panels) {
   return panels >= WIDE ? product_of<Dense<T>, WIDE>() : product_of<Dense<T>, 1>();
 }
 
+#ifdef __AMX_BF16__
+inline Product product_for(Dense<bf16>, const Matrix&, int rows, int panels) {
+  if (may_use_tiles()) return panels >= WIDE ? product_of<TiledDense, WIDE>() : product_of<TiledDense>();
+  if (rows == 1 && panels >= 2 * WIDE) return product_of<DenseRow<bf16>, 2 * WIDE>();
+  return panels >= WIDE ? product_of<Dense<bf16>, WIDE>() : product_of<Dense<bf16>>();
+}
+#endif
+
 template <int BITS, int GROUP>
-inline Product product_for(Codes<BITS, GROUP>, const Matrix& w, int, int) {
+inline Product product_for(Codes<BITS, GROUP>, const Matrix& w, int rows, int) {
+#ifdef __AMX_INT8__
+  if (rows >= FEWEST_TILED && w.input_bits < 32 && may_use_tiles())
+    return w.input_bits == 8 ? product_of<TiledCodes<BITS, GROUP, false>>()
+                             : product_of<TiledCodes<BITS, GROUP, true>>();
+#endif
   if (w.input_bits == 8) return product_of<RoundedCodes<BITS, GROUP, false>>();
   if (w.input_bits == 16) return product_of<RoundedCodes<BITS, GROUP, true>>();
   return product_of<ExactCodes<BITS, GROUP>>();
 }
 
-// Calls finish(row, first output, 16 sums) for each row and some panels. A group of panels stays in the nearest cache
-// while all rows use it, in tiles of about the same height: 7 rows are 3 and 4, not 6 and 1.
+constexpr int MOST_SUMS = 64;    // of dense weights in tiles
+constexpr int NEAR = 128 << 10;  // bytes of weights that stay in a near cache while all rows use them
+
+// Calls finish(row, first output, 16 sums) for each row and some panels. As many panels as stay near are multiplied
+// with a tile of rows, which stay nearer still, then with the next one. Tiles have about the same height: 7 rows are 3
+// and 4, not 6 and 1.
 template <class F>
 inline void multiply(Part some, const Inputs& x, const Matrix& w, F&& finish) {
-  f32x16 sums[TILE * WIDE];  // of the kinds of product, dense weights have the most
-  for (auto [p, last] = some; p < last;) {
-    const int left = last - p;
-    const Product product = with_kind(w, [&](auto kind) { return product_for(kind, w, x.count, left); });
-    const int tiles = (x.count + product.tallest - 1) / product.tallest;
+  f32x16 sums[MOST_SUMS];
+  const int near = std::max(NEAR / (w.inputs * LANES / 8 * w.bits) / (2 * WIDE), 1) * 2 * WIDE;
+  for (int begin = some.first; begin < some.last; begin += near) {
+    const int end = std::min(begin + near, some.last);
+    const auto product_at = [&](int panel) {
+      return with_kind(w, [&](auto kind) { return product_for(kind, w, x.count, end - panel); });
+    };
+    const Product first = product_at(begin);
+    const int tiles = (x.count + first.tallest - 1) / first.tallest;
     for (int tile = 0; tile < tiles; tile++) {
-      const auto [row, end] = part(x.count, tile, tiles);
-      product.by_height[end - row - 1](w, x, row, p, sums);
-      for (int r = 0; r < end - row; r++)
-        for (int i = 0; i < product.panels; i++) {
-          const int first = (p + i) * LANES;
-          const f32x16& own = sums[r * product.panels + i];
-          finish(row + r, first, w.bias ? own + load(w.bias + first) : own);
-        }
+      const auto [row, last] = part(x.count, tile, tiles);
+      if (first.prepare) first.prepare(last - row, w);
+      for (int p = begin; p < end;) {
+        const Product product = product_at(p);
+        product.by_height[last - row - 1](w, x, row, p, sums);
+        for (int r = 0; r < last - row; r++)
+          for (int i = 0; i < product.panels; i++) {
+            const int output = (p + i) * LANES;
+            const f32x16& own = sums[r * product.panels + i];
+            finish(row + r, output, w.bias ? own + load(w.bias + output) : own);
+          }
+        p += product.panels;
+      }
     }
-    p += product.panels;
+    if (first.prepare) give_tiles_back();
   }
 }
 

@@ -138,9 +138,9 @@ struct RoundedCodes : Codes<BITS, GROUP> {
 #pragma GCC unroll 2
             for (int g = 0; g < Base::GROUPS; g++) {
               const Scale scale = scales[b * Base::GROUPS + g];
-              const size_t first = size_t(row) * w.inputs + b * BLOCK + g * GROUP;
+              const size_t first = size_t(row) * x.stride + b * BLOCK + g * GROUP;
               GroupProducts<BITS, GROUP / 4, IS_FINE>::template each_row<R>(
-                  block, g * GROUP / 4, x, first, w.inputs, [&](int r, ints dots) __attribute__((always_inline)) {
+                  block, g * GROUP / 4, x, first, x.stride, [&](int r, ints dots) __attribute__((always_inline)) {
                     const BlockScale& mine = x.blocks[size_t(row + r) * blocks + b];
                     acc[r] += scale.scale * mine.scale * __builtin_convertvector(dots, floats);
                     acc[r] += scale.minimum * (Base::GROUPS == 1 ? mine.sum : mine.halves[g]);

@@ -14,6 +14,7 @@ namespace {
 typedef float f32x16 __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t u32x16 __attribute__((vector_size(64), aligned(4)));
 typedef int32_t i32x16 __attribute__((vector_size(64), aligned(4)));
+typedef int8_t i8x16 __attribute__((vector_size(16), aligned(1)));
 typedef uint16_t u16x16 __attribute__((vector_size(32), aligned(2)));
 constexpr int LANES = 16;
 
@@ -104,6 +105,8 @@ inline f32x16 by_width(F&& f, const V&... v) {
 inline f32x16 larger(f32x16 a, f32x16 b) {
   return by_width([](floats a, floats b) { return a > b ? a : b; }, a, b);
 }
+
+inline f32x16 magnitude(f32x16 x) { return (f32x16)((u32x16)x & 0x7fffffff); }
 
 // exp with 2e-7 relative error: 2^n by the exponent bits, 2^f by a polynomial on [-0.5, 0.5].
 inline floats exp(floats x) {
