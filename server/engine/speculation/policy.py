@@ -31,6 +31,8 @@ FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
 FIRST_ROW_PRICE = 0.3
 INFINITE = float("inf")
+PRICED = "priced"
+"""Key of the rests of drafts that are refused for their price."""
 HURDLE = 1.2
 """What a step's time brings anyway, as a multiple of plain decoding: a row has to bring more."""
 
@@ -132,8 +134,11 @@ class DraftPolicy:
         if best != PLAIN:
             self.rests.pop(sequence.id, None)
             return best
-        # 3) Else plainly until the next trial. What promises too little now will promise more at a better place.
+        # 3) Else plainly until the next trial. What promises too little now will promise more at a better place, but is
+        #    tried now and then, for its price may be of a moment when the machine was slow.
         untold = {name: option.length for name, option in options.items() if option.promise is None}
+        if len(untold) < len(options) and self.rests[PRICED, size_class(num_rows)].is_over(num_rows):
+            return max(options, key=lambda name: options[name].promise or 0.0)
         return self.trial(sequence, untold, num_rows) if untold else PLAIN
 
     def trial(self, sequence: Sequence, options: Mapping[str, int], num_rows: int) -> str:

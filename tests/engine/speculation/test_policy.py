@@ -186,6 +186,20 @@ def test_tries_that_come_to_nothing_count() -> None:
         assert policy.pick(one, {"skip": Option()}, 1) == expected
 
 
+def test_a_price_of_a_slow_moment_is_asked_again() -> None:
+    """A free draft that promises enough, but was nine times seen on a machine that stood still."""
+    policy, one = DraftPolicy(), sequence()
+    policy.observe_seconds([], 1, StepStats(verify_seconds=0.01))
+    draft, option = [Draft([1, 2, 3, 4], "lookup")], {"lookup": Option(4, promise=3.0)}
+    for _ in range(9):
+        policy.observe_seconds(draft, 1, StepStats(verify_seconds=1.0))
+    picks = [policy.pick(one, option, 1) for _ in range(200)]
+    assert 3 <= picks.count("lookup") <= 6
+    for _ in range(9):
+        policy.observe_seconds(draft, 1, StepStats(verify_seconds=0.012))
+    assert policy.pick(one, option, 1) == "lookup"
+
+
 def test_one_delayed_step_hardly_moves_what_a_try_takes() -> None:
     steady = Steady(32)
     assert steady.value is None
