@@ -8,7 +8,7 @@ from transformers.utils import logging as transformers_logging
 from offline.calibration.pipeline import Stage, calibrate
 from offline.evaluation.evaluate import evaluate
 from offline.evaluation.methods import MethodSettings
-from offline.evaluation.plot import draw_speedups
+from offline.evaluation.plot import draw_speedups, draw_temperatures
 from offline.evaluation.summary import table
 from offline.fidelity.fidelity import fidelity
 from offline.fidelity.fidelity import table as fidelity_table
@@ -72,14 +72,21 @@ def run(command: str, options: list[str]) -> None:
 
 
 def run_evaluation(settings: MethodSettings) -> None:
-    evaluation = evaluate(settings)
-    if settings.plot is not None:
-        draw_speedups(evaluation.results, settings.plot)
-    if not settings.json_only:
-        print(table(evaluation.results))
-        if evaluation.routing_accuracy is not None:
-            print(f"\nrouted to their own domain: {evaluation.routing_accuracy:.1%}\n")
-    print(evaluation.model_dump_json())
+    rows = {}
+    for run in settings.runs:
+        evaluation = evaluate(run)
+        rows[run.temperature] = evaluation.results
+        if not run.json_only:
+            print(table(evaluation.results))
+            if evaluation.routing_accuracy is not None:
+                print(f"\nrouted to their own domain: {evaluation.routing_accuracy:.1%}\n")
+        print(evaluation.model_dump_json(), flush=True)
+    if settings.plot is None:
+        return
+    if len(rows) > 1:
+        draw_temperatures(rows, settings.plot)
+    else:
+        draw_speedups(rows[run.temperature], settings.plot)
 
 
 def run_fidelity(settings: FidelitySettings) -> None:

@@ -66,7 +66,7 @@ class CommandSettings(BaseSettings):
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 
-    @field_validator("prompts", "methods", "variants", mode="before", check_fields=False)
+    @field_validator("prompts", "methods", "variants", "temperatures", mode="before", check_fields=False)
     @classmethod
     def split_commas(cls, value: object) -> object:
         return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
@@ -142,6 +142,9 @@ class EvaluationSettings(BitsSettings):
     max_new_tokens: int = Field(128, ge=1, description="tokens per answer at most")
     ignore_eos: bool = Field(False, description="write all of --max-new-tokens, past the model's own end")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; else top-p and top-k are the model's own")
+    temperatures: Annotated[list[Annotated[float, Field(ge=0, le=2)]], NoDecode] = Field(
+        [], description="measure at each of these, one after the other; --plot then shows how they differ"
+    )
     batch_size: int = Field(1, ge=1, description="prompts decoded together")
     limit: int | None = Field(None, ge=1, description="prompts per domain at most")
     repeats: int = Field(1, ge=1, description="times that every prompt is decoded by every method")
@@ -150,7 +153,12 @@ class EvaluationSettings(BitsSettings):
     )
     mix_ratio: float = Field(0.0, ge=0, le=1, description="chance that the next prompt is of another domain")
     fixed_domain: str | None = Field(None, description="domain whose mask `fixed` uses; default: the artifact's first")
-    plot: Path | None = Field(None, description="write a bar chart of the speed-ups to this .png")
+    plot: Path | None = Field(None, description="draw the speed-ups to this .png")
+
+    @property
+    def runs(self) -> list[Self]:
+        """The same settings for each temperature in turn."""
+        return [self.model_copy(update={"temperature": each}) for each in self.temperatures or [self.temperature]]
 
     @property
     def artifact_folder(self) -> Path | None:

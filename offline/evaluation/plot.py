@@ -1,17 +1,18 @@
-"""The speed-ups of an evaluation as a bar chart: a group per domain, a bar with its interval per method."""
+"""Evaluations as pictures: speed-ups by domain, or speed-ups and acceptance by temperature."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from offline.evaluation.summary import ResultRow
+from offline.evaluation.summary import MEAN, ResultRow
 from server.engine import PLAIN
 
 
 def draw_speedups(rows: Sequence[ResultRow], path: Path) -> None:
-    """Writes a .png of every method but `plain`, which is the line at 1."""
-    methods = [name for name in dict.fromkeys(row.method for row in rows) if name != PLAIN]
+    """Writes a .png: a group of bars per domain, a bar with its interval per method; `plain` is the line at 1."""
+    methods = drafting_methods(rows)
     domains = list(dict.fromkeys(row.domain for row in rows))
     figure = Figure(figsize=(2 + 1.6 * len(domains), 4), layout="constrained")
     axes = figure.subplots()
@@ -29,5 +30,41 @@ def draw_speedups(rows: Sequence[ResultRow], path: Path) -> None:
     axes.set_xticks(range(len(domains)), domains)
     axes.set_ylabel("speed over plain decoding")
     axes.legend(ncols=min(len(methods), 4) or 1, fontsize="small")
+    save(figure, path)
+
+
+def draw_temperatures(rows: Mapping[float, Sequence[ResultRow]], path: Path) -> None:
+    """Writes a .png of the means over domains by temperature, a line per method: speed-ups, and what is accepted."""
+    means = {at: {row.method: row for row in found if row.domain == MEAN} for at, found in sorted(rows.items())}
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    speed, acceptance = figure.subplots(1, 2)
+    for method in drafting_methods([row for found in rows.values() for row in found]):
+        if any(method not in found for found in means.values()):
+            continue  # a peer that does not sample
+        draw_speed_line(speed, method, {at: found[method] for at, found in means.items()})
+        accepted = {at: found[method].acceptance for at, found in means.items()}
+        known = {at: value for at, value in accepted.items() if value is not None}
+        acceptance.plot(list(known), list(known.values()), marker="o", label=method)
+    speed.axhline(1, color="black", linewidth=0.8, linestyle="--")
+    for axes, label in ((speed, "speed over plain decoding"), (acceptance, "accepted of drafted tokens")):
+        axes.set_xlabel("temperature")
+        axes.set_ylabel(label)
+        axes.legend(fontsize="small")
+    acceptance.set_ylim(0, 1)
+    save(figure, path)
+
+
+def draw_speed_line(axes: Axes, method: str, rows: Mapping[float, ResultRow]) -> None:
+    gains = [row.speedup for row in rows.values()]
+    low = [max(gain.median - gain.low, 0) for gain in gains]
+    high = [max(gain.high - gain.median, 0) for gain in gains]
+    axes.errorbar(list(rows), [gain.median for gain in gains], yerr=[low, high], marker="o", capsize=3, label=method)
+
+
+def drafting_methods(rows: Sequence[ResultRow]) -> list[str]:
+    return [name for name in dict.fromkeys(row.method for row in rows) if name != PLAIN]
+
+
+def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

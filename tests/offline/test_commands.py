@@ -162,6 +162,19 @@ def test_evaluation_prints_a_table_and_one_json_line(
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_evaluation_at_several_temperatures_prints_a_line_for_each_and_draws_them(
+    tiny_checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "temperatures.png"
+    options = f"--json --methods lookup,transformers-lookup --limit 2 --max-new-tokens 8 --plot {plot}".split()
+    common = ["--model", str(tiny_checkpoint), "-p", str(prompts)]
+    assert main(["evaluate", *common, *options, "--temperatures", "1.5,0"]) == 0
+    found = [Evaluation.model_validate_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each.temperature for each in found] == [1.5, 0.0]
+    assert [{row.exact for row in each.results if row.method == "lookup"} for each in found] == [{1.0}, {1.0}]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
 def test_evaluation_in_batches_with_sampling_stays_exact(
     tiny_checkpoint: Path, tiny_artifact_folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,6 +319,10 @@ def test_methods_without_an_artifact_need_none(
         ("calibrate --model m --prompts p --out o --budge 1", "unrecognized arguments"),
         ("calibrate --model m --prompts p --out o --device warp", "not a torch device"),
         ("calibrate --model {model} --prompts {prompts} --out {prompts}", "Not a directory"),
+        (
+            "evaluate --model m --prompts p --temperatures 0,3",
+            "--temperatures: Input should be less than or equal to 2",
+        ),
         ("evaluate --model m --prompts p --plot chart.doc", "--plot: must end in .png"),
         ("evaluate --model m --prompts p --learn --repeats 2", "--learn goes with one repeat"),
         (
