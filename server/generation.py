@@ -55,6 +55,8 @@ class Outcome:
     """Part of `decode_seconds`, as `verify_seconds` is; a step that several sequences share counts whole for each."""
     verify_seconds: float = 0.0
     operation: Operation = "text_completion"
+    cached_tokens: int = 0
+    """Those of `prompt_tokens` that did not have to be read."""
 
 
 class ShownToken(NamedTuple):
@@ -164,6 +166,7 @@ class Generation:
             draft_seconds=self.draft_seconds,
             verify_seconds=self.verify_seconds,
             operation=self.operation,
+            cached_tokens=sequence.num_cached,
         )
 
 

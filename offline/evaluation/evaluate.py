@@ -148,7 +148,9 @@ def make_runners(
     """The runners of the methods, in the order asked for."""
     length = longest + settings.max_new_tokens
     history_bytes = EngineConfig.history_bytes if settings.learn else 0
-    config = EngineConfig(max_batch=settings.batch_size, max_length=length, history_bytes=history_bytes)
+    config = EngineConfig(
+        max_batch=settings.batch_size, max_length=length, history_bytes=history_bytes, reuses_prefixes=False
+    )
 
     def decoding() -> Decoding:
         # An engine learns what drafts gain, so every method has one of its own.

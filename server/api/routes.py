@@ -108,13 +108,14 @@ class Api:
             model=served.name,
             system_fingerprint=f"fp_{served.checkpoint.fingerprint[:10]}",
             prompt_tokens=sum(len(ids) for ids in encoded),
+            num_prompts=len(encoded),
             num_choices=num_choices,
             vocabulary=None if body.num_logprobs is None else served.codec.vocabulary,
         )
         return Reply(self.worker, ticket, begin(start), bool(body.stream), body.includes_usage)
 
     def owner(self, request: Request) -> str | None:
-        """Whose answers may draft for this one's; None: those of all that have none."""
+        """Whose texts may draft for this one and be its beginning; None: those of all that have none."""
         return None if self.rules.shares_history else getattr(request.state, OWNER, None)
 
     async def models(self) -> ModelList:

@@ -68,6 +68,7 @@ class EngineConfig:
     measurements. `is_adaptive` lets measured gains and costs choose among a method's drafts.
 
     `history_bytes` bounds what is kept of answers, to draft from; with 0 nothing is learned from them.
+    `reuses_prefixes` spares a prompt what it has in common with a text that a slot still holds.
     """
 
     max_batch: int = 8
@@ -79,6 +80,7 @@ class EngineConfig:
     baseline_share: float = 1 / 64
     is_adaptive: bool = True
     history_bytes: int = 64 << 20
+    reuses_prefixes: bool = True
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.prefill_chunk < 1 or not 0 <= self.baseline_share <= 1:

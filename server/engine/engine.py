@@ -19,6 +19,7 @@ from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.base import MaskParts, MaskSource, mask_sources
 from server.engine.masks.router import Router, prompt_vector
 from server.engine.model.decoder import Decoder
+from server.engine.prefixes import Prefixes
 from server.engine.requests import GenerationRequest, check_request
 from server.engine.sampling.logprobs import score, score_prompt
 from server.engine.sampling.own_tokens import own_tokens
@@ -41,7 +42,8 @@ class Engine:
         fitting = fitting_length(model.config, config.max_batch, model.dtype, model.device)
         self.max_length = min(config.max_length or fitting, model.config.max_length)
         self.cache = model.new_cache(config.max_batch, self.max_length)
-        self.scheduler = Scheduler(config.max_batch, config.prefill_chunk)
+        self.prefixes = Prefixes(self.cache, model.config.hidden_size, config.reuses_prefixes)
+        self.scheduler = Scheduler(config.max_batch, config.prefill_chunk, self.prefixes)
         self.router = Router(artifact, config.max_draft, config.confidence) if artifact else None
         self.mask_sources = mask_sources(MaskParts(artifact, self.router))
         mixed = artifact.manifest.mixed.draft if artifact else None
@@ -140,7 +142,7 @@ class Engine:
             own, states = self.check(decoding, drafts, stats)
             # 3) Keep what agrees and one token more; drafters and policy learn what their drafts were worth.
             checks = [self.accept(s, drafts.get(s.id, NO_DRAFT), own[s.id].token_ids, stats) for s in decoding]
-            self.keep_last_states(decoding, drafts, checks, states)
+            self.keep_states(decoding, drafts, checks, states)
             self.speculator.learn(decoding, drafts, checks, stats)
             # 4) Hand out the tokens, and end what is at its end.
             emissions += [self.emit(s, c.emitted, own[s.id].logits) for s, c in zip(decoding, checks, strict=True)]
@@ -160,6 +162,8 @@ class Engine:
         """Reads a chunk of a prompt; the last one routes the sequence and emits its first token."""
         started = time.perf_counter()
         sequence = chunk.sequence
+        if sequence.cursor == sequence.num_cached:
+            stats.cached_tokens = sequence.num_cached
         hidden = self.read(chunk)
         stats.prefill_tokens = len(chunk.ids)
         if not sequence.is_prefilled:
@@ -179,11 +183,11 @@ class Engine:
     def read(self, chunk: Chunk) -> Tensor:
         """Hidden states [tokens, hidden_size] of a chunk after a full pass; moves the cursor behind it."""
         sequence = chunk.sequence
-        if sequence.cursor == 0 and self.model.native is None:
-            self.cache.clear(sequence.slot)
+        if sequence.cursor == sequence.num_cached and self.model.native is None:
+            self.cache.clear(sequence.slot, sequence.cursor)
         batch = TokenBatch.of([(sequence.slot, sequence.cursor, chunk.ids)], self.cache)
         hidden = self.model.forward(batch, self.cache)
-        sequence.hidden_chunks.append(hidden)
+        self.prefixes.write(sequence.slot, sequence.cursor, hidden)
         if sequence.request.scores_prompt:
             num_top = sequence.request.num_logprobs or 0
             sequence.prompt_logprobs += score_prompt(self.model, hidden, sequence.ids, sequence.cursor, num_top)
@@ -193,8 +197,7 @@ class Engine:
     def route(self, sequence: Sequence, stats: StepStats) -> None:
         """Gives the sequence its mask, by the hidden states of its prompt."""
         started = time.perf_counter()
-        sequence.prompt_vector = prompt_vector(torch.cat(sequence.hidden_chunks))
-        sequence.hidden_chunks.clear()
+        sequence.prompt_vector = prompt_vector(self.prefixes.prompt_states(sequence))
         source = self.mask_source(sequence)
         sequence.route = sequence.request.route or (source.first_route(sequence) if source else UNROUTED)
         stats.routes.append(sequence.route)
@@ -264,12 +267,14 @@ class Engine:
         for source in self.mask_sources.values():
             source.forget(sequence)
 
-    def keep_last_states(
+    def keep_states(
         self, sequences: list[Sequence], drafts: dict[int, Draft], checks: list[Verification], states: Tensor
     ) -> None:
-        """Gives the sequences whose drafts read it the state that their last token was drawn from."""
+        """Keeps those of the tokens that were accepted, and for drafts that read it the one of the last token."""
         first = 0
         for sequence, check in zip(sequences, checks, strict=True):
+            accepted = states[first : first + len(check.emitted)]
+            self.prefixes.write(sequence.slot, sequence.cursor - len(accepted), accepted)
             if self.speculator.reads_state(sequence):
-                sequence.last_state = states[first + len(check.emitted) - 1]
+                sequence.last_state = accepted[-1]
             first += len(drafts.get(sequence.id, NO_DRAFT).ids) + 1

@@ -1,13 +1,14 @@
 """Who takes part in a step: which waiting sequence gets a slot, which prompt is read on, who decodes.
 
-It knows sequences, slots and lengths; it knows nothing of drafts, tensors or the model.
+It knows sequences, slots and lengths, and that a prompt may begin as another did; it knows nothing of drafts, tensors
+or the model.
 """
 
-import heapq
 import time
 from collections import deque
 from typing import NamedTuple
 
+from server.engine.prefixes import Prefixes
 from server.engine.sequence import Sequence
 
 
@@ -32,11 +33,13 @@ class Scheduler:
     holds up those who decode for one chunk at a time.
     """
 
-    def __init__(self, num_slots: int, prefill_chunk: int) -> None:
+    def __init__(self, num_slots: int, prefill_chunk: int, prefixes: Prefixes) -> None:
         self.prefill_chunk = prefill_chunk
+        self.prefixes = prefixes
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.free_slots = list(range(num_slots))
+        """The one that was freed first is the first."""
 
     @property
     def has_work(self) -> bool:
@@ -54,7 +57,8 @@ class Scheduler:
     def admit(self) -> None:
         while self.waiting and self.free_slots:
             sequence = self.waiting.popleft()
-            sequence.slot = heapq.heappop(self.free_slots)
+            sequence.slot = self.prefixes.choose_slot(sequence, self.free_slots)
+            self.free_slots.remove(sequence.slot)
             sequence.admitted_at = time.perf_counter()
             self.running.append(sequence)
 
@@ -62,12 +66,15 @@ class Scheduler:
         sequence = next((s for s in self.running if not s.is_prefilled), None)
         if sequence is None:
             return None
+        if sequence.cursor == 0:
+            self.prefixes.begin(sequence, self.running)
         return Chunk(sequence, sequence.ids[sequence.cursor : sequence.cursor + self.prefill_chunk])
 
     def release(self, sequence: Sequence) -> None:
         """Takes out a sequence that has ended; its slot is free for the next step."""
         if sequence in self.running:
             self.running.remove(sequence)
-            heapq.heappush(self.free_slots, sequence.slot)
+            self.prefixes.keep(sequence)
+            self.free_slots.append(sequence.slot)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)

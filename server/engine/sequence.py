@@ -43,7 +43,8 @@ class Sequence:
     processor: LogitsProcessor | None
     cursor: int = 0
     slot: int = -1
-    hidden_chunks: list[Tensor] = field(default_factory=list)
+    num_cached: int = 0
+    """Tokens of the prompt that did not have to be read."""
     prompt_vector: Tensor | None = None
     last_state: Tensor = field(default_factory=lambda: torch.empty(0))
     """The full model's state [hidden_size] that the last id was drawn from, until its next pass."""

@@ -263,6 +263,8 @@ class StepStats:
     """What one engine step did and how long its parts took, in seconds; observers turn it into metrics."""
 
     prefill_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that did not have to be read."""
     prefill_seconds: float = 0.0
     routes: list[Route] = field(default_factory=list)
     route_seconds: float = 0.0

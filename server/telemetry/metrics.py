@@ -66,6 +66,7 @@ class Metrics:
         self.drafter_drafted = self.counter("drafter_draft_tokens", "Drafted tokens by their drafter", "drafter")
         self.drafter_accepted = self.counter("drafter_accepted_tokens", "Accepted ones by their drafter", "drafter")
         self.prompt_tokens = self.counter("prompt_tokens", "Prompt tokens processed")
+        self.cached_tokens = self.counter("cached_prompt_tokens", "Prompt tokens that were not read again")
         self.generation_tokens = self.counter("generation_tokens", "Tokens generated")
         self.time_to_first_token = self.histogram("time_to_first_token_seconds", "Arrival to first token", SLOW)
         self.inter_token = self.histogram("inter_token_latency_seconds", "Time for each further token", FAST)
@@ -145,6 +146,7 @@ class Metrics:
         for part, total in self.seconds.items():
             total.inc(getattr(stats, f"{part}_seconds"))
         self.prompt_tokens.inc(stats.prefill_tokens)
+        self.cached_tokens.inc(stats.cached_tokens)
         for route in stats.routes:
             self.observe_route(route)
         for row in stats.rows:

@@ -25,7 +25,9 @@ class DraftDecoding:
     """
 
     def __init__(self, loaded: LoadedModel, prompts: Sequence[list[int]], max_tokens: int) -> None:
-        config = EngineConfig(1, max(map(len, prompts)) + max_tokens, baseline_share=0, is_adaptive=False)
+        config = EngineConfig(
+            1, max(map(len, prompts)) + max_tokens, baseline_share=0, is_adaptive=False, reuses_prefixes=False
+        )
         self.engine = Engine(loaded.model, config)
         self.decoding = Decoding(self.engine, loaded.checkpoint.eos_ids, max_tokens, SamplingParams())
 

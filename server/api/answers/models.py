@@ -37,8 +37,12 @@ class Usage(BaseModel):
     completion_tokens_details: CompletionTokensDetails
 
     @classmethod
-    def of(cls, prompt_tokens: int, outcomes: list[Outcome]) -> Self:
-        """Usage of a request: its prompts counted once, its choices added up."""
+    def of(cls, prompt_tokens: int, num_prompts: int, outcomes: list[Outcome]) -> Self:
+        """Usage of a request: its prompts counted once, its choices, which are in the prompts' order, added up."""
+        each = max(len(outcomes) // num_prompts, 1)
+        cached = sum(
+            min(outcome.cached_tokens for outcome in outcomes[i : i + each]) for i in range(0, len(outcomes), each)
+        )
         completion_tokens = sum(outcome.completion_tokens for outcome in outcomes)
         accepted = sum(outcome.stats.num_accepted for outcome in outcomes)
         drafted = sum(outcome.stats.num_drafted for outcome in outcomes)
@@ -46,7 +50,7 @@ class Usage(BaseModel):
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(),
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
             completion_tokens_details=CompletionTokensDetails(
                 accepted_prediction_tokens=accepted, rejected_prediction_tokens=drafted - accepted
             ),

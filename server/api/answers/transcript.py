@@ -41,6 +41,7 @@ class AnswerStart:
     model: str
     system_fingerprint: str
     prompt_tokens: int
+    num_prompts: int
     num_choices: int
     vocabulary: Vocabulary | None
 
@@ -121,7 +122,8 @@ class ChoicesTranscript(Transcript):
 
     def seal(self, answer: Answer) -> Answer:
         """The answer with its usage and metrics, which are known at the end only."""
-        usage = Usage.of(self.start.prompt_tokens, list(self.outcomes.values()))
+        outcomes = [self.outcomes[i] for i in sorted(self.outcomes)]
+        usage = Usage.of(self.start.prompt_tokens, self.start.num_prompts, outcomes)
         return answer.model_copy(update={"usage": usage, "metrics": self.metrics})
 
     async def frames(self, pieces: AsyncIterator[Piece], includes_usage: bool) -> AsyncIterator[str]:

@@ -32,7 +32,12 @@ class ResponseUsage(BaseModel):
     @classmethod
     def of(cls, prompt_tokens: int, outcome: Outcome) -> Self:
         output_tokens = outcome.completion_tokens
-        return cls(input_tokens=prompt_tokens, output_tokens=output_tokens, total_tokens=prompt_tokens + output_tokens)
+        return cls(
+            input_tokens=prompt_tokens,
+            input_tokens_details=InputTokensDetails(cached_tokens=outcome.cached_tokens),
+            output_tokens=output_tokens,
+            total_tokens=prompt_tokens + output_tokens,
+        )
 
 
 class OutputText(BaseModel):

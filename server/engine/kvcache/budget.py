@@ -26,8 +26,8 @@ def fitting_length(config: DecoderConfig, num_slots: int, dtype: torch.dtype, de
 
 
 def position_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of one token in all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    """Bytes of the keys and values of one token in all layers, and of its state, which routing reads."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize + 4 * config.hidden_size
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -40,13 +40,13 @@ class KVCache:
         self.keys = untouched_zeros(shape, dtype, device)
         self.values = untouched_zeros(shape, dtype, device)
 
-    def clear(self, slot: int) -> None:
-        """Forgets a slot's last user: to torch, hidden keys weigh nothing only as long as they are finite numbers.
+    def clear(self, slot: int, first: int = 0) -> None:
+        """Forgets a slot's last user from a position on: to torch, hidden keys weigh nothing only as finite numbers.
 
         The kernels read no hidden position, so they are spared writing a whole slot for each request.
         """
-        self.keys[:, slot] = 0
-        self.values[:, slot] = 0
+        self.keys[:, slot, :, first:] = 0
+        self.values[:, slot, :, first:] = 0
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Gives one slot the first `length` positions of another; whole panels of them, as the kernels' order needs."""
