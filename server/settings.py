@@ -72,7 +72,9 @@ class Settings(BaseSettings):
     history_memory: Annotated[int, Field(ge=0, le=65536)] = 64
     """MiB that are kept of answers to draft from; with 0 nothing is learned from them."""
     share_history: bool = False
-    """Let the answers to one API key draft for the others; without it each key has its own."""
+    """Let the texts of one API key draft for the others and be their beginning; without it each key has its own."""
+    prefix_reuse: bool = True
+    """Spare a prompt what it has in common with an earlier text of the same API key."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest prompt and answer together, in tokens; without it, what fits memory and model."""
     host: str = "127.0.0.1"
@@ -148,6 +150,7 @@ class Settings(BaseSettings):
             max_length=self.max_length,
             method=self.method,
             history_bytes=self.history_memory << 20,
+            reuses_prefixes=self.prefix_reuse,
         )
 
     @property
