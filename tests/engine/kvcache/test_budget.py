@@ -17,7 +17,7 @@ LLAMA = DecoderConfig(32, 4096, 14336, 32, 8, 128, 128256, 131072, 1e-5)
 
 @pytest.mark.parametrize(
     ("config", "gigabytes", "expected"),
-    [(SMOL, 24, 8192), (SMOL, 6, 8192), (SMOL, 4, 5120), (LLAMA, 24, 6144), (LLAMA, 2, 1024)],
+    [(SMOL, 24, 8192), (SMOL, 7, 8192), (SMOL, 4, 5120), (LLAMA, 24, 5120), (LLAMA, 2, 1024)],
 )
 def test_all_slots_fit_a_quarter_of_the_memory(
     config: DecoderConfig, gigabytes: int, expected: int, monkeypatch: pytest.MonkeyPatch

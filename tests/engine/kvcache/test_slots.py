@@ -118,7 +118,7 @@ def test_the_kernels_give_the_same_bits_for_any_batch(folders: dict[str, Path]) 
 
 def test_what_a_slots_last_user_left_does_not_reach_the_next(decoder: Decoder) -> None:
     requests = [GenerationRequest(random_ids(n, n), SamplingParams(), StopConditions(8)) for n in (3, 40)]
-    engine = Engine(decoder, EngineConfig(max_batch=2))
+    engine = Engine(decoder, EngineConfig(max_batch=2, reuses_prefixes=False))
     expected = [s.output_ids for s in engine.generate(requests)]
     engine.cache.keys.fill_(math.inf)
     engine.cache.values.fill_(math.inf)
