@@ -5,9 +5,13 @@ from speculation import GENERATED
 
 TOKENS = Panel(
     "Tokens per second",
-    "Tokens read from prompts and tokens generated, over all requests.",
+    "Tokens read from prompts, tokens of prompts that had been read before, and tokens generated, over all requests.",
     "Generation that falls while requests run: look at the speed-up, then at the time split by stage.",
-    {"generated": total(GENERATED), "prompt": total("knnssd_prompt_tokens_total")},
+    {
+        "generated": total(GENERATED),
+        "prompt": total("knnssd_prompt_tokens_total"),
+        "cached prompt": total("knnssd_cached_prompt_tokens_total"),
+    },
 )
 REQUESTS = Panel(
     "Requests running and waiting",

@@ -4,6 +4,7 @@ The eighth turn of a chat has seven turns and their answers before it. All of th
 before, so what is left to read is the last question.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Prefixes:
         One that holds a beginning of its prompt needs no copy, but what else it holds is lost: so only where that is
         less than the half.
         """
-        lengths = {slot: self.contents[slot].num_common(sequence) for slot in self.reusable(sequence, free)}
+        lengths = self.common_lengths(sequence, {slot: self.contents[slot] for slot in free if slot in self.contents})
         best = max(lengths, key=lambda slot: lengths[slot], default=free[0])
         if lengths.get(best, 0) > 0 and 2 * lengths[best] >= len(self.contents[best].ids):
             return best
@@ -64,11 +65,9 @@ class Prefixes:
 
     def begin(self, sequence: Sequence, running: Items[Sequence]) -> None:
         """Moves the cursor of a sequence that has read nothing over what some slot holds of its prompt."""
-        contents = {slot: self.contents[slot] for slot in self.reusable(sequence, self.contents)}
-        if contents or self.can_reuse(sequence):
-            reading = (other for other in running if other.cursor > 0)
-            contents |= {other.slot: Content(other.request.owner, other.ids[: other.cursor]) for other in reading}
-        lengths = {slot: content.num_common(sequence) for slot, content in contents.items()}
+        reading = [other for other in running if other.cursor > 0]
+        read = {other.slot: Content(other.request.owner, other.ids[: other.cursor]) for other in reading}
+        lengths = self.common_lengths(sequence, self.contents | read)
         best = max(lengths, key=lambda slot: lengths[slot], default=sequence.slot)
         length = lengths.get(best, 0)
         if length and best != sequence.slot:
@@ -77,13 +76,11 @@ class Prefixes:
         self.contents.pop(sequence.slot, None)
         sequence.cursor = sequence.num_cached = length
 
-    def reusable(self, sequence: Sequence, slots: Items[int] | dict[int, Content]) -> list[int]:
-        """Those of the slots that hold something this sequence may begin with."""
-        return [slot for slot in slots if slot in self.contents] if self.can_reuse(sequence) else []
-
-    def can_reuse(self, sequence: Sequence) -> bool:
-        """A prompt whose tokens are scored is read whole."""
-        return self.is_on and not sequence.request.scores_prompt
+    def common_lengths(self, sequence: Sequence, contents: Mapping[int, Content]) -> dict[int, int]:
+        """By slot, how much of the prompt it holds; a prompt whose tokens are scored is read whole."""
+        if not self.is_on or sequence.request.scores_prompt:
+            return {}
+        return {slot: content.num_common(sequence) for slot, content in contents.items()}
 
     def write(self, slot: int, first: int, states: Tensor) -> None:
         """Keeps the states [tokens, hidden_size] of a full pass over positions from `first` on."""
