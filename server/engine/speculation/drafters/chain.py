@@ -21,6 +21,10 @@ from server.engine.speculation.draft_heads import DraftHeads
 from server.engine.types import DraftModel
 
 
+LOW_BIT_ROW_PRICE = 0.3
+"""Share of a copy's pass that a further row of it takes at least; where the model has 16 bits, its own may be free."""
+
+
 class ChainDrafter(Drafter):
     """Chains of a cheaper pass of the model, a token a pass; sequences of the same draft model share a batch.
 
@@ -106,7 +110,8 @@ class ChainDrafter(Drafter):
     def guessed_row(self, sequence: Sequence, draft: DraftModel, drafted: list[int], row_price: float) -> Row:
         """The last token of a chain, and what may follow it; the pass's last token is the draft's own."""
         room = sequence.chain_limit(draft) - len(drafted) - 1
-        guess = self.texts[sequence.id].further(sequence.ids, drafted, room, row_price).ids
+        floor = max(row_price, LOW_BIT_ROW_PRICE) if draft.is_low_bit else row_price
+        guess = self.texts[sequence.id].further(sequence.ids, drafted, room, floor).ids
         return sequence.slot, sequence.cursor + len(drafted), [(drafted or sequence.ids)[-1], *guess]
 
     def follow(
