@@ -20,7 +20,6 @@ from server.engine.speculation.base import Drafter, DraftingParts, Proposals
 from server.engine.speculation.draft_heads import DraftHeads
 from server.engine.types import DraftModel
 
-
 LOW_BIT_ROW_PRICE = 0.3
 """Share of a copy's pass that a further row of it takes at least; where the model has 16 bits, its own may be free."""
 
