@@ -274,7 +274,8 @@ class Engine:
         first = 0
         for sequence, check in zip(sequences, checks, strict=True):
             accepted = states[first : first + len(check.emitted)]
-            self.prefixes.write(sequence.slot, sequence.cursor - len(accepted), accepted)
+            if self.prefixes.is_on:
+                self.prefixes.write(sequence.slot, sequence.cursor - len(accepted), accepted)
             if self.speculator.reads_state(sequence):
                 sequence.last_state = accepted[-1]
             first += len(drafts.get(sequence.id, NO_DRAFT).ids) + 1

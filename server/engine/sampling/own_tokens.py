@@ -32,9 +32,8 @@ def check(model: Decoder, cache: KVCache, batch: TokenBatch, draws: list[Draw]) 
     """One token for each row of the batch, from the model's own logits."""
     if model.native:
         return model.native.checked(batch, cache, packed(draws))
-    states = model.forward(batch, cache)
-    logits = model.logits(states)
-    return Checked(draw_tokens(logits, draws), states, logits)
+    checked = model.greedy(batch, cache)
+    return checked._replace(tokens=draw_tokens(checked.logits, draws))
 
 
 def first_draws(span: Span) -> list[Draw]:

@@ -15,8 +15,7 @@
 namespace {
 
 constexpr int QUADS = BLOCK / 4;
-constexpr int UNIT = 256;    // inputs whose scales share a unit
-constexpr int AHEAD = 4096;  // bytes that are fetched before their turn; several rows take longer than the memory
+constexpr int UNIT = 256;  // inputs whose scales share a unit
 
 inline constexpr size_t block_bytes(int bits) { return bits == 8 ? 512 : 256 + 64 * size_t(bits - 4); }
 

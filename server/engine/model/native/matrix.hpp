@@ -51,17 +51,13 @@ inline auto with_kind(const Matrix& w, F&& body) {
 // One code for dense weights reads as many panels at once as are left; a single row has registers for more.
 template <class T>
 inline Product product_for(Dense<T>, const Matrix&, int rows, int panels) {
+#ifdef __AMX_BF16__
+  if constexpr (std::is_same_v<T, bf16>)
+    if (may_use_tiles()) return panels >= WIDE ? product_of<TiledDense, WIDE>() : product_of<TiledDense>();
+#endif
   if (rows == 1 && panels >= 2 * WIDE) return product_of<DenseRow<T>, 2 * WIDE>();
   return panels >= WIDE ? product_of<Dense<T>, WIDE>() : product_of<Dense<T>, 1>();
 }
-
-#ifdef __AMX_BF16__
-inline Product product_for(Dense<bf16>, const Matrix&, int rows, int panels) {
-  if (may_use_tiles()) return panels >= WIDE ? product_of<TiledDense, WIDE>() : product_of<TiledDense>();
-  if (rows == 1 && panels >= 2 * WIDE) return product_of<DenseRow<bf16>, 2 * WIDE>();
-  return panels >= WIDE ? product_of<Dense<bf16>, WIDE>() : product_of<Dense<bf16>>();
-}
-#endif
 
 template <int BITS, int GROUP>
 inline Product product_for(Codes<BITS, GROUP>, const Matrix& w, int rows, int) {

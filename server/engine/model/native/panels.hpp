@@ -80,6 +80,7 @@ inline void accumulate(floats (&acc)[R][P], const Activation<T>* x, size_t x_str
 
 constexpr int TILE = WIDTH == 16 ? 6 : 3;  // rows of activations that fit the registers beside `WIDE` panels
 constexpr int WIDE = 4;
+constexpr int AHEAD = 4096;  // bytes that are fetched before their turn; several rows take longer than the memory
 
 // Calls body(count) with 1 to TILE rows as a compile-time constant, so that their sums can live in registers.
 template <class F>

@@ -121,6 +121,14 @@ struct GroupProducts {
 
 #endif
 
+// Adds the products of one row with a block's group `g`, of `GROUPS`.
+template <int GROUPS>
+[[gnu::always_inline]] inline void add_scaled(floats& acc, const Scale& scale, const BlockScale& mine, int g,
+                                              ints dots) {
+  acc += scale.scale * mine.scale * __builtin_convertvector(dots, floats);
+  acc += scale.minimum * (GROUPS == 1 ? mine.sum : mine.halves[g]);
+}
+
 template <int BITS, int GROUP, bool IS_FINE>
 struct RoundedCodes : Codes<BITS, GROUP> {
   using Base = Codes<BITS, GROUP>;
@@ -141,9 +149,7 @@ struct RoundedCodes : Codes<BITS, GROUP> {
               const size_t first = size_t(row) * x.stride + b * BLOCK + g * GROUP;
               GroupProducts<BITS, GROUP / 4, IS_FINE>::template each_row<R>(
                   block, g * GROUP / 4, x, first, x.stride, [&](int r, ints dots) __attribute__((always_inline)) {
-                    const BlockScale& mine = x.blocks[size_t(row + r) * blocks + b];
-                    acc[r] += scale.scale * mine.scale * __builtin_convertvector(dots, floats);
-                    acc[r] += scale.minimum * (Base::GROUPS == 1 ? mine.sum : mine.halves[g]);
+                    add_scaled<Base::GROUPS>(acc[r], scale, x.blocks[size_t(row + r) * blocks + b], g, dots);
                   });
             }
           });

@@ -1,5 +1,5 @@
 // Products of weights of few bits in tiles: sixteen rows of activations are multiplied with a block of sixteen outputs
-// at once. Products of codes are exact in integers, and are scaled in the same order as in rounded_codes.hpp: so a row
+// at once. Products of codes are exact in integers, and are scaled as in rounded_codes.hpp: so a row
 // has the same bits here and there.
 
 #pragma once
@@ -89,9 +89,7 @@ struct TiledCodes : Codes<BITS, GROUP> {
       each_of<R>([&](auto r) __attribute__((always_inline)) {
         ints dots = *(const ints*)products.sums[g][r * HEIGHT];
         if constexpr (IS_FINE) dots = (dots << 7) + *(const ints*)products.sums[g][r * HEIGHT + 1];
-        const BlockScale& own = mine[size_t(r) * stride];
-        acc[r] += scale.scale * own.scale * __builtin_convertvector(dots, floats);
-        acc[r] += scale.minimum * (GROUPS == 1 ? own.sum : own.halves[g]);
+        add_scaled<GROUPS>(acc[r], scale, mine[size_t(r) * stride], g, dots);
       });
     }
   }

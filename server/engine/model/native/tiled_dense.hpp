@@ -56,8 +56,6 @@ struct TiledDense : Dense<bf16> {
   }
 
  private:
-  static constexpr int AHEAD = 4096;  // bytes
-
   // The compiler wants a tile's number as a literal.
   template <int SUMS>
   [[gnu::always_inline]] static void add() {
