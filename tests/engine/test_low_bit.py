@@ -1,6 +1,6 @@
 """Drafts of a low-bit copy, and models of few bits: whatever is drafted, the text is that of plain decoding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -57,21 +57,26 @@ def models(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
 
     @cache
     def model(name: str, choice: DraftWeights) -> Decoder:
-        kind, _, activations = name.partition(" ")
-        path, dtype = folder, torch.bfloat16
-        if activations:
-            path = files / f"{kind}.gguf"
-            if not path.exists():
-                write_gguf(path, folder, Type[kind])
-        else:
-            dtype = getattr(torch, kind)
-        checkpoint = load_checkpoint(str(path), dtype, CPU, quantization="auto")
-        kinds: dict[str, Activations] = {"int8": "int8", "int16": "int16", "exact": "exact"}
-        decoder = Decoder(checkpoint, kinds.get(activations, "auto"))
-        add_draft(decoder, checkpoint, choice)
-        return decoder
+        return decoder_of(name, choice, folder, files)
 
     return model
+
+
+def decoder_of(name: str, choice: DraftWeights, folder: Path, files: Path) -> Decoder:
+    """The model of `folder` in a dtype, or with its weights as a type of GGUF, which is written once to `files`."""
+    kind, _, activations = name.partition(" ")
+    path, dtype = folder, torch.bfloat16
+    if activations:
+        path = files / f"{kind}.gguf"
+        if not path.exists():
+            write_gguf(path, folder, Type[kind])
+    else:
+        dtype = getattr(torch, kind)
+    checkpoint = load_checkpoint(str(path), dtype, CPU, quantization="auto")
+    kinds: dict[str, Activations] = {"int8": "int8", "int16": "int16", "exact": "exact"}
+    decoder = Decoder(checkpoint, kinds.get(activations, "auto"))
+    add_draft(decoder, checkpoint, choice)
+    return decoder
 
 
 def asked(
@@ -129,6 +134,28 @@ def test_eight_requests_of_different_methods_and_masks_share_a_batch(
         sequences = run(model, requests, confidence, is_adaptive=is_adaptive)
         assert [sequence.output_ids for sequence in sequences] == expected
         assert sum(sequence.stats.num_drafted for sequence in sequences) > 0
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads of decoders that are made; it is as before afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "Q4_1 int8", "Q4_K int16"])
+def test_any_number_of_threads_writes_the_same_text(
+    name: str, threads: Callable[[int], None], folder: Path, tmp_path: Path
+) -> None:
+    requests = [asked(i, method, MASKS[2], SAMPLED) for i, method in enumerate(METHODS)]
+    texts = []
+    for num_threads in (1, 2, 5):
+        threads(num_threads)
+        model = decoder_of(name, "int4", folder, tmp_path)
+        texts.append(plain_texts(model, requests))
+        texts.append([sequence.output_ids for sequence in run(model, requests)])
+    assert all(text == texts[0] for text in texts)
 
 
 def acceptance(model: Decoder, sampling: SamplingParams) -> float:
