@@ -10,8 +10,8 @@ from offline.prompts import MIXED
 from offline.settings import EvaluationSettings
 from server.engine import PLAIN, methods
 
-BASELINES = ("fixed", "random")
-"""Skipping drafts with masks of the artifact that no router picked: always one domain's, or any domain's."""
+BASELINES = ("random",)
+"""Skipping drafts with masks of the artifact that no router picked: any domain's."""
 
 
 def known_methods() -> list[str]:

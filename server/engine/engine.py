@@ -45,7 +45,7 @@ class Engine:
         self.prefixes = Prefixes(self.cache, model.config.hidden_size, config.reuses_prefixes)
         self.scheduler = Scheduler(config.max_batch, config.prefill_chunk, self.prefixes)
         self.router = Router(artifact, config.max_draft, config.confidence) if artifact else None
-        self.mask_sources = mask_sources(MaskParts(artifact, self.router))
+        self.mask_sources = mask_sources(MaskParts(model, self.cache, artifact, self.router))
         mixed = artifact.manifest.mixed.draft if artifact else None
         if mixed and mixed.patch:
             # What suits a patch, short drafts and a floor, suits no draft of another kind.

@@ -3,6 +3,20 @@
 A new source is imported here, which registers it.
 """
 
-from server.engine.masks.calibrated import MixedMask, NearestAnchor
+from server.engine.masks.calibrated import FixedMask, MixedMask, NearestAnchor
+from server.engine.masks.clasp import ClaspMask
+from server.engine.masks.cosine import CosineMask
+from server.engine.masks.early_exit import EarlyExit
+from server.engine.masks.knapspec import KnapSpecMask
+from server.engine.masks.swift import SwiftMask
 
-__all__ = ["MixedMask", "NearestAnchor"]
+__all__ = [
+    "ClaspMask",
+    "CosineMask",
+    "EarlyExit",
+    "FixedMask",
+    "KnapSpecMask",
+    "MixedMask",
+    "NearestAnchor",
+    "SwiftMask",
+]

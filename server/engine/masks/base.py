@@ -7,10 +7,12 @@ then a method: the skipping drafter with this source's masks.
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, TypeVar
 
+from server.engine.kvcache.slots import KVCache
 from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.router import Router
+from server.engine.model.decoder import Decoder
 from server.engine.sequence import Sequence
-from server.engine.types import Route
+from server.engine.types import UNROUTED, Route
 
 DEFAULT_MASKS = "knn"
 """The source of methods that do not name one."""
@@ -18,10 +20,17 @@ DEFAULT_MASKS = "knn"
 
 @dataclass(frozen=True)
 class MaskParts:
-    """What a source may be built from; both are None where the engine has no routing artifact."""
+    """What a source may be built from; artifact and router are None where the engine has no routing artifact."""
 
-    artifact: RoutingArtifact | None
-    router: Router | None
+    model: Decoder
+    cache: KVCache
+    artifact: RoutingArtifact | None = None
+    router: Router | None = None
+
+    def nearest(self, sequence: Sequence) -> Route:
+        """The route of the prompt's domain, whose mask a source may replace; without a router, none."""
+        assert sequence.prompt_vector is not None
+        return self.router.route(sequence.prompt_vector) if self.router else UNROUTED
 
 
 class MaskSource(Protocol):

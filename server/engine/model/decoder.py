@@ -77,6 +77,26 @@ class Decoder:
         """
         return self.body.forward(batch, cache, draft, states.float().contiguous() if states is not None else None)
 
+    def sublayers(
+        self,
+        batch: TokenBatch,
+        cache: KVCache,
+        residual: Tensor | None,
+        sublayers: range,
+        draft: DraftModel = FULL_MODEL,
+    ) -> Tensor:
+        """The residual stream [tokens, hidden_size] behind some sub-layers, for tokens that the cache holds already.
+
+        They are counted from 0, attention and MLP of each layer in turn; the draft may skip some. `residual` is the
+        stream in front of them; None, from sub-layer 0 on, is the tokens' embeddings. The cache stays as it is: every
+        token attends to the full model's keys and values, also at its own place, so several may stand at one place.
+        """
+        return self.body.sublayers(batch, cache, residual, sublayers, draft)
+
+    def normed(self, residual: Tensor) -> Tensor:
+        """What `logits` takes, of a residual stream [tokens, hidden_size]."""
+        return self.body.normed(residual)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [tokens, vocabulary_size] in fp32."""
         return self.body.logits(hidden)

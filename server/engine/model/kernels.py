@@ -57,6 +57,7 @@ class Rows(Structure):
     _fields_ = [
         *fields(c_int, "count num_slots max_length"),
         *fields(c_void_p, "ids positions slots keys values is_skipped hidden patch states"),
+        ("is_reading", c_int),
     ]
 
 
@@ -114,6 +115,8 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_new.argtypes = [POINTER(Shape), POINTER(Layer), POINTER(Edges), c_void_p]
     kernels.decoder_forward.argtypes = [c_void_p, POINTER(Rows)]
     kernels.decoder_forward.restype = None
+    kernels.decoder_pass.argtypes = [c_void_p, POINTER(Rows), c_int, c_int, c_void_p]
+    kernels.decoder_pass.restype = None
     kernels.decoder_logits.argtypes = [c_void_p, POINTER(Matrix), c_int, c_void_p, c_void_p]
     kernels.decoder_logits.restype = None
     kernels.decoder_choose.argtypes = [

@@ -126,6 +126,23 @@ class NativeDecoder:
         self.kernels.decoder_forward(self.handle, byref(rows))
         return hidden
 
+    def sublayers(
+        self, batch: TokenBatch, cache: KVCache, residual: Tensor | None, sublayers: range, draft: DraftModel
+    ) -> Tensor:
+        """The residual stream [tokens, hidden_size] in fp32, as `Decoder.sublayers`."""
+        flat, shape = flattened(batch), (batch.num_tokens, self.config.hidden_size)
+        stream = torch.empty(shape) if residual is None else residual.float().clone()
+        rows = self.rows(flat, batch.num_tokens, stream, cache, draft)
+        rows.is_reading = 1
+        self.kernels.decoder_pass(self.handle, byref(rows), sublayers.start, sublayers.stop, stream.data_ptr())
+        return stream
+
+    def normed(self, residual: Tensor) -> Tensor:
+        """What the head takes, of a residual stream [tokens, hidden_size]."""
+        norm = self.parts[0]["norm"]
+        assert isinstance(norm, Tensor)
+        return torch.nn.functional.rms_norm(residual.float(), norm.shape, norm, self.config.norm_epsilon)
+
     def checked(self, batch: TokenBatch, cache: KVCache, samplings: Samplings | None = None) -> Checked:
         """The full model's token after each of the batch's; what it gives is written over by its next check."""
         flat, count = flattened(batch), batch.num_tokens

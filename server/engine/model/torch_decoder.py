@@ -59,7 +59,9 @@ class Attention:
         self.key_norm = weights.optional_norm(prefix + "self_attn.k_norm")
         self.output = weights.linear(prefix + "self_attn.o_proj")
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, batch: TokenBatch) -> Tensor:
+    def __call__(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, batch: TokenBatch, writes: bool = True
+    ) -> Tensor:
         config = self.config
         heads = self.qkv(self.norm(x)).view(x.shape[0], -1, config.head_dim)
         rotated, values = heads.split((config.num_heads + config.num_kv_heads, config.num_kv_heads), 1)
@@ -68,7 +70,8 @@ class Attention:
             rotated = torch.cat((self.query_norm(queries), self.key_norm(keys)), 1)
         swapped = rotated.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
         rotated = rotated * cos + swapped * sin
-        cache.write(self.layer, rotated[:, config.num_heads :], values, batch)
+        if writes:
+            cache.write(self.layer, rotated[:, config.num_heads :], values, batch)
         return self.output(cache.attend(self.layer, rotated[:, : config.num_heads], batch))
 
 
@@ -133,18 +136,37 @@ class TorchDecoder:
 
     def forward(self, batch: TokenBatch, cache: KVCache, draft: DraftModel, states: Tensor | None = None) -> Tensor:
         """Hidden states [tokens, hidden_size], as `Decoder.forward`."""
-        cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
-        x, skipped = self.embeddings[batch.ids], draft.skips(self.config.num_layers)
-        for layer in range(self.config.num_layers):
-            if layer not in skipped.attention:
-                x = x + self.attentions[layer](x, cos, sin, cache, batch)
-            if layer not in skipped.mlp:
-                x = x + self.mlps[layer](x)
+        x = self.run(batch, cache, self.embeddings[batch.ids], range(2 * self.config.num_layers), draft, writes=True)
         normed = self.norm(x)
         if draft.patch is None:
             return normed
         assert states is not None
         return self.patch_linear(draft.patch)(torch.cat((normed, states.to(normed.dtype)), -1))
+
+    def run(
+        self, batch: TokenBatch, cache: KVCache, x: Tensor, sublayers: range, draft: DraftModel, writes: bool
+    ) -> Tensor:
+        """The residual stream [tokens, hidden_size] behind those of some sub-layers that the draft has."""
+        cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
+        skipped = draft.skips(self.config.num_layers)
+        for sublayer in sublayers:
+            layer = sublayer // 2
+            if sublayer % 2 == 0 and layer not in skipped.attention:
+                x = x + self.attentions[layer](x, cos, sin, cache, batch, writes)
+            if sublayer % 2 == 1 and layer not in skipped.mlp:
+                x = x + self.mlps[layer](x)
+        return x
+
+    def sublayers(
+        self, batch: TokenBatch, cache: KVCache, residual: Tensor | None, sublayers: range, draft: DraftModel
+    ) -> Tensor:
+        """The residual stream [tokens, hidden_size], as `Decoder.sublayers`."""
+        x = self.embeddings[batch.ids] if residual is None else residual.to(self.embeddings.dtype)
+        return self.run(batch, cache, x, sublayers, draft, writes=False)
+
+    def normed(self, residual: Tensor) -> Tensor:
+        """What the head takes, of a residual stream [tokens, hidden_size]."""
+        return self.norm(residual.to(self.embeddings.dtype))
 
     def patch_linear(self, patch: Patch) -> Linear:
         """A patch's matrix on the decoder's device, in its precision."""

@@ -78,6 +78,7 @@ class Attention {
         float* key = &qkv_[size_t(r) * width_ + (shape_.heads + h) * dim];
         const float* value = key + shape_.kv_heads * dim;
         rotate(key, layer.key_norm, position);
+        if (rows.is_reading) continue;
         const bool is_last = r + 1 == rows.count || rows.slots[r + 1] != rows.slots[r];
         HeadCache<T>(shape_, rows, index, r, h).write(position, key, value, is_last && position % 2 == 0);
       }

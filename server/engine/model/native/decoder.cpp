@@ -27,6 +27,11 @@ void* decoder_new(const Shape* shape, const Layer* layers, const Edges* edges, v
 
 void decoder_forward(void* decoder, const Rows* rows) { static_cast<Model*>(decoder)->forward(*rows); }
 
+// Sub-layers are counted from 0: attention and MLP of each layer in turn.
+void decoder_pass(void* decoder, const Rows* rows, int first, int last, float* residual) {
+  static_cast<Model*>(decoder)->pass(*rows, first, last, residual);
+}
+
 // `head` may be another than the model's own, which is null: rows that `matrix_copy_outputs` has put together.
 void decoder_logits(void* decoder, const Matrix* head, int count, const float* hidden, float* out) {
   static_cast<Model*>(decoder)->logits(head, count, hidden, out);

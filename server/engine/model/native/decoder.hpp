@@ -18,6 +18,7 @@ struct Model {
   virtual ~Model() = default;
   virtual int width() const = 0;  // of a hidden state
   virtual void forward(const Rows& rows) = 0;
+  virtual void pass(const Rows& rows, int first, int last, float* residual) = 0;
   virtual void logits(const Matrix* head, int count, const float* hidden, float* out) = 0;
   virtual void choose(const Rows& rows, const Matrix* head, const int32_t* ids, const Sampling* samplings,
                       const Choice& choice) = 0;
@@ -43,6 +44,20 @@ class Decoder final : public Model {
       sublayers(rows, rank);
       if (rows.patch) return residual_.patch(rows, edges_.norm, rank);
       residual_.normalise(part(rows.count, rank, team_.size()), edges_.norm, rows.hidden);
+    });
+  }
+
+  // The residual stream [count][hidden] behind the sub-layers from `first` to before `last`, in place of the one in
+  // front of them; from the first sub-layer on it begins as the tokens' embeddings.
+  void pass(const Rows& rows, int first, int last, float* residual) override {
+    resize(rows);
+    team_.run([&](int rank) {
+      if (first == 0)
+        residual_.embed(rows, edges_.embeddings, rank);
+      else
+        residual_.begin(rows.count, residual, rank);
+      for (int sublayer = first; sublayer < last; sublayer++) apply(rows, sublayer, rank);
+      residual_.read(part(rows.count, rank, team_.size()), residual);
     });
   }
 
@@ -80,10 +95,17 @@ class Decoder final : public Model {
 
   void sublayers(const Rows& rows, int rank) {
     residual_.embed(rows, edges_.embeddings, rank);
-    for (int layer = 0; layer < shape_.num_layers; layer++) {
-      if (!rows.is_skipped[2 * layer]) attention_.apply(rows, layers_[layer], layer, rank);
-      if (!rows.is_skipped[2 * layer + 1]) mlp_.apply(rows, layers_[layer], rank);
-    }
+    for (int sublayer = 0; sublayer < 2 * shape_.num_layers; sublayer++) apply(rows, sublayer, rank);
+  }
+
+  // Attention and MLP of each layer take turns.
+  void apply(const Rows& rows, int sublayer, int rank) {
+    const int layer = sublayer / 2;
+    if (rows.is_skipped[sublayer]) return;
+    if (sublayer % 2 == 0)
+      attention_.apply(rows, layers_[layer], layer, rank);
+    else
+      mlp_.apply(rows, layers_[layer], rank);
   }
 
   // Writes rows.hidden, and returns it as the head takes it.

@@ -47,6 +47,7 @@ struct Rows {
   float* hidden;              // [count][hidden], the result: states after the last norm
   const Matrix* patch;        // unless null, what gives them in place of the last norm, [hidden][2 * hidden],
   const float* states;        // from the normalised residual and this state of the place before, [count][hidden]
+  int is_reading;             // whether the cache stays as it is: it has the keys and values of these places already
 };
 
 // The token chosen after each row and, unless null, the likeliest one's probability; logits [count][outputs of the

@@ -28,6 +28,19 @@ class Residual {
     team_.barrier();
   }
 
+  // Goes on from a stream [count][hidden] that was read before.
+  void begin(int count, const float* stream, int rank) {
+    auto [first, last] = part(count, rank, team_.size());
+    std::copy(stream + size_t(first) * shape_.hidden, stream + size_t(last) * shape_.hidden,
+              &x_[size_t(first) * shape_.hidden]);
+    team_.barrier();
+  }
+
+  void read(Part some, float* stream) const {
+    std::copy(&x_[size_t(some.first) * shape_.hidden], &x_[size_t(some.last) * shape_.hidden],
+              stream + size_t(some.first) * shape_.hidden);
+  }
+
   void normalise(Part some, const float* weight, float* out) const { normalise(some, weight, out, shape_.hidden); }
 
   // Rows of `out` lie `stride` apart.
