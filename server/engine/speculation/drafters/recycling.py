@@ -10,7 +10,7 @@ from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Pro
 
 MAX_OWNERS = 32
 """Tables that are kept, 4 bytes for each token of the vocabulary: 19 MB for 32 of 151,936 tokens."""
-MEMORY, FIRST_ACCEPTANCE = 256, 0.3
+MEMORY, FIRST_ACCEPTANCE = 64, 0.3
 UNKNOWN = -1
 
 
@@ -19,9 +19,9 @@ class RecyclingDrafter(Drafter):
     """Follows the successors of tokens, those that the model wrote last; Token Recycling, arXiv 2408.08696.
 
     Published: about 2 over plain decoding of Vicuna 7B, on a GPU, with a tree of 80 tokens from the eight likeliest
-    successors of each. Here a draft is a chain of the latest successors, since each further row of a check has its price
-    on a CPU; it ends where it is no longer likely enough to be worth its row. Keys have tables of their own, also of
-    what their prompts say. It costs no pass, and a write to the table for each token.
+    successors of each. Here a draft is a chain of the latest successors, since each further row of a check has its
+    price on a CPU; it ends where it is no longer likely enough to be worth its row. Keys have tables of their own, also
+    of what their prompts say. It costs no pass, and a write to the table for each token.
     """
 
     name = "recycling"
