@@ -18,10 +18,13 @@ from server.engine import (
     EngineConfig,
     GenerationRequest,
     Route,
+    RoutingArtifact,
     SamplingParams,
     SkipMask,
     StopConditions,
+    add_draft,
     load_checkpoint,
+    methods,
 )
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -116,6 +119,30 @@ def test_greedy_equals_transformers(name: str, tmp_path: Path) -> None:
         requests = [request(prompt, mask, method) for mask, method in zip(masks, methods, strict=True)]
         for sequence in engine.generate(requests):
             assert sequence.output_ids == expected
+
+
+def test_every_method_writes_what_transformers_does_alone_and_in_one_batch(
+    tiny_artifact: RoutingArtifact, tmp_path: Path
+) -> None:
+    folder = save_random_model(tmp_path, tiny_config(head_dim=16), seed=3)
+    checkpoint = load_checkpoint(str(folder), torch.float32, CPU)
+    model = Decoder(checkpoint)
+    if model.native is None:
+        pytest.skip("no kernels for this processor, so no copy in fewer bits")
+    add_draft(model, checkpoint, "int4")
+    (prompt,) = prompts(1, seed=8)
+    expected = reference(folder, prompt)
+    stop = StopConditions(NEW_TOKENS, frozenset({2}))
+    requests = [GenerationRequest(prompt, SamplingParams(), stop, name) for name in methods()]
+    engine = Engine(model, EngineConfig(max_batch=len(requests), confidence=0.0), tiny_artifact)
+    assert not any(engine.lacks(name) for name in methods())
+    for sequence in engine.generate(requests):
+        assert sequence.output_ids == expected, sequence.method
+    alone = Engine(model, EngineConfig(max_batch=1, confidence=0.0, is_adaptive=False), tiny_artifact)
+    for request in requests:
+        (sequence,) = alone.generate([request])
+        assert sequence.output_ids == expected, sequence.method
+        assert sequence.stats.num_drafted or sequence.method in ("plain", "cosine", "knapspec", "early-exit")
 
 
 def test_eight_requests_of_different_masks_and_lengths_in_one_batch(model: Decoder, tiny_checkpoint: Path) -> None:

@@ -168,14 +168,19 @@ CASCADE = Method(
     "suffix where words came before, else skip or low-bit; measured gains and costs decide",
     ("suffix" if History.is_built() else "lookup", "skip", "low-bit"),
 )
+ADAPTIVE = Method(
+    "adaptive",
+    "whichever of all drafters gains most now, by measured gains and costs",
+    ("suffix", "lookup", "recycling", "skip", "low-bit"),
+)
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name: plain, each drafter, the skipping drafter with each source of masks, the cascade."""
+    """All methods by name: plain, each drafter, the skipping drafter with each source of masks, and what chooses."""
     known = [Method(PLAIN, "no drafts: one token a pass")]
     known += [Method(name, kind.summary, (name,)) for name, kind in DRAFTERS.items()]
     known += [Method(name, f"skip, {source.summary}", ("skip",), name) for name, source in MASK_SOURCES.items()]
-    return {method.name: method for method in [*known, CASCADE]}
+    return {method.name: method for method in [*known, CASCADE, ADAPTIVE]}
 
 
 def method_named(name: str) -> Method:
