@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from offline.evaluation.measure import Sample
 from offline.records import Strict
-from server.engine import PLAIN, SequenceStats
+from server.engine import PLAIN, SequenceStats, methods
 
 RESAMPLES = 1000
 MEAN = "mean"
@@ -158,13 +158,19 @@ def mean_row(method: str, rows: Sequence[ResultRow], gains: Sequence[Gain]) -> R
 
 
 HEAD = ["method", "domain", "prompts", "tokens", "tokens/s"]
-HEAD += ["speed-up", "95 %", "decode", "acceptance", "length", "exact"]
+HEAD += ["speed-up", "95 %", "decode", "acceptance", "length", "exact", "paper"]
 
 
 def figures(row: ResultRow) -> tuple[float | None, float | None, float | None]:
     """(speed-up of decoding, acceptance, mean accepted length)."""
     decoding = row.decode_speedup.median if row.decode_speedup else None
     return decoding, row.acceptance, row.mean_accepted_length
+
+
+def published(row: ResultRow) -> str:
+    """What the paper of a method reports, beside the mean over domains."""
+    known = methods().get(row.method)
+    return known.published if known and row.domain == MEAN else ""
 
 
 def table(rows: Sequence[ResultRow]) -> str:
@@ -180,6 +186,7 @@ def table(rows: Sequence[ResultRow]) -> str:
             f"{row.speedup.low:.2f}-{row.speedup.high:.2f}",
             *("-" if value is None else f"{value:.2f}" for value in figures(row)),
             "-" if row.exact is None else f"{row.exact:.0%}",
+            published(row) or "-",
         ]
         for row in rows
     ]

@@ -153,10 +153,10 @@ def draw_parts(verdicts: Sequence[Verdict]) -> Figure:
 
 
 def draw_patches(agreements: Mapping[str, Sequence[float]]) -> Figure:
-    """How often a patch's first choice is the model's: after least squares, and after the best epoch."""
+    """How often a patch's first choice is the model's: at the start, and after the best epoch."""
     figure, axes = panel(2.5 + 1.1 * len(agreements), 3.4)
     places = np.arange(len(agreements))
-    steps = {"least squares": [each[0] for each in agreements.values()]}
+    steps = {"least squares, or the mixed patch": [each[0] for each in agreements.values()]}
     steps["and gradient steps"] = [max(each) for each in agreements.values()]
     for number, (name, heights) in enumerate(steps.items()):
         axes.bar(places + 0.36 * (number - 0.5), heights, 0.34, color=COLOURS[number], label=name)

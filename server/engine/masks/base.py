@@ -42,6 +42,8 @@ class MaskSource(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for `--help` and the documentation."""
+    published: ClassVar[str] = ""
+    """What its paper reports over plain decoding, on models and machines of its own."""
     needs_artifact: ClassVar[bool] = True
 
     @classmethod

@@ -14,6 +14,7 @@ class NearestAnchor(MaskSource):
 
     name = "knn"
     summary = "with the mask of the domain that the prompt is nearest to"
+    published = "1.3-1.6"
 
     def __init__(self, router: Router) -> None:
         self.router = router
@@ -37,6 +38,7 @@ class FixedMask(MaskSource):
 
     name = "fixed"
     summary = "with the mask of the first domain for every prompt"
+    published = "to 1.99"
 
     def __init__(self, route: Route) -> None:
         self.route = route

@@ -21,6 +21,7 @@ class ClaspMask(RenewedMask):
 
     name = "clasp"
     summary = "without the layers that the last token misses least"
+    published = "1.3-1.7"
 
     def choose(self, sequence: Sequence, ids: list[int]) -> DraftModel:
         last = self.parts.model.config.num_layers - 1

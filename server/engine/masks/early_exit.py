@@ -25,6 +25,7 @@ class EarlyExit(RenewedMask):
 
     name = "early-exit"
     summary = "with the first layers alone, as many as promise most"
+    published = "2.16-2.62"
     interval = longest_interval = 32
 
     def __init__(self, parts: MaskParts) -> None:

@@ -29,6 +29,7 @@ class KnapSpecMask(RenewedMask):
 
     name = "knapspec"
     summary = "without the sub-layers that promise most tokens a second"
+    published = "to 1.47"
 
     def choose(self, sequence: Sequence, ids: list[int]) -> DraftModel:
         costs, reader = PassCosts.of(self.parts.model, sequence.cursor), self.reader(sequence, ids, NUM_TOKENS)

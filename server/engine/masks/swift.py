@@ -37,6 +37,7 @@ class SwiftMask(RenewedMask):
 
     name = "swift"
     summary = "with a mask that is searched while it answers"
+    published = "1.3-1.6"
     interval = longest_interval = WINDOW
 
     def __init__(self, parts: MaskParts) -> None:

@@ -83,6 +83,8 @@ class Drafter(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for `--help` and the documentation."""
+    published: ClassVar[str] = ""
+    """What its paper reports over plain decoding, on models and machines of its own."""
     is_free: ClassVar[bool] = False
     """Whether a proposal costs no pass of the model. Then it is made in every step, before the policy picks,
     and is judged by what was emitted even where another draft was checked."""
@@ -148,6 +150,8 @@ class Method:
     summary: str
     drafters: tuple[str, ...] = ()
     masks: str = DEFAULT_MASKS
+    published: str = ""
+    """What the paper behind it reports over plain decoding."""
 
     @property
     def needs_artifact(self) -> bool:
@@ -167,6 +171,8 @@ CASCADE = Method(
     "cascade",
     "suffix where words came before, else skip or low-bit; measured gains and costs decide",
     ("suffix" if History.is_built() else "lookup", "skip", "low-bit"),
+    # CAS-Spec, arXiv 2510.26843.
+    published="1.1-2.3",
 )
 ADAPTIVE = Method(
     "adaptive",
@@ -178,8 +184,11 @@ ADAPTIVE = Method(
 def methods() -> dict[str, Method]:
     """All methods by name: plain, each drafter, the skipping drafter with each source of masks, and what chooses."""
     known = [Method(PLAIN, "no drafts: one token a pass")]
-    known += [Method(name, kind.summary, (name,)) for name, kind in DRAFTERS.items()]
-    known += [Method(name, f"skip, {source.summary}", ("skip",), name) for name, source in MASK_SOURCES.items()]
+    known += [Method(name, kind.summary, (name,), published=kind.published) for name, kind in DRAFTERS.items()]
+    known += [
+        Method(name, f"skip, {source.summary}", ("skip",), name, source.published)
+        for name, source in MASK_SOURCES.items()
+    ]
     return {method.name: method for method in [*known, CASCADE, ADAPTIVE]}
 
 

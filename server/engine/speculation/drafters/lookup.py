@@ -40,11 +40,13 @@ class LookupDrafter(Drafter):
     """Continues as the grammar must, or as the same n-gram continued earlier; prompt lookup, which costs no pass.
 
     A draft of which all was accepted is followed by one twice as long, up to four times the usual length; any
-    other by one of the usual length again: a copied passage goes on, a chance match does not.
+    other by one of the usual length again: a copied passage goes on, a chance match does not. What is
+    published for it is Spec-Bench's (github.com/hemingkx/Spec-Bench), Vicuna models on an A100.
     """
 
     name = "lookup"
     summary = "copies from prompt and answer; costs no pass"
+    published = "1.40-1.66"
     is_free = True
     memory = 6
     """Short, since a copied passage begins and ends at once."""

@@ -12,6 +12,7 @@ class LowBitDrafter(ChainDrafter):
 
     name = "low-bit"
     summary = "a copy of the model in fewer bits"
+    published = "to 2.0"
     needs_draft_weights = True
 
     def draft_model(self, sequence: Sequence) -> DraftModel:

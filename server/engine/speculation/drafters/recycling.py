@@ -26,6 +26,7 @@ class RecyclingDrafter(Drafter):
 
     name = "recycling"
     summary = "each token's latest successor; costs no pass"
+    published = "1.83-2.22"
     is_free = True
 
     def __init__(self, vocabulary_size: int) -> None:

@@ -12,6 +12,7 @@ class SkipDrafter(ChainDrafter):
 
     name = "skip"
     summary = "the model with its route's sub-layers skipped or patched"
+    published = "1.3-1.6"
     needs_draft_model = True
 
     def draft_model(self, sequence: Sequence) -> DraftModel:

@@ -56,6 +56,7 @@ class SuffixDrafter(Drafter):
 
     name = "suffix"
     summary = "continues as answers of the same domain did, or as the text itself; costs no pass"
+    published = "to 5.3"
     is_free = True
 
     def __init__(self, history: History) -> None:

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from offline.calibration.patching import patches
-from offline.calibration.patching.patches import FittedPatch, domain_folder, fit_patches
-from offline.calibration.scoring.continuations import make_texts
+from offline.calibration.patching.fit import Judge, Linear
+from offline.calibration.patching.patches import (
+    FittedPatch,
+    Split,
+    domain_folder,
+    fit_patches,
+    grouped,
+    head_rows,
+)
+from offline.calibration.patching.places import places_of
+from offline.calibration.scoring.continuations import Text, make_texts
 from offline.calibration.vocabulary import TokenCounts
 from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED
@@ -55,6 +64,39 @@ def test_every_domain_gets_a_patch_and_one_is_over_all(
     assert found[MIXED].num_places > found["a"].num_places
     monkeypatch.setattr(patches, "least_squares", None)
     assert fitted(settings, counted) == found, "read again"
+
+
+def test_a_domains_patch_begins_at_the_mixed_one_where_that_agrees_more(
+    settings: CalibrationSettings, counted: dict[str, TokenCounts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two prompts of its own a domain learns little; those of its like tell more."""
+    few = counted["a"].model_copy(update={"answered": counted["b"].answered[:2], "digest": "few"})
+    found = fitted(settings, {"a": few, "b": counted["b"]})
+    assert found["a"].is_from_mixed
+    assert found["a"].agreements[0] == pytest.approx(agreement_of_mixed(settings, found, few), abs=1e-4)
+    assert not found[MIXED].is_from_mixed
+
+
+def agreement_of_mixed(settings: CalibrationSettings, found: dict[str, FittedPatch], counts: TokenCounts) -> float:
+    """On the prompts that were kept apart for these counts."""
+    loaded = LoadedModel.open(settings)
+    mixed = found[MIXED].patch(domain_folder(settings.out, MIXED))
+    judged = places_of(loaded.model, Split.of(grouped(counts.answered)).apart, 0)
+    return Judge(judged, head_rows(loaded, RANKED["a"])).agreement(Linear(mixed.weight, mixed.bias))
+
+
+def test_what_judges_a_domain_is_unknown_to_the_mixed_patch_too() -> None:
+    groups = {
+        name: [[Text(prompt_ids=[number], output_ids=[])] for number in range(first, first + 20)]
+        for first, name in ((0, "a"), (50, "b"))
+    }
+    parts = [Split.of(each) for each in groups.values()]
+    mixed = Split.joined([part.thinned(1) for part in parts])
+    known = {text.prompt_ids[0] for group in mixed.rest for text in group}
+    judging = {text.prompt_ids[0] for part in parts for group in part.apart for text in group}
+    assert judging == {0, 8, 16, 50, 58, 66}
+    assert not known & judging
+    assert len(known) == 34
 
 
 def test_a_patch_of_many_numbers_is_kept_as_two_factors(
