@@ -1,7 +1,8 @@
 """The cost of passes on this machine: of a draft pass by what it computes, of a full pass by its rows.
 
 It is fitted to the lower quartile of 31 timings of each pass: other programs only ever add time, so the
-short ones are nearest to the truth. Times are in seconds, with the choice of a token.
+short ones are nearest to the truth. Times are in seconds, with the choice of a token. A draft costs what it adds to a
+step: after a full pass the caches hold nothing of what a cheap draft reads.
 """
 
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ CHAIN = 4
 ROUNDS = 31
 TIMED_SHARE = 1 / 8
 """The part of the vocabulary that timed drafts score beside the whole."""
+LEAST_SECONDS = 1e-6
+"""Of a draft that the noise of timing hides."""
 FURTHER_ROWS = 128
 """Rows that a text's own tokens are taken to add to a vocabulary's."""
 
@@ -123,7 +126,9 @@ class TimedDraft:
 
 def measure_cost(loaded: LoadedModel, work: Path) -> MeasuredCost:
     """The cost of passes, read from the work folder where it was measured with as many threads."""
-    digest = digest_of(loaded.digest, torch.get_num_threads(), LONGEST_DRAFT, CONTEXT, ROUNDS, TIMED_SHARE)
+    digest = digest_of(
+        loaded.digest, torch.get_num_threads(), LONGEST_DRAFT, CONTEXT, ROUNDS, TIMED_SHARE, LEAST_SECONDS
+    )
     return reused_or_made(work / "cost.json", MeasuredCost, digest, lambda: make_cost(loaded, digest))
 
 
@@ -133,10 +138,11 @@ def make_cost(loaded: LoadedModel, digest: str) -> MeasuredCost:
     kinds = [timed_drafts(decoder) for decoder in (model, model.low_bit) if decoder]
     context = min(CONTEXT, config.max_length - LONGEST_DRAFT - 1)
     cache = model.new_cache(1, context + LONGEST_DRAFT + 1)
-    drafts = [partial(draft_passes, draft, cache, context) for kind in kinds for draft in kind]
+    steps = [partial(drafting_step, model, draft, cache, context) for kind in kinds for draft in kind]
     checks = [partial(full_pass, model, cache, context, rows) for rows in range(1, LONGEST_DRAFT + 2)]
-    times = interleaved_quartiles([*drafts, *checks], tqdm(range(ROUNDS), "cost of passes", delay=2, leave=False))
-    per_token = [seconds / CHAIN for seconds in times[: len(drafts)]]
+    times = interleaved_quartiles([*steps, *checks], tqdm(range(ROUNDS), "cost of passes", delay=2, leave=False))
+    full = times[len(steps) :]
+    per_token = [max(seconds - full[0], LEAST_SECONDS) / CHAIN for seconds in times[: len(steps)]]
     costs, errors = [], []
     for kind in kinds:
         measured, per_token = per_token[: len(kind)], per_token[len(kind) :]
@@ -150,7 +156,7 @@ def make_cost(loaded: LoadedModel, digest: str) -> MeasuredCost:
         own=costs[0],
         low_bit=costs[1] if len(costs) > 1 else None,
         # Full passes are made to never fall with more rows.
-        full=np.maximum.accumulate(times[len(drafts) :]).tolist(),
+        full=np.maximum.accumulate(full).tolist(),
     )
     log.info("cost: a full pass takes %.2f ms, drafts of it %s", 1e3 * fitted.plain, shares_of_plain(fitted))
     return MeasuredCost(digest=digest, model=fitted, worst_error=max(errors))
@@ -198,6 +204,12 @@ def draft_passes(timed: TimedDraft, cache: KVCache, context: int) -> None:
         logits = (timed.head or model).logits(states)
         top, token = torch.softmax(logits, -1).max(-1)
         top.tolist(), token.tolist()
+
+
+def drafting_step(model: Decoder, timed: TimedDraft, cache: KVCache, context: int) -> None:
+    """A draft, and a full pass over one token."""
+    draft_passes(timed, cache, context)
+    full_pass(model, cache, context, 1)
 
 
 @torch.inference_mode()
