@@ -1,7 +1,8 @@
 """Stage 2: prompt vectors -> anchors, the points that the router compares a prompt with.
 
 Each domain gets the centres of a k-means over its anchor prompts; the mean of all anchors is the
-centre that the router subtracts. Search prompts set the threshold, held-out prompts judge it.
+centre that the router subtracts. Search prompts, and anchor prompts beside the centres of the others,
+set the domain's threshold; held-out prompts judge it.
 """
 
 from pathlib import Path
@@ -17,21 +18,24 @@ from offline.records import StageRecord, digest_of, log, reused_or_made
 from offline.settings import CalibrationSettings
 from server.engine import similarities
 
+FOLDS = 4
+
 
 class Anchors(StageRecord):
     """Anchor rows [anchors, hidden_size] with the index of each one's domain, and how well they route.
 
     `confusion` counts held-out prompts by their own domain (rows) and by where they go: the domains
-    in order, then those under the threshold.
+    in order, then those under a threshold.
     """
 
     rows: list[list[float]]
     domains: list[int]
-    similarity_threshold: float
+    thresholds: list[float]
+    """By domain, the similarity under which a prompt whose nearest anchor is the domain's is of none."""
     routing_accuracy: float
     """Share of the held-out prompts whose nearest anchor is of their own domain, before the threshold."""
     false_reject_rate: float
-    """Share of the held-out prompts that fall under the threshold."""
+    """Share of the held-out prompts that fall under their threshold."""
     false_accept_rate: float | None
     """Share of a domain's prompts that would pass if the domain were unknown, its anchors taken away."""
     confusion: list[list[int]]
@@ -48,7 +52,7 @@ class Anchors(StageRecord):
 def place_anchors(collection: Collection, settings: CalibrationSettings, work: Path) -> Anchors:
     """The anchors of all domains, read from the work folder where they are finished."""
     digests = [domain.digest for domain in collection.domains.values()]
-    digest = digest_of(digests, settings.anchors_per_domain, settings.threshold_quantile, settings.seed)
+    digest = digest_of(digests, settings.anchors_per_domain, settings.threshold_quantile, FOLDS, settings.seed)
     return reused_or_made(work / "anchors.json", Anchors, digest, lambda: make_anchors(collection, settings, digest))
 
 
@@ -61,30 +65,30 @@ def make_anchors(collection: Collection, settings: CalibrationSettings, digest: 
     ]
     anchors = torch.from_numpy(np.concatenate(centres))
     owners = torch.tensor([index for index, found in enumerate(centres) for _ in found])
-    searched = torch.cat([collection.part(name, Part.SEARCH) for name in names])
-    threshold = float(nearest(searched, anchors)[0].quantile(settings.threshold_quantile))
+    known = [known_similarities(collection, name, anchors, owners == i, settings) for i, name in enumerate(names)]
+    thresholds = torch.stack([each.quantile(settings.threshold_quantile) for each in known])
     confusion = torch.zeros(len(names), len(names) + 1, dtype=torch.long)
     num_right = 0
     for index, name in enumerate(names):
         similarity, anchor = nearest(collection.part(name, Part.HELDOUT), anchors)
         num_right += int((owners[anchor] == index).sum())
-        chosen = torch.where(similarity < threshold, len(names), owners[anchor])
+        chosen = torch.where(similarity < thresholds[owners[anchor]], len(names), owners[anchor])
         confusion[index] = chosen.bincount(minlength=len(names) + 1)
     count = int(confusion.sum())
     found = Anchors(
         digest=digest,
         rows=anchors.tolist(),
         domains=owners.tolist(),
-        similarity_threshold=threshold,
+        thresholds=thresholds.tolist(),
         routing_accuracy=num_right / count,
         false_reject_rate=int(confusion[:, -1].sum()) / count,
-        false_accept_rate=false_accept_rate(collection, anchors, owners, threshold),
+        false_accept_rate=false_accept_rate(collection, anchors, owners, thresholds),
         confusion=confusion.tolist(),
     )
     log.info(
-        "anchors: %d, threshold %.3f, nearest anchor right for %.1f %%",
+        "anchors: %d, thresholds %s, nearest anchor right for %.1f %%",
         len(owners),
-        threshold,
+        " ".join(f"{threshold:.3f}" for threshold in found.thresholds),
         100 * found.routing_accuracy,
     )
     return found
@@ -96,14 +100,34 @@ def nearest(vectors: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     return found.values, found.indices
 
 
-def false_accept_rate(collection: Collection, anchors: Tensor, owners: Tensor, threshold: float) -> float | None:
+def known_similarities(
+    collection: Collection, name: str, anchors: Tensor, is_own: Tensor, settings: CalibrationSettings
+) -> Tensor:
+    """How similar prompts are to anchors of their domain that were placed without them.
+
+    A domain has a few search prompts only, of which the least similar says little about one in a hundred. So each
+    anchor prompt is compared too, with centres of the other folds' prompts.
+    """
+    centre, points = anchors.mean(0), collection.part(name, Part.ANCHOR)
+    found = [similarities(collection.part(name, Part.SEARCH), anchors[is_own], centre).max(1).values]
+    folds = torch.arange(len(points)) % FOLDS
+    for fold in range(FOLDS):
+        others, apart = points[folds != fold], points[folds == fold]
+        if len(others) and len(apart):
+            centres = torch.from_numpy(cluster_centres(others.numpy(), settings.anchors_per_domain, settings.seed))
+            found.append(similarities(apart, centres, centre).max(1).values)
+    return torch.cat(found)
+
+
+def false_accept_rate(collection: Collection, anchors: Tensor, owners: Tensor, thresholds: Tensor) -> float | None:
     """Each domain in turn stands for prompts of an unknown kind; None where there is no other domain."""
     if len(collection.domains) == 1:
         return None
-    accepted = [
-        nearest(collection.part(name, Part.SEARCH, Part.HELDOUT), anchors[owners != index])[0] >= threshold
-        for index, name in enumerate(collection.domains)
-    ]
+    accepted = []
+    for index, name in enumerate(collection.domains):
+        others = owners != index
+        similarity, anchor = nearest(collection.part(name, Part.SEARCH, Part.HELDOUT), anchors[others])
+        accepted.append(similarity >= thresholds[owners[others][anchor]])
     return float(torch.cat(accepted).float().mean())
 
 

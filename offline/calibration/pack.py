@@ -102,12 +102,12 @@ def pack(
         chat_template_hash=loaded.codec.template_hash,
         draft_weights=draft_weights(loaded, settings),
         domains=[
-            record(each, len(collection.domains[each.name].prompts), measured, parts, histories)
-            for each in verdicts.domains
+            record(each, len(collection.domains[each.name].prompts), measured, parts, histories, threshold)
+            for each, threshold in zip(verdicts.domains, anchors.thresholds, strict=True)
         ],
         mixed=record(verdicts.mixed, collection.num_prompts, measured, parts, histories),
         anchor_domains=anchors.domains,
-        similarity_threshold=anchors.similarity_threshold,
+        similarity_threshold=min(anchors.thresholds),
         false_reject_rate=anchors.false_reject_rate,
         false_accept_rate=anchors.false_accept_rate,
         seed=settings.seed,
@@ -148,9 +148,14 @@ def draft_weights(loaded: LoadedModel, settings: CalibrationSettings) -> Literal
 
 
 def record(
-    verdict: Verdict, num_prompts: int, measured: Measured, parts: DraftParts, histories: dict[str, Tensor]
+    verdict: Verdict,
+    num_prompts: int,
+    measured: Measured,
+    parts: DraftParts,
+    histories: dict[str, Tensor],
+    threshold: float | None = None,
 ) -> DomainRecord:
-    """A verdict in the form that the artifact keeps."""
+    """A verdict in the form that the artifact keeps; prompts of a domain are as similar as its `threshold`."""
     found, choice = measured.speedups.get(verdict.name), verdict.choice
     draft = DraftRecord(
         mask=choice.mask,
@@ -169,5 +174,6 @@ def record(
         predicted_speedup=verdict.score.speedup,
         measured_speedup=found.median if found else None,
         draft_of=verdict.draft_of,
+        similarity_threshold=threshold,
         history_size=len(histories[verdict.name]) if verdict.name in histories else None,
     )

@@ -88,6 +88,8 @@ class DomainRecord(Strict):
     measured_speedup: float | None = None
     draft_of: str | None = None
     """Whose draft it is: the domain's own, another's that does as well, or the mixed one."""
+    similarity_threshold: float | None = None
+    """Centred cosine under which a prompt nearest to this domain is of none; None takes the manifest's."""
     history_size: Annotated[int, Field(ge=1)] | None = None
     """Contexts of the model's own answers that drafts without a pass follow; they lie in `drafts.safetensors`."""
 
@@ -115,7 +117,7 @@ class Manifest(Strict):
     anchor_domains: Annotated[list[int], Field(min_length=1)]
     """Index into `domains` of each anchor row."""
     similarity_threshold: float
-    """Centred cosine under which a prompt is out of domain and drafted for as `mixed` says."""
+    """Centred cosine under which a prompt is out of domain and drafted for as `mixed` says; domains may have their own."""
     false_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of held-out prompts of the domains that fall under the threshold."""
     false_accept_rate: Annotated[float, Field(ge=0, le=1)] | None = None

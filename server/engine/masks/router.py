@@ -19,7 +19,7 @@ def prompt_vector(hidden: Tensor) -> Tensor:
 
 
 class Router:
-    """Maps a prompt vector to a `Route`; below the artifact's threshold to the mixed draft.
+    """Maps a prompt vector to a `Route`; below its domain's threshold to the mixed draft.
 
     The anchors' mean is subtracted before the cosine: raw hidden states share a large common
     direction, which would hide the distance between domains.
@@ -36,7 +36,9 @@ class Router:
         def draft_of(record: DomainRecord) -> DraftModel:
             return replace(artifact.draft_model(record), **changes)
 
-        self.threshold = manifest.similarity_threshold
+        own = [domain.similarity_threshold for domain in manifest.domains]
+        self.thresholds = [manifest.similarity_threshold if each is None else each for each in own]
+        """By domain."""
         self.centre = artifact.centre.float()
         self.routes = [Route(domain.name, draft_of(domain)) for domain in manifest.domains]
         self.mixed = Route(OTHER_DOMAIN, draft_of(manifest.mixed))
@@ -51,9 +53,8 @@ class Router:
         """The nearest anchor's domain, draft model and similarity for a prompt vector [hidden_size]."""
         labels, distances = self.index.knn_query((vector.cpu() - self.centre).numpy(), k=1)
         similarity = 1.0 - float(distances[0, 0])
-        chosen = self.routes[self.anchor_domains[int(labels[0, 0])]]
-        if similarity < self.threshold:
-            chosen = self.mixed
+        nearest = self.anchor_domains[int(labels[0, 0])]
+        chosen = self.mixed if similarity < self.thresholds[nearest] else self.routes[nearest]
         return Route(chosen.domain, chosen.draft, similarity)
 
     def named(self, domain: str) -> Route | None:

@@ -40,6 +40,16 @@ def test_below_the_threshold_the_mixed_mask_is_taken_and_said_so(tiny_artifact: 
     assert router.route(torch.tensor([1.0, 0.1, 0.0])).domain == "stories"
 
 
+def test_a_domain_may_have_a_threshold_of_its_own(tiny_artifact: RoutingArtifact) -> None:
+    placed = with_anchors(tiny_artifact, AXES, torch.zeros(3), threshold=0.9)
+    stories, sql = placed.manifest.domains
+    domains = [stories, sql.model_copy(update={"similarity_threshold": 0.5})]
+    manifest = placed.manifest.model_copy(update={"domains": domains})
+    router = Router(RoutingArtifact(manifest, placed.anchors, placed.centre, placed.vocabularies))
+    assert router.route(torch.tensor([1.0, 1.1, 0.0])).domain == "sql"
+    assert router.route(torch.tensor([1.1, 1.0, 0.0])).domain == OTHER_DOMAIN
+
+
 def test_without_centring_the_answer_would_be_another(tiny_artifact: RoutingArtifact) -> None:
     """A large common direction hides the domains; what is left without it tells them apart."""
     common = torch.tensor([100.0, 100.0, 100.0])

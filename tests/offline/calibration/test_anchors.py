@@ -48,13 +48,29 @@ def test_an_unknown_domain_passes_where_it_is_like_a_known_one() -> None:
     assert make_anchors(collection(50, {"a": 0}), settings(4), "d").false_accept_rate is None
 
 
-def test_the_threshold_lets_the_stated_share_of_search_prompts_fall() -> None:
+def test_the_thresholds_let_the_stated_share_of_each_domain_fall() -> None:
     found = collection(500, {"a": 0, "b": 1})
     anchors = make_anchors(found, settings(4).model_copy(update={"threshold_quantile": 0.2}), "d")
-    searched = torch.cat([found.part(name, Part.SEARCH) for name in "ab"])
-    similarity, _ = nearest(searched, anchors.tensor)
-    assert int((similarity < anchors.similarity_threshold).sum()) == 40
+    for name, threshold in zip("ab", anchors.thresholds, strict=True):
+        similarity, _ = nearest(found.part(name, Part.SEARCH), anchors.tensor)
+        assert 0.1 < float((similarity < threshold).float().mean()) < 0.3
     assert 0.1 < anchors.false_reject_rate < 0.3
+
+
+def test_a_domain_whose_prompts_differ_has_a_lower_threshold_than_one_whose_prompts_are_alike() -> None:
+    found = collection(100, {"a": 0, "b": 1})
+    found.vectors["a"] = found.vectors["a"].mean(0) + (found.vectors["a"] - found.vectors["a"].mean(0)) / 9
+    alike, differing = make_anchors(found, settings(4), "d").thresholds
+    assert alike > 0.9 > differing
+
+
+def test_one_odd_search_prompt_does_not_set_the_threshold_where_anchor_prompts_say_more() -> None:
+    found = collection(300, {"a": 0, "b": 1})
+    usual = make_anchors(found, settings(4).model_copy(update={"threshold_quantile": 0.05}), "d").thresholds
+    odd = next(i for i, prompt in enumerate(found.domains["a"].prompts) if prompt.part == Part.SEARCH)
+    found.vectors["a"][odd] = 30 - 9 * torch.eye(8)[0]
+    after = make_anchors(found, settings(4).model_copy(update={"threshold_quantile": 0.05}), "d").thresholds
+    assert abs(after[0] - usual[0]) < 0.1
 
 
 def test_few_or_equal_points_get_fewer_centres() -> None:
