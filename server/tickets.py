@@ -6,7 +6,8 @@ everything is counted once and released once.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,7 +37,10 @@ class DeadlineError(Exception):
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """Most sequences, and most tokens of prompts, that all unfinished requests may have together."""
+    """Most sequences, and most tokens of prompts, that all unfinished requests may have together.
+
+    Of one client's requests no more than half of each counts against the others', so that no client keeps all out.
+    """
 
     max_sequences: int
     max_tokens: int
@@ -45,9 +49,10 @@ class QueueLimits:
 class Ticket:
     """A request's place among the unfinished ones, and the queue in which its pieces arrive."""
 
-    def __init__(self, timeout: float) -> None:
-        self.num_sequences = 0
-        self.num_tokens = 0
+    def __init__(self, num_sequences: int, num_tokens: int, timeout: float, client: str | None) -> None:
+        self.num_sequences = num_sequences
+        self.num_tokens = num_tokens
+        self.client = client
         self.arrived_at = time.perf_counter()
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.timer = asyncio.get_running_loop().call_later(timeout, self.receive, DeadlineError())
@@ -74,28 +79,27 @@ class Tickets:
         self.on_full = on_full
         self.open: set[Ticket] = set()
 
-    def take(self, num_sequences: int, num_tokens: int, timeout: float) -> Ticket:
+    def take(self, num_sequences: int, num_tokens: int, timeout: float, client: str | None = None) -> Ticket:
         """A ticket for a request of about this size; raises `QueueFullError`."""
-        self.check(set(), num_sequences, num_tokens)
-        ticket = Ticket(timeout)
-        ticket.num_sequences, ticket.num_tokens = num_sequences, num_tokens
+        self.check(self.open, num_sequences, num_tokens, client)
+        ticket = Ticket(num_sequences, num_tokens, timeout, client)
         self.open.add(ticket)
         return ticket
 
     def resize(self, ticket: Ticket, num_tokens: int) -> None:
         """Counts the tokens of a prompt exactly, once they are known; raises `QueueFullError`."""
-        self.check({ticket}, ticket.num_sequences, num_tokens)
+        self.check(self.open - {ticket}, ticket.num_sequences, num_tokens, ticket.client)
         ticket.num_tokens = num_tokens
 
-    def check(self, without: set[Ticket], num_sequences: int, num_tokens: int) -> None:
-        """Raises `QueueFullError` where a request does not fit beside the others.
+    def check(self, others: set[Ticket], num_sequences: int, num_tokens: int, client: str | None) -> None:
+        """Raises `QueueFullError` where a client's request does not fit beside the others.
 
         Alone, every request fits: waiting would not make it smaller.
         """
-        others = self.open - without
-        sequences = num_sequences + sum(ticket.num_sequences for ticket in others)
-        tokens = num_tokens + sum(ticket.num_tokens for ticket in others)
-        if others and (sequences > self.limits.max_sequences or tokens > self.limits.max_tokens):
+        sequences = counted(((t.client, t.num_sequences) for t in others), client, self.limits.max_sequences)
+        tokens = counted(((t.client, t.num_tokens) for t in others), client, self.limits.max_tokens)
+        is_full = sequences + num_sequences > self.limits.max_sequences or tokens + num_tokens > self.limits.max_tokens
+        if others and is_full:
             self.on_full()
             raise QueueFullError
 
@@ -107,3 +111,14 @@ class Tickets:
         """Ends every open request with an error."""
         for ticket in self.open:
             ticket.receive(error)
+
+
+def counted(sizes: Iterable[tuple[str | None, int]], client: str | None, limit: int) -> int:
+    """What the open requests, by their client and size, count for one of `client`: of another's at most half the limit.
+
+    With a limit of 136, one that waits for 1,024 answers leaves 68 places to the others.
+    """
+    totals: Counter[str | None] = Counter()
+    for other, size in sizes:
+        totals[other] += size
+    return sum(total if other == client else min(total, -(-limit // 2)) for other, total in totals.items())

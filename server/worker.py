@@ -92,10 +92,10 @@ class Worker:
         assert self.served is not None
         return self.served
 
-    def reserve(self, num_sequences: int, num_tokens: int, timeout: float) -> Ticket:
+    def reserve(self, num_sequences: int, num_tokens: int, timeout: float, client: str | None = None) -> Ticket:
         """A place for about `num_tokens` prompt tokens, before they are tokenised; raises `QueueFullError`."""
         self.check_available()
-        return self.tickets.take(num_sequences, num_tokens, timeout)
+        return self.tickets.take(num_sequences, num_tokens, timeout, client)
 
     def submit(self, ticket: Ticket, prompts: list[Prompt]) -> None:
         """Hands over one prompt for each sequence of the ticket."""

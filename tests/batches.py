@@ -68,6 +68,13 @@ def run(engine: Engine) -> tuple[list[Emission], list[StepStats]]:
     return emissions, steps
 
 
+def read_prompts(engine: Engine) -> None:
+    """Reads the prompts of all that was added and has a slot, up to their first tokens; nothing is decoded."""
+    with torch.inference_mode():
+        while chunks := engine.scheduler.plan().chunks:
+            engine.prefill(chunks, StepStats())
+
+
 def started_batch(model: Decoder, cache: KVCache) -> TokenBatch:
     """The next token of each of three prompts, which the cache holds."""
     prompts = [[7, 8, 9], [20, 21], [30, 31, 32, 33]]

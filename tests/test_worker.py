@@ -172,6 +172,26 @@ def test_queue_counts_sequences_and_tokens(play: Callable[[Scenario], None]) -> 
     play(scenario)
 
 
+def test_a_client_with_many_leaves_half_of_the_places_to_others() -> None:
+    async def main() -> None:
+        tickets = Tickets(QueueLimits(8, 100), lambda: None)
+        tickets.take(1000, 1000, timeout=30, client="a")
+        with pytest.raises(QueueFullError):
+            tickets.take(1, 1, timeout=30, client="a")
+        for _ in range(4):
+            last = tickets.take(1, 12, timeout=30, client="b")
+        for client in ("b", "c"):
+            with pytest.raises(QueueFullError):
+                tickets.take(1, 1, timeout=30, client=client)
+        with pytest.raises(QueueFullError):
+            tickets.resize(last, 15)
+        tickets.resize(last, 14)
+        tickets.close(last)
+        tickets.take(1, 14, timeout=30, client="c")
+
+    asyncio.run(main())
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 4), st.integers(0, 30)), max_size=40))
 def test_open_tickets_never_exceed_the_limits(actions: list[tuple[bool, int, int]]) -> None:
     async def main() -> None:

@@ -91,7 +91,8 @@ class Api:
         # 1) A place among the unfinished requests, before tokenising: a burst that is refused costs next to nothing.
         num_choices = source.num_prompts * body.choices_per_prompt
         num_tokens = (source.num_characters + len(body.predicted)) // CHARACTERS_PER_TOKEN
-        ticket = self.worker.reserve(num_choices, num_tokens, self.rules.timeout)
+        client = client_of(request)
+        ticket = self.worker.reserve(num_choices, num_tokens, self.rules.timeout, client)
         try:
             # 2) Tokens and grammar, each in a thread: a long prompt or a large schema must not hold up other requests.
             encoded = await asyncio.to_thread(source.encode, served)
@@ -99,7 +100,8 @@ class Api:
             prediction = await asyncio.to_thread(predicted_ids, body.predicted, served) if body.predicted else ()
             grammar = await asyncio.to_thread(compiled, body, served)
             # 3) The engine's part begins: one sequence for each choice.
-            self.worker.submit(ticket, prompts(body, encoded, served, grammar, self.owner(request), prediction))
+            owner = self.owner(request)
+            self.worker.submit(ticket, prompts(body, encoded, served, grammar, owner, prediction, client))
         except BaseException:
             self.worker.release(ticket)
             raise
@@ -169,3 +171,9 @@ class Api:
         router.add_api_route("/ready", self.ready, response_model=None, responses=unhealthy)
         router.add_api_route("/metrics", self.metrics, response_model=None, response_class=PlainTextResponse)
         return router
+
+
+def client_of(request: Request) -> str | None:
+    """Who takes turns with others: the name of the request's key; where there are no keys, the address it came from."""
+    key: str | None = getattr(request.state, OWNER, None)
+    return key or (request.client.host if request.client else None)

@@ -19,6 +19,7 @@ from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.base import MaskParts, MaskSource, mask_sources
 from server.engine.masks.router import Router, prompt_vector
 from server.engine.model.decoder import Decoder
+from server.engine.pace import Pace
 from server.engine.prefixes import Prefixes
 from server.engine.requests import GenerationRequest, check_request
 from server.engine.sampling.logprobs import score, score_prompt
@@ -43,7 +44,8 @@ class Engine:
         self.max_length = min(config.max_length or fitting, model.config.max_length)
         self.cache = model.new_cache(config.max_batch, self.max_length)
         self.prefixes = Prefixes(self.cache, model.config.hidden_size, config.reuses_prefixes)
-        self.scheduler = Scheduler(config.max_batch, config.prefill_chunk, self.prefixes)
+        self.pace = Pace(config.prefill_chunk, config.reading_share)
+        self.scheduler = Scheduler(config.max_batch, self.pace, self.prefixes)
         self.router = Router(artifact, config.max_draft, config.confidence) if artifact else None
         self.mask_sources = mask_sources(MaskParts(model, self.cache, artifact, self.router))
         mixed = artifact.manifest.mixed.draft if artifact else None
@@ -79,7 +81,7 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.scheduler.waiting)
+        return self.scheduler.num_waiting
 
     def add(self, request: GenerationRequest) -> Sequence:
         """Queues a request.
@@ -113,7 +115,7 @@ class Engine:
             self.finish(sequence, FinishReason.CANCELLED)
 
     def step(self) -> tuple[list[Emission], StepStats]:
-        """Admits what fits, advances one prefill, and decodes one draft and verification for the rest."""
+        """Admits what fits, decodes one draft and verification for whoever can, and reads on in the other prompts."""
         with self.at_work():
             return self.take_step()
 
@@ -132,23 +134,28 @@ class Engine:
 
     def take_step(self) -> tuple[list[Emission], StepStats]:
         stats = StepStats()
-        # 1) Who takes part: one chunk of one prompt, and every sequence that is past its own.
+        # 1) Who takes part: every sequence whose prompt was read, and chunks of the other prompts.
         plan = self.scheduler.plan()
-        emissions = self.prefill(plan.prefill, stats) if plan.prefill else []
-        if decoding := plan.decoding:
-            started = time.perf_counter()
-            # 2) Draft cheaply, then let one full pass say what the model itself writes after each drafted token.
-            drafts = self.draft(decoding, stats)
-            own, states = self.check(decoding, drafts, stats)
-            # 3) Keep what agrees and one token more; drafters and policy learn what their drafts were worth.
-            checks = [self.accept(s, drafts.get(s.id, NO_DRAFT), own[s.id].token_ids, stats) for s in decoding]
-            self.keep_states(decoding, drafts, checks, states)
-            self.speculator.learn(decoding, drafts, checks, stats)
-            # 4) Hand out the tokens, and end what is at its end.
-            emissions += [self.emit(s, c.emitted, own[s.id].logits) for s, c in zip(decoding, checks, strict=True)]
-            stats.decode_seconds = time.perf_counter() - started
+        emissions = self.decode(plan.decoding, stats) if plan.decoding else []
+        # 5) Read on in prompts, for no longer than those who decode can wait; who is at its end has a first token.
+        emissions += self.prefill(plan.chunks, stats) if plan.chunks else []
+        self.pace.learn(stats.prefill_tokens, stats.prefill_seconds, stats.decode_seconds)
         stats.num_running, stats.num_waiting = self.num_running, self.num_waiting
         return emissions, stats
+
+    def decode(self, decoding: list[Sequence], stats: StepStats) -> list[Emission]:
+        started = time.perf_counter()
+        # 2) Draft cheaply, then let one full pass say what the model itself writes after each drafted token.
+        drafts = self.draft(decoding, stats)
+        own, states = self.check(decoding, drafts, stats)
+        # 3) Keep what agrees and one token more; drafters and policy learn what their drafts were worth.
+        checks = [self.accept(s, drafts.get(s.id, NO_DRAFT), own[s.id].token_ids, stats) for s in decoding]
+        self.keep_states(decoding, drafts, checks, states)
+        self.speculator.learn(decoding, drafts, checks, stats)
+        # 4) Hand out the tokens, and end what is at its end.
+        emissions = [self.emit(s, c.emitted, own[s.id].logits) for s, c in zip(decoding, checks, strict=True)]
+        stats.decode_seconds = time.perf_counter() - started
+        return emissions
 
     def generate(self, requests: list[GenerationRequest]) -> list[Sequence]:
         """Runs requests to their end; for offline use."""
@@ -158,41 +165,50 @@ class Engine:
                 self.step()
         return sequences
 
-    def prefill(self, chunk: Chunk, stats: StepStats) -> list[Emission]:
-        """Reads a chunk of a prompt; the last one routes the sequence and emits its first token."""
+    def prefill(self, chunks: list[Chunk], stats: StepStats) -> list[Emission]:
+        """Reads chunks of prompts in one pass; a prompt's last one routes the sequence and emits its first token."""
         started = time.perf_counter()
-        sequence = chunk.sequence
-        if sequence.cursor == sequence.num_cached:
-            stats.cached_tokens = sequence.num_cached
-        hidden = self.read(chunk)
-        stats.prefill_tokens = len(chunk.ids)
-        if not sequence.is_prefilled:
-            stats.prefill_seconds = time.perf_counter() - started
-            return []
-        if sequence.room <= 0:
-            stats.prefill_seconds = time.perf_counter() - started
-            self.finish(sequence, FinishReason.LENGTH)
-            return [Emission(sequence, [], sequence.finish_reason)]
-        (first,) = sample(self.model.logits(hidden[-1:]), [sequence.span([])])
-        sequence.last_state = hidden[-1]
-        emission = self.emit(sequence, *first)
+        begun = [sequence for sequence, _ in chunks if sequence.cursor == sequence.num_cached]
+        stats.cached_tokens = sum(sequence.num_cached for sequence in begun)
+        stats.prefill_tokens = sum(len(ids) for _, ids in chunks)
+        states = zip((sequence for sequence, _ in chunks), self.read(chunks), strict=True)
+        last = [(sequence, hidden[-1]) for sequence, hidden in states if sequence.is_prefilled]
+        emissions = self.begin_answers(last) if last else []
         stats.prefill_seconds = time.perf_counter() - started
-        self.route(sequence, stats)
-        return [emission]
+        for sequence in (sequence for sequence, _ in last if sequence.output_ids):
+            self.route(sequence, stats)
+        return emissions
 
-    def read(self, chunk: Chunk) -> Tensor:
-        """Hidden states [tokens, hidden_size] of a chunk after a full pass; moves the cursor behind it."""
-        sequence = chunk.sequence
-        if sequence.cursor == sequence.num_cached and self.model.native is None:
-            self.cache.clear(sequence.slot, sequence.cursor)
-        batch = TokenBatch.of([(sequence.slot, sequence.cursor, chunk.ids)], self.cache)
-        hidden = self.model.forward(batch, self.cache)
-        self.prefixes.write(sequence.slot, sequence.cursor, hidden)
-        if sequence.request.scores_prompt:
-            num_top = sequence.request.num_logprobs or 0
-            sequence.prompt_logprobs += score_prompt(self.model, hidden, sequence.ids, sequence.cursor, num_top)
-        sequence.cursor += len(chunk.ids)
-        return hidden
+    def read(self, chunks: list[Chunk]) -> list[Tensor]:
+        """The hidden states [tokens, hidden_size] of each chunk after a full pass; moves the cursors behind them."""
+        for sequence, _ in chunks:
+            if sequence.cursor == sequence.num_cached and self.model.native is None:
+                self.cache.clear(sequence.slot, sequence.cursor)
+        batch = TokenBatch.of([(sequence.slot, sequence.cursor, ids) for sequence, ids in chunks], self.cache)
+        states = list(self.model.forward(batch, self.cache).split(batch.lengths))
+        for (sequence, ids), hidden in zip(chunks, states, strict=True):
+            self.prefixes.write(sequence.slot, sequence.cursor, hidden)
+            if sequence.request.scores_prompt:
+                num_top = sequence.request.num_logprobs or 0
+                sequence.prompt_logprobs += score_prompt(self.model, hidden, sequence.ids, sequence.cursor, num_top)
+            sequence.cursor += len(ids)
+        return states
+
+    def begin_answers(self, read: list[tuple[Sequence, Tensor]]) -> list[Emission]:
+        """First tokens of sequences, by the states [hidden_size] of their prompts' ends; who has no room ends here."""
+        going = [(sequence, state) for sequence, state in read if sequence.room > 0]
+        ended = [sequence for sequence, _ in read if sequence.room <= 0]
+        for sequence in ended:
+            self.finish(sequence, FinishReason.LENGTH)
+        emissions = [Emission(sequence, [], sequence.finish_reason) for sequence in ended]
+        if not going:
+            return emissions
+        logits = self.model.logits(torch.stack([state for _, state in going]))
+        first = sample(logits, [sequence.span([]) for sequence, _ in going])
+        for (sequence, state), sampled in zip(going, first, strict=True):
+            sequence.last_state = state
+            emissions.append(self.emit(sequence, *sampled))
+        return emissions
 
     def route(self, sequence: Sequence, stats: StepStats) -> None:
         """Gives the sequence its mask, by the hidden states of its prompt."""

@@ -4,7 +4,7 @@ The eighth turn of a chat has seven turns and their answers before it. All of th
 before, so what is left to read is the last question.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from server.engine.sequence import Sequence
 
 SHORTEST = 16
 """Tokens from which on a common beginning is worth a copy."""
+BLOCK = 64
+"""Tokens that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,17 @@ class Content:
         """Tokens of the sequence's prompt that need not be read; its last one always is, for what follows it."""
         if self.owner != sequence.request.owner:
             return 0
-        prompt = sequence.request.prompt_ids
-        pairs = enumerate(zip(self.ids, prompt[:-1], strict=False))
-        same = next((i for i, (mine, other) in pairs if mine != other), min(len(self.ids), len(prompt) - 1))
+        same = num_equal(self.ids, sequence.request.prompt_ids[:-1])
         return same if same >= SHORTEST else 0
+
+
+def num_equal(first: list[int], second: list[int]) -> int:
+    """The length of their common beginning."""
+    start = 0
+    while start + BLOCK <= len(first) and first[start : start + BLOCK] == second[start : start + BLOCK]:
+        start += BLOCK
+    pairs = zip(first[start:], second[start:], strict=False)
+    return next((i for i, (one, other) in enumerate(pairs, start) if one != other), min(len(first), len(second)))
 
 
 class Prefixes:
@@ -65,16 +74,30 @@ class Prefixes:
 
     def begin(self, sequence: Sequence, running: Items[Sequence]) -> None:
         """Moves the cursor of a sequence that has read nothing over what some slot holds of its prompt."""
+        slot, length = self.longest(sequence, running)
+        if length and slot != sequence.slot:
+            self.cache.copy(slot, sequence.slot, length)
+            self.states[sequence.slot, :length] = self.states[slot, :length]
+        self.contents.pop(sequence.slot, None)
+        sequence.cursor = sequence.num_cached = length
+
+    def num_known(self, sequence: Sequence, running: Items[Sequence]) -> int:
+        """Tokens of a prompt that some slot holds."""
+        return self.longest(sequence, running)[1]
+
+    def is_being_read(self, sequence: Sequence, chosen: Collection[Sequence], running: Items[Sequence]) -> bool:
+        """Whether one of those `chosen` to read will hold more of this prompt than any slot does."""
+        prompts = {other.slot: Content(other.request.owner, other.request.prompt_ids) for other in chosen}
+        to_come = max(self.common_lengths(sequence, prompts).values(), default=0)
+        return to_come > self.num_known(sequence, running)
+
+    def longest(self, sequence: Sequence, running: Items[Sequence]) -> tuple[int, int]:
+        """The slot that holds the longest beginning of a prompt, and its length."""
         reading = [other for other in running if other.cursor > 0]
         read = {other.slot: Content(other.request.owner, other.ids[: other.cursor]) for other in reading}
         lengths = self.common_lengths(sequence, self.contents | read)
         best = max(lengths, key=lambda slot: lengths[slot], default=sequence.slot)
-        length = lengths.get(best, 0)
-        if length and best != sequence.slot:
-            self.cache.copy(best, sequence.slot, length)
-            self.states[sequence.slot, :length] = self.states[best, :length]
-        self.contents.pop(sequence.slot, None)
-        sequence.cursor = sequence.num_cached = length
+        return best, lengths.get(best, 0)
 
     def common_lengths(self, sequence: Sequence, contents: Mapping[int, Content]) -> dict[int, int]:
         """By slot, how much of the prompt it holds; a prompt whose tokens are scored is read whole."""

@@ -12,8 +12,9 @@ class GenerationRequest:
 
     `num_logprobs` is how many of the most likely tokens to report beside each token; None reports nothing.
     `scores_prompt` reports the prompt's tokens as well. A `grammar` is followed to its end, which `min_tokens`
-    does not put off. Answers draft for those of the same `owner` only; without one, for all that have none. A
-    `prediction` is what the answer is expected to be like, to draft from.
+    does not put off. Answers draft for those of the same `owner` only; without one, for all that have none. Free slots
+    are given to `client`s in turns; requests without one are one client's. A `prediction` is what the answer is
+    expected to be like, to draft from.
     """
 
     prompt_ids: list[int]
@@ -26,6 +27,7 @@ class GenerationRequest:
     scores_prompt: bool = False
     grammar: CompiledGrammar | None = None
     owner: str | None = None
+    client: str | None = None
     prediction: tuple[int, ...] = ()
 
 

@@ -26,7 +26,7 @@ from server.engine import (
 )
 from server.engine.speculation.base import Draft
 from server.engine.speculation.speculator import Speculator
-from tests.batches import Models
+from tests.batches import Models, read_prompts
 from tests.tiny import byte_tokenizer
 
 END = 2
@@ -164,11 +164,8 @@ def test_a_draft_ends_where_the_grammar_leaves_nothing_of_it(
     bound = GenerationRequest([1, 3], SAMPLINGS[sampling], STOP, "skip", Route("t", draft), 5, grammar=grammar)
     engine = new_engine(models(name), 2)
     sequences = [engine.add(request) for request in (bound, replace(bound, grammar=None))]
+    read_prompts(engine)
     with torch.inference_mode():
-        for _ in sequences:
-            chunk = engine.scheduler.plan().prefill
-            assert chunk is not None
-            engine.prefill(chunk, StepStats())
         drafts = engine.speculator.drafters["skip"].propose(sequences, 0.0)
     assert drafts[sequences[0].id] == [token_of(letter) for letter in expected]
     assert len(drafts[sequences[1].id]) == 5

@@ -39,6 +39,7 @@ def prompts(
     grammar: CompiledGrammar | None = None,
     owner: str | None = None,
     prediction: tuple[int, ...] = (),
+    client: str | None = None,
 ) -> list[Prompt]:
     """One prompt for each choice; two texts with `n: 3` make six, the three of the first text first.
 
@@ -56,6 +57,7 @@ def prompts(
         scores_prompt=body.is_echoed and body.num_logprobs is not None,
         grammar=grammar,
         owner=owner,
+        client=client,
         prediction=prediction,
     )
     shared = (tuple(body.stops), body.is_echoed, body.operation)

@@ -29,7 +29,7 @@ from server.engine import (
     load_checkpoint,
 )
 from server.engine.model import kernels
-from tests.batches import Models, prompt, run
+from tests.batches import Models, prompt, read_prompts, run
 from tests.tiny import CPU, save_random_model, tiny_config
 
 MASK = SkipMask(frozenset({1}), frozenset({2}))
@@ -68,11 +68,8 @@ def engine_of(model: Decoder, max_batch: int = 8, artifact: RoutingArtifact | No
 def first_drafts(engine: Engine, requests: list[GenerationRequest]) -> list[list[int]]:
     """What is drafted at the first step of each, all in one batch."""
     sequences = [engine.add(request) for request in requests]
+    read_prompts(engine)
     with torch.inference_mode():
-        for _ in sequences:
-            chunk = engine.scheduler.plan().prefill
-            assert chunk is not None
-            engine.prefill(chunk, StepStats())
         drafts = engine.speculator.draft(sequences, StepStats())
     return [drafts[s.id].ids if s.id in drafts else [] for s in sequences]
 

@@ -33,6 +33,7 @@ from server.engine.speculation.drafters.skip import SkipDrafter
 from server.engine.speculation.policy import FIRST_GAIN, DraftPolicy
 from server.engine.speculation.speculator import Speculator
 from server.engine.speculation.verification import count_agreeing
+from tests.batches import read_prompts
 
 FIRST, SECOND = SkipMask(frozenset({1}), frozenset({2})), SkipMask(frozenset({2, 3}), frozenset())
 REPEATING, OTHER = [1, 50, 51, 52, 53, 60, 50, 51, 52, 53], [1, 70, 80, 90, 100]
@@ -91,11 +92,7 @@ def prefilled(checkpoint: Checkpoint) -> Prefilled:
         decoder = RecordingDecoder(checkpoint)
         engine = Engine(decoder, EngineConfig(max_batch=8))
         sequences = [engine.add(request) for request in requests]
-        with torch.inference_mode():
-            for _ in sequences:
-                chunk = engine.scheduler.plan().prefill
-                assert chunk is not None
-                engine.prefill(chunk, StepStats())
+        read_prompts(engine)
         decoder.passes.clear()
         return engine, decoder, sequences
 

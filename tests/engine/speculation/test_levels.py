@@ -5,14 +5,14 @@ from ctypes import Array
 import pytest
 import torch
 
-from server.engine import DraftModel, DraftVocabulary, Engine, SamplingParams, Sequence, SkipMask, StepStats
+from server.engine import DraftModel, DraftVocabulary, Engine, SamplingParams, Sequence, SkipMask
 from server.engine.history.counts import library
 from server.engine.kvcache.slots import KVCache, TokenBatch
 from server.engine.model.kernels import Sampling
 from server.engine.model.native_decoder import NativeDecoder
 from server.engine.model.native_head import NativeHead
 from server.engine.speculation.drafters import LowBitDrafter, SkipDrafter
-from tests.batches import GREEDY, MASK, Models, new_engine, prompt, random_patch, request
+from tests.batches import GREEDY, MASK, Models, new_engine, prompt, random_patch, read_prompts, request
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler has built the table")
 
@@ -55,10 +55,8 @@ def started(engine: Engine, samplings: list[SamplingParams]) -> list[Sequence]:
     """A sequence of each sampling whose prompt was read, and whose drafts are as long as the draft model says."""
     asked = [request(prompt(7, seed=i), 40, sampling=sampling) for i, sampling in enumerate(samplings)]
     sequences = [engine.add(each) for each in asked]
+    read_prompts(engine)
     for sequence in sequences:
-        chunk = engine.scheduler.plan().prefill
-        assert chunk is not None
-        engine.prefill(chunk, StepStats())
         object.__setattr__(sequence.request, "max_draft", None)
     return sequences
 
