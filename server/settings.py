@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """How tokens are drafted."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
     """Sequences decoded at once; each holds a slot of the cache."""
+    branches: Annotated[int, Field(ge=0, le=16)] = 0
+    """Further slots, in which a lone answer's draft may branch; with 0 every draft is a chain."""
     history_memory: Annotated[int, Field(ge=0, le=65536)] = 64
     """MiB that are kept of answers to draft from; with 0 nothing is learned from them."""
     share_history: bool = False
@@ -149,6 +151,7 @@ class Settings(BaseSettings):
             max_batch=self.max_batch,
             max_length=self.max_length,
             method=self.method,
+            num_branches=self.branches,
             history_bytes=self.history_memory << 20,
             reuses_prefixes=self.prefix_reuse,
         )

@@ -7,10 +7,12 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from server.engine.branches import Branches
 from server.engine.config import EngineConfig
 from server.engine.history.history import History
 from server.engine.kvcache.budget import fitting_length
@@ -30,8 +32,16 @@ from server.engine.sequence import Emission, Sequence
 from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
 from server.engine.speculation.policy import DraftPolicy
 from server.engine.speculation.speculator import Speculator
-from server.engine.speculation.verification import Verification, verify
+from server.engine.speculation.verification import Verification, count_agreeing, verify
 from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats
+
+
+class CheckedDraft(NamedTuple):
+    """What was drafted for a sequence, the full model's own token in each row, and the states they were drawn from."""
+
+    draft: Draft
+    own: Sampled
+    states: Tensor
 
 
 class Engine:
@@ -40,9 +50,10 @@ class Engine:
     def __init__(self, model: Decoder, config: EngineConfig, artifact: RoutingArtifact | None = None) -> None:
         self.model = model
         self.config = config
-        fitting = fitting_length(model.config, config.max_batch, model.dtype, model.device)
+        fitting = fitting_length(model.config, config.max_batch + config.num_branches, model.dtype, model.device)
         self.max_length = min(config.max_length or fitting, model.config.max_length)
-        self.cache = model.new_cache(config.max_batch, self.max_length)
+        self.cache = model.new_cache(config.max_batch + config.num_branches, self.max_length)
+        self.branches = Branches(self.cache, list(range(config.max_batch, self.cache.num_slots)))
         self.prefixes = Prefixes(self.cache, model.config.hidden_size, config.reuses_prefixes)
         self.pace = Pace(config.prefill_chunk, config.reading_share)
         self.scheduler = Scheduler(config.max_batch, self.pace, self.prefixes)
@@ -56,7 +67,9 @@ class Engine:
         self.max_draft = config.max_draft if config.max_draft is not None else mixed.max_draft if mixed else 8
         policy = DraftPolicy() if config.is_adaptive else None
         history = History(config.history_bytes, artifact.history if artifact else {}) if History.is_built() else None
-        self.speculator = Speculator.of(DraftingParts(model, self.cache, confidence, history), policy)
+        self.speculator = Speculator.of(
+            DraftingParts(model, self.cache, confidence, history), policy, config.num_branches
+        )
         self.numbers = itertools.count()
         self.is_at_work = False
         self.steps_until_baseline = self.baseline_interval
@@ -146,14 +159,13 @@ class Engine:
     def decode(self, decoding: list[Sequence], stats: StepStats) -> list[Emission]:
         started = time.perf_counter()
         # 2) Draft cheaply, then let one full pass say what the model itself writes after each drafted token.
-        drafts = self.draft(decoding, stats)
-        own, states = self.check(decoding, drafts, stats)
+        found = self.check(decoding, self.draft(decoding, stats), stats)
         # 3) Keep what agrees and one token more; drafters and policy learn what their drafts were worth.
-        checks = [self.accept(s, drafts.get(s.id, NO_DRAFT), own[s.id].token_ids, stats) for s in decoding]
-        self.keep_states(decoding, drafts, checks, states)
+        checks = [self.accept(s, found[s.id], stats) for s in decoding]
+        drafts = {number: each.draft for number, each in found.items() if each.draft is not NO_DRAFT}
         self.speculator.learn(decoding, drafts, checks, stats)
         # 4) Hand out the tokens, and end what is at its end.
-        emissions = [self.emit(s, c.emitted, own[s.id].logits) for s, c in zip(decoding, checks, strict=True)]
+        emissions = [self.emit(s, c.emitted, found[s.id].own.logits) for s, c in zip(decoding, checks, strict=True)]
         stats.decode_seconds = time.perf_counter() - started
         return emissions
 
@@ -235,28 +247,52 @@ class Engine:
         stats.draft_seconds = time.perf_counter() - started
         return drafts
 
-    def check(
-        self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats
-    ) -> tuple[dict[int, Sampled], Tensor]:
+    def check(self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> dict[int, CheckedDraft]:
         """One full pass over all drafted tokens: the model's own token after each of them, and its states there."""
         started = time.perf_counter()
-        drafted = [drafts.get(s.id, NO_DRAFT).ids for s in decoding]
-        rows = [(s.slot, s.cursor, [s.ids[-1], *ids]) for s, ids in zip(decoding, drafted, strict=True)]
-        spans = [s.span(ids, num_rows=len(ids) + 1) for s, ids in zip(decoding, drafted, strict=True)]
-        batch = TokenBatch.of(rows, self.cache)
-        own, states = own_tokens(self.model, self.cache, batch, spans)
+        chosen = [drafts.get(s.id, NO_DRAFT) for s in decoding]
+        rows = [(s.slot, s.cursor, [s.ids[-1], *draft.ids]) for s, draft in zip(decoding, chosen, strict=True)]
+        spans = [s.span(draft.ids, num_rows=len(draft.ids) + 1) for s, draft in zip(decoding, chosen, strict=True)]
+        # Whoever decodes alone may have other continuations than its draft checked beside it.
+        others = chosen[0].others[: len(self.branches.slots)]
+        rows += self.branches.rows(decoding[0], others)
+        spans += [decoding[0].span(ids, num_rows=len(ids) + 1) for ids in others]
+        own, states = own_tokens(self.model, self.cache, TokenBatch.of(rows, self.cache), spans)
+        parts = states.split([span.num_rows for span in spans])
+        found = {s.id: CheckedDraft(*each) for s, *each in zip(decoding, chosen, own, parts, strict=False)}
+        if others:
+            self.choose_branch(decoding[0], found, own[1:], parts[1:])
         stats.verify_seconds = time.perf_counter() - started
-        return {s.id: one for s, one in zip(decoding, own, strict=True)}, states
+        return found
 
-    def accept(self, sequence: Sequence, draft: Draft, own: list[int], stats: StepStats) -> Verification:
-        """Moves the cursor over what was accepted and the corrected or bonus token."""
-        check = verify(draft.ids, own, sequence.request.stop.token_ids, sequence.room)
+    def choose_branch(
+        self, sequence: Sequence, found: dict[int, CheckedDraft], own: list[Sampled], parts: tuple[Tensor, ...]
+    ) -> None:
+        """Puts the continuation of which most was right in place of the draft; of equal ones the draft stays."""
+        draft = found[sequence.id].draft
+        numbers = [count_agreeing(ids, each.token_ids) for ids, each in zip(draft.others, own, strict=False)]
+        best = max(range(len(numbers)), key=numbers.__getitem__)
+        if numbers[best] <= count_agreeing(draft.ids, found[sequence.id].own.token_ids):
+            return
+        self.branches.take_over(sequence, self.branches.slots[best], numbers[best] + 1)
+        rest = (draft.ids, *draft.others[:best], *draft.others[best + 1 :])
+        found[sequence.id] = CheckedDraft(Draft(draft.others[best], draft.drafter, rest), own[best], parts[best])
+
+    def accept(self, sequence: Sequence, found: CheckedDraft, stats: StepStats) -> Verification:
+        """Moves the cursor over what was accepted and the corrected or bonus token, and keeps the states there."""
+        draft, own, states = found
+        check = verify(draft.ids, own.token_ids, sequence.request.stop.token_ids, sequence.room)
+        accepted = states[: len(check.emitted)]
+        if self.prefixes.is_on:
+            self.prefixes.write(sequence.slot, sequence.cursor, accepted)
         sequence.cursor += len(check.emitted)
         sequence.stats.record(check.num_drafted, check.num_accepted)
         domain, counts = sequence.route.domain, (check.num_drafted, check.num_accepted, len(check.emitted))
         stats.rows.append(RowStats(domain, *counts, draft.drafter))
         if sequence.request.route is None and (source := self.mask_source(sequence)):
             sequence.route = source.next_route(sequence, check.emitted)
+        if self.speculator.reads_state(sequence):
+            sequence.last_state = accepted[-1]
         return check
 
     def emit(self, sequence: Sequence, token_ids: list[int], logits: Tensor) -> Emission:
@@ -282,16 +318,3 @@ class Engine:
         self.speculator.forget(sequence)
         for source in self.mask_sources.values():
             source.forget(sequence)
-
-    def keep_states(
-        self, sequences: list[Sequence], drafts: dict[int, Draft], checks: list[Verification], states: Tensor
-    ) -> None:
-        """Keeps those of the tokens that were accepted, and for drafts that read it the one of the last token."""
-        first = 0
-        for sequence, check in zip(sequences, checks, strict=True):
-            accepted = states[first : first + len(check.emitted)]
-            if self.prefixes.is_on:
-                self.prefixes.write(sequence.slot, sequence.cursor - len(accepted), accepted)
-            if self.speculator.reads_state(sequence):
-                sequence.last_state = accepted[-1]
-            first += len(drafts.get(sequence.id, NO_DRAFT).ids) + 1

@@ -135,7 +135,8 @@ def routing(calibration: Calibration) -> str:
     return (
         f"{anchors.routing_accuracy:.1%} of held-out prompts are nearest to an anchor of their own domain. "
         f"{anchors.false_reject_rate:.1%} of them fall under the similarity threshold of their domain "
-        f"({min(anchors.thresholds):.3f} to {max(anchors.thresholds):.3f}) and take the mixed draft (false reject).{unknown}"
+        f"({min(anchors.thresholds):.3f} to {max(anchors.thresholds):.3f}) and take the mixed draft (false reject)."
+        f"{unknown}"
     )
 
 

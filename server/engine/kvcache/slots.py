@@ -48,11 +48,14 @@ class KVCache:
         self.keys[:, slot, :, first:] = 0
         self.values[:, slot, :, first:] = 0
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Gives one slot the first `length` positions of another; whole panels of them, as the kernels' order needs."""
-        end = length + -length % LANES
-        self.keys[:, target, :, :end] = self.keys[:, source, :, :end]
-        self.values[:, target, :, :end] = self.values[:, source, :, :end]
+    def copy(self, source: int, target: int, end: int, first: int = 0) -> None:
+        """Gives one slot the positions of another from `first` to before `end`.
+
+        Whole panels of them, as the kernels' order needs: what stands around them in the first and last one too.
+        """
+        part = slice(first - first % LANES, end + -end % LANES)
+        self.keys[:, target, :, part] = self.keys[:, source, :, part]
+        self.values[:, target, :, part] = self.values[:, source, :, part]
 
     def write(self, layer: int, keys: Tensor, values: Tensor, batch: "TokenBatch") -> None:
         """Stores keys and values [tokens, kv heads, head_dim] at the batch's slots and positions."""

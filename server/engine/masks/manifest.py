@@ -117,7 +117,7 @@ class Manifest(Strict):
     anchor_domains: Annotated[list[int], Field(min_length=1)]
     """Index into `domains` of each anchor row."""
     similarity_threshold: float
-    """Centred cosine under which a prompt is out of domain and drafted for as `mixed` says; domains may have their own."""
+    """Centred cosine under which a prompt is out of domain and drafted for as `mixed` says; domains may differ."""
     false_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of held-out prompts of the domains that fall under the threshold."""
     false_accept_rate: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -23,10 +23,19 @@ Proposals = dict[int, list[int]]
 
 
 class Draft(NamedTuple):
-    """The ids that are checked next for one sequence, and the name of the drafter they came from."""
+    """The ids that are checked next for one sequence, and the name of the drafter they came from.
+
+    `others` are continuations that are checked beside it, in case that it is wrong.
+    """
 
     ids: list[int]
     drafter: str
+    others: tuple[list[int], ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a check that it adds; every further branch has one for the last id too."""
+        return len(self.ids) + sum(len(ids) + 1 for ids in self.others)
 
 
 NO_DRAFT = Draft([], PLAIN)
@@ -112,6 +121,10 @@ class Drafter(Protocol):
         likely to be accepted costs more than it brings.
         """
         ...
+
+    def branches(self, sequence: Sequence, row_price: float, most: int) -> tuple[list[int], ...]:
+        """At most so many other continuations than this step's proposal, each worth its rows; asked only after it."""
+        return ()
 
     def promise(self, sequence: Sequence) -> float | None:
         """How many tokens of this step's proposal it expects to be accepted; None where it cannot tell."""

@@ -38,7 +38,7 @@ HURDLE = 1.2
 
 
 class Option(NamedTuple):
-    """A draft that could be checked: its length, 0 where that takes passes, and the tokens it expects to gain."""
+    """A draft that could be checked: its rows, 0 where that takes passes, and the tokens it expects to gain."""
 
     length: int = 0
     promise: float | None = None
@@ -92,7 +92,7 @@ class Prices:
         Those that came to nothing are there too. Where one of eight sequences skips layers, it pays alone for passes
         that more would share, so that price is not taken.
         """
-        num_drafted = sum(len(draft.ids) for draft in drafts)
+        num_drafted = sum(draft.num_rows for draft in drafts)
         if num_drafted == 0:
             self.plain.add(stats.verify_seconds)
         if not drafts or self.plain.value is None:
@@ -101,7 +101,7 @@ class Prices:
         if num_drafted:
             self.row.add(max(per_token, 0.0) * num_rows / self.plain.value)
         for name in dict.fromkeys(draft.drafter for draft in drafts):
-            lengths = [len(draft.ids) for draft in drafts if draft.drafter == name]
+            lengths = [draft.num_rows for draft in drafts if draft.drafter == name]
             price = self.of(name, max(lengths))
             if DRAFTERS[name].is_free or price.value is None or 2 * len(lengths) >= num_rows:
                 drafting = stats.drafting_seconds.get(name, 0.0)

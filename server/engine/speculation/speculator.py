@@ -27,27 +27,33 @@ from server.engine.types import PLAIN, StepStats
 class Speculator:
     """The drafters of one engine; without a policy a sequence takes the first of its method that has something."""
 
-    def __init__(self, drafters: Iterable[Drafter], policy: DraftPolicy | None = None) -> None:
+    def __init__(self, drafters: Iterable[Drafter], policy: DraftPolicy | None = None, num_branches: int = 0) -> None:
+        """So many continuations at most may be checked beside the draft of a sequence that decodes alone."""
         self.drafters = {drafter.name: drafter for drafter in drafters}
         self.policy = policy
+        self.num_branches = num_branches
         self.methods: Mapping[str, Method] = methods()
         self.allowed = {name: [d for d in each.drafters if d in self.drafters] for name, each in self.methods.items()}
         """The drafters of each method that are here, the preferred one first."""
         self.free: dict[str, Proposals] = {}
         """This step's proposals of free drafters, whether or not they are checked."""
+        self.others: dict[str, tuple[list[int], ...]] = {}
+        """Continuations beside these, by drafter, where one sequence decodes alone."""
 
     @classmethod
-    def of(cls, parts: DraftingParts, policy: DraftPolicy | None) -> Self:
-        return cls([kind.of(parts) for kind in DRAFTERS.values() if kind.fits(parts)], policy)
+    def of(cls, parts: DraftingParts, policy: DraftPolicy | None, num_branches: int) -> Self:
+        return cls([kind.of(parts) for kind in DRAFTERS.values() if kind.fits(parts)], policy, num_branches)
 
     def draft(self, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
         """Drafts by sequence id, empty where passes were spent in vain; who is absent is decoded plainly."""
         # 1) What costs nothing is proposed for all that allow it.
         row_price = self.policy.row_price(len(sequences)) if self.policy else FIRST_ROW_PRICE
-        self.free = {}
+        self.free, self.others = {}, {}
         for name, drafter in self.drafters.items():
             if drafter.is_free and (allowing := [s for s in sequences if name in self.allowed[s.method]]):
                 self.free[name] = drafter.propose(allowing, row_price)
+                if len(sequences) == 1 and self.num_branches and self.free[name]:
+                    self.others[name] = drafter.branches(sequences[0], row_price, self.num_branches)
         # 2) Each sequence gets one drafter.
         picks = {s.id: self.pick(s, len(sequences)) for s in sequences}
         # 3) Passes are spent for those that were given a drafter which needs them.
@@ -58,7 +64,11 @@ class Speculator:
                 picked = [s for s in sequences if picks[s.id] == name]
                 proposals[name] = self.drafters[name].propose(picked, row_price)
                 stats.drafting_seconds[name] = time.perf_counter() - started
-        return {number: Draft(proposals[name].get(number, []), name) for number, name in picks.items() if name != PLAIN}
+        return {
+            number: Draft(proposals[name].get(number, []), name, self.others.get(name, ()))
+            for number, name in picks.items()
+            if name != PLAIN
+        }
 
     def reads_state(self, sequence: Sequence) -> bool:
         """Whether its next draft may begin at the state of its last token."""
@@ -77,7 +87,8 @@ class Speculator:
             drafter = self.drafters[name]
             if drafter.is_free:
                 if found := self.free[name].get(sequence.id):
-                    options[name] = Option(len(found), drafter.promise(sequence))
+                    num_rows = Draft(found, name, self.others.get(name, ())).num_rows
+                    options[name] = Option(num_rows, drafter.promise(sequence))
             elif drafter.can_draft(sequence):
                 options[name] = Option()
         return options

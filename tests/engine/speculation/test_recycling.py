@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from server.engine import GenerationRequest, SamplingParams, Sequence, StopConditions
 from server.engine.speculation.base import Feedback
 from server.engine.speculation.drafters import RecyclingDrafter
-from server.engine.speculation.drafters.recycling import MAX_OWNERS, likely_length
+from server.engine.speculation.drafters.recycling import MAX_OWNERS, SUCCESSORS, Successors, likely_length
 
 VOCABULARY = 50
 
@@ -59,8 +59,30 @@ def test_drafts_grow_as_they_come_true_and_end_before_a_row_costs_more_than_it_p
         drafter.learn(one, Feedback([2], [9], 0))
     assert len(proposed(drafter, one, row_price=0.2)) == 1
     drafter.forget(one)
-    assert not drafter.lengths
-    assert not drafter.acceptances
+    assert not (drafter.lengths or drafter.acceptances or drafter.latest)
+
+
+def test_branches_begin_at_earlier_successors_that_are_worth_their_rows() -> None:
+    drafter, one = RecyclingDrafter(VOCABULARY), sequence(0, [7, 3, 7, 4, 5, 7, 6, 7])
+    proposal = proposed(drafter, one)
+    assert proposal[0] == 6
+    assert drafter.branches(one, 0.0, 4) == ([4, 5, 7, 6, 7, 6], [3, 7, 6, 7, 6, 7])
+    assert drafter.branches(one, 0.0, 1) == ([4, 5, 7, 6, 7, 6],)
+    assert drafter.branches(one, 0.2, 4) == ()
+    for _ in range(60):
+        drafter.learn(one, Feedback(proposal, [4], 0))
+    proposed(drafter, one)
+    assert [branch[0] for branch in drafter.branches(one, 0.2, 4)] == [4]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=40))
+def test_successors_are_the_latest_different_ones(pairs: list[tuple[int, int]]) -> None:
+    successors = Successors(4)
+    for before, after in pairs:
+        successors.add(before, after)
+    for token in range(4):
+        latest = [after for before, after in reversed(pairs) if before == token]
+        assert successors.of(token) == list(dict.fromkeys(latest))[:SUCCESSORS]
 
 
 @given(st.floats(0, 1), st.floats(0, 2), st.integers(0, 31))

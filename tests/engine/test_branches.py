@@ -1,0 +1,128 @@
+"""Trees of drafts, as branches in slots of their own: the text is that of plain decoding, bit for bit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.engine import (
+    Adjustments,
+    Decoder,
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    SamplingParams,
+    Sequence,
+    StopConditions,
+    load_checkpoint,
+)
+from server.engine.branches import Branches
+from server.engine.model import kernels
+from tests.tiny import CPU, save_random_model, tiny_config
+
+VOCABULARY = 12
+"""So few tokens that each has several successors."""
+SAMPLINGS = [
+    SamplingParams(),
+    SamplingParams(0.8, seed=5),
+    SamplingParams(1.5, top_k=6, seed=6),
+    SamplingParams(1.0, seed=7, adjustments=Adjustments(presence_penalty=0.3, logit_bias=((4, 0.5),))),
+]
+
+
+@pytest.fixture(scope="module", params=["torch", "float32", "bfloat16"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    config = tiny_config(vocab_size=VOCABULARY, head_dim=16)
+    folder = save_random_model(tmp_path_factory.mktemp("twelve"), config, seed=9)
+    if request.param == "torch":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "is_supported", lambda *_: False)
+            return Decoder(load_checkpoint(str(folder), torch.float32, CPU))
+    if kernels.build() is None:
+        pytest.skip("no kernels for this processor")
+    return Decoder(load_checkpoint(str(folder), getattr(torch, request.param), CPU))
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the branches that were right where the draft was not."""
+    lengths: list[int] = []
+    take_over = Branches.take_over
+
+    def noted(self: Branches, sequence: Sequence, slot: int, length: int) -> None:
+        lengths.append(length)
+        take_over(self, sequence, slot, length)
+
+    monkeypatch.setattr(Branches, "take_over", noted)
+    # No row costs anything, so that every branch is checked.
+    monkeypatch.setattr("server.engine.speculation.speculator.FIRST_ROW_PRICE", 0.0)
+    return lengths
+
+
+def asked(number: int, sampling: SamplingParams, method: str = "recycling") -> GenerationRequest:
+    words = torch.randint(3, VOCABULARY, (10 + 9 * number,), generator=torch.Generator().manual_seed(number)).tolist()
+    return GenerationRequest([1, *words], sampling, StopConditions(60), method)
+
+
+def engine(model: Decoder, num_branches: int, max_batch: int = 1) -> Engine:
+    config = EngineConfig(max_batch=max_batch, num_branches=num_branches, is_adaptive=False, baseline_share=0)
+    return Engine(model, config)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled", "top-k", "adjusted"])
+def test_the_text_stays_the_same(model: Decoder, sampling: SamplingParams, taken: list[int]) -> None:
+    branching = engine(model, 2)
+    for number in range(4):
+        request = asked(number, sampling)
+        (plain,) = engine(model, 0).generate([replace(request, method="plain")])
+        for _ in range(2):
+            (drafted,) = branching.generate([request])
+            assert drafted.output_ids == plain.output_ids
+    assert taken
+    assert max(taken) > 1, "a branch brings the draft's next tokens with it"
+
+
+def test_fewer_steps_are_needed_than_without_branches(model: Decoder, taken: list[int]) -> None:
+    steps = []
+    for num_branches in (0, 1, 2):
+        sequences = [engine(model, num_branches).generate([asked(i, SAMPLINGS[1])])[0] for i in range(4)]
+        steps.append(sum(sequence.stats.num_steps for sequence in sequences))
+    assert steps[0] > steps[1] >= steps[2]
+
+
+def test_log_probabilities_and_scored_tokens_are_those_of_plain_decoding(model: Decoder, taken: list[int]) -> None:
+    request = replace(asked(1, SAMPLINGS[1]), num_logprobs=2)
+    scores = []
+    for one in (replace(request, method="plain"), request):
+        branching = engine(model, 2)
+        branching.add(one)
+        emissions = []
+        while branching.has_work:
+            emissions += branching.step()[0]
+        scores.append([(s.token_id, round(s.logprob or 0, 4)) for emission in emissions for s in emission.logprobs])
+    assert scores[0] == scores[1]
+    assert taken
+
+
+def test_several_at_once_have_chains_and_the_next_one_alone_has_branches(model: Decoder, taken: list[int]) -> None:
+    branching = engine(model, 2, max_batch=2)
+    requests = [asked(i, SAMPLINGS[1]) for i in (1, 2)]
+    expected = [engine(model, 0).generate([replace(each, method="plain")])[0].output_ids for each in requests]
+    short = replace(requests[1], stop=StopConditions(8))
+    together = branching.generate([requests[0], short])
+    assert [sequence.output_ids for sequence in together] == [expected[0], expected[1][:8]]
+    assert taken
+
+
+def test_a_chat_that_goes_on_reads_what_branches_wrote(model: Decoder, taken: list[int]) -> None:
+    """The next turn takes over the slot's keys and values, of which some came from a branch."""
+    branching = engine(model, 2)
+    first = asked(2, SAMPLINGS[1])
+    (answered,) = branching.generate([first])
+    assert taken
+    later = replace(first, prompt_ids=[*answered.ids, 5, 6])
+    (reusing,) = branching.generate([later])
+    (fresh,) = engine(model, 0).generate([replace(later, method="plain")])
+    assert reusing.num_cached > len(first.prompt_ids)
+    assert reusing.output_ids == fresh.output_ids
