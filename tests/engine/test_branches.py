@@ -1,7 +1,6 @@
 """Trees of drafts, as branches in slots of their own: the text is that of plain decoding, bit for bit."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
