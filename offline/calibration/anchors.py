@@ -66,7 +66,9 @@ def make_anchors(collection: Collection, settings: CalibrationSettings, digest: 
     anchors = torch.from_numpy(np.concatenate(centres))
     owners = torch.tensor([index for index, found in enumerate(centres) for _ in found])
     known = [known_similarities(collection, name, anchors, owners == i, settings) for i, name in enumerate(names)]
-    thresholds = torch.stack([each.quantile(settings.threshold_quantile) for each in known])
+    # Some domains' prompts are all alike: under a threshold of their own only, near misses would be lost for nothing.
+    overall = torch.cat(known).quantile(settings.threshold_quantile)
+    thresholds = torch.stack([each.quantile(settings.threshold_quantile) for each in known]).clamp(max=overall)
     confusion = torch.zeros(len(names), len(names) + 1, dtype=torch.long)
     num_right = 0
     for index, name in enumerate(names):

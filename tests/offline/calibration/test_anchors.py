@@ -53,15 +53,19 @@ def test_the_thresholds_let_the_stated_share_of_each_domain_fall() -> None:
     anchors = make_anchors(found, settings(4).model_copy(update={"threshold_quantile": 0.2}), "d")
     for name, threshold in zip("ab", anchors.thresholds, strict=True):
         similarity, _ = nearest(found.part(name, Part.SEARCH), anchors.tensor)
-        assert 0.1 < float((similarity < threshold).float().mean()) < 0.3
-    assert 0.1 < anchors.false_reject_rate < 0.3
+        assert 0.1 < float((similarity < threshold).float().mean()) < 0.25
+    assert 0.1 < anchors.false_reject_rate < 0.25
 
 
 def test_a_domain_whose_prompts_differ_has_a_lower_threshold_than_one_whose_prompts_are_alike() -> None:
     found = collection(100, {"a": 0, "b": 1})
     found.vectors["a"] = found.vectors["a"].mean(0) + (found.vectors["a"] - found.vectors["a"].mean(0)) / 9
-    alike, differing = make_anchors(found, settings(4), "d").thresholds
-    assert alike > 0.9 > differing
+    found.vectors["c"] = 30 + 9 * torch.eye(8)[2] + torch.randn(100, 8, generator=torch.Generator().manual_seed(9))
+    found.domains["c"] = found.domains["b"].model_copy(update={"name": "c", "digest": "c"})
+    strict = settings(4).model_copy(update={"threshold_quantile": 0.2})
+    alike, differing, other = make_anchors(found, strict, "d").thresholds
+    assert alike > differing
+    assert alike > other
 
 
 def test_one_odd_search_prompt_does_not_set_the_threshold_where_anchor_prompts_say_more() -> None:
