@@ -8,12 +8,16 @@ import torch
 from server.engine import (
     Adjustments,
     Decoder,
+    DraftModel,
+    DraftVocabulary,
     Engine,
     EngineConfig,
     GenerationRequest,
+    Route,
     SamplingParams,
     Sequence,
     StopConditions,
+    add_draft,
     load_checkpoint,
 )
 from server.engine.branches import Branches
@@ -41,6 +45,18 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if kernels.build() is None:
         pytest.skip("no kernels for this processor")
     return Decoder(load_checkpoint(str(folder), getattr(torch, request.param), CPU))
+
+
+@pytest.fixture(scope="module")
+def with_copy(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """A model of more tokens, and a copy of it in 4 bits."""
+    if kernels.build() is None:
+        pytest.skip("no kernels for this processor")
+    folder = save_random_model(tmp_path_factory.mktemp("copied"), tiny_config(head_dim=16), seed=9)
+    checkpoint = load_checkpoint(str(folder), torch.bfloat16, CPU)
+    decoder = Decoder(checkpoint)
+    add_draft(decoder, checkpoint, "int4")
+    return decoder
 
 
 @pytest.fixture
@@ -80,6 +96,29 @@ def test_the_text_stays_the_same(model: Decoder, sampling: SamplingParams, taken
             assert drafted.output_ids == plain.output_ids
     assert taken
     assert max(taken) > 1, "a branch brings the draft's next tokens with it"
+
+
+@pytest.mark.parametrize("size", [None, 200])
+@pytest.mark.parametrize("method", ["low-bit", "cascade"])
+def test_a_chain_that_ends_unsure_has_a_sibling(
+    with_copy: Decoder, method: str, size: int | None, taken: list[int]
+) -> None:
+    vocabulary = DraftVocabulary(tuple(range(size))) if size else None
+    route = Route("test", DraftModel(vocabulary=vocabulary, is_low_bit=True))
+    branching = engine(with_copy, 2)
+    for number in range(6):
+        request = replace(asked(number, SAMPLINGS[0], method), route=route)
+        (plain,) = engine(with_copy, 0).generate([replace(request, method="plain")])
+        (drafted,) = branching.generate([request])
+        assert drafted.output_ids == plain.output_ids
+        assert drafted.stats.num_drafted
+    assert taken
+
+
+def test_a_sampled_chain_has_no_sibling(with_copy: Decoder, taken: list[int]) -> None:
+    (drafted,) = engine(with_copy, 2).generate([asked(1, SAMPLINGS[1], "low-bit")])
+    assert drafted.stats.num_drafted
+    assert not taken
 
 
 def test_fewer_steps_are_needed_than_without_branches(model: Decoder, taken: list[int]) -> None:

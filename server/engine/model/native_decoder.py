@@ -268,6 +268,11 @@ class Scratch:
             self.unsure = Choice(tokens, self.probabilities.buffer_info()[0], logits)
         return self
 
+    def row(self, number: int, head: "NativeHead | None" = None) -> Tensor:
+        """The logits that the last pass wrote for one of its tokens: of all tokens, or those of a head."""
+        size = head.matrix.outputs if head else self.config.vocabulary_size
+        return self.logits.view(-1)[number * size : (number + 1) * size]
+
 
 def scored(head: "NativeHead | None") -> tuple[Any, int | None]:
     """The matrix of what is scored and the address of its tokens; None where that is the model's own head."""

@@ -63,6 +63,8 @@ class Speculator:
                 started = time.perf_counter()
                 picked = [s for s in sequences if picks[s.id] == name]
                 proposals[name] = self.drafters[name].propose(picked, row_price)
+                if len(sequences) == 1 and self.num_branches and proposals[name]:
+                    self.others[name] = self.drafters[name].branches(sequences[0], row_price, self.num_branches)
                 stats.drafting_seconds[name] = time.perf_counter() - started
         return {
             number: Draft(proposals[name].get(number, []), name, self.others.get(name, ()))

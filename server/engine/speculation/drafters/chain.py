@@ -16,8 +16,9 @@ from server.engine.sampling.distribution import draw_with_confidence
 from server.engine.sampling.native_sampling import packed
 from server.engine.sampling.sampler import adjusted
 from server.engine.sequence import Sequence
-from server.engine.speculation.base import Drafter, DraftingParts, Proposals
+from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Proposals
 from server.engine.speculation.draft_heads import DraftHeads
+from server.engine.speculation.siblings import Siblings
 from server.engine.types import DraftModel
 
 LOW_BIT_ROW_PRICE = 0.3
@@ -52,6 +53,7 @@ class ChainDrafter(Drafter):
         self.confidence = confidence
         self.heads = heads or DraftHeads(model)
         self.texts = history.texts if history else {}
+        self.siblings = Siblings()
 
     @classmethod
     def of(cls, parts: DraftingParts) -> Self:
@@ -84,6 +86,8 @@ class ChainDrafter(Drafter):
         states = last_states(group) if draft.patch else None
         samplings, confidence = packed([d for s in group for d in s.span([]).draws]), self.needed_confidence(draft)
         chains = decoder.native.draft(batch, self.cache, draft, limits, confidence, rows, states, samplings)
+        if len(group) == 1 and draft.patch is None:
+            self.siblings.note(group[0], draft, chains[0], decoder.native.drafting.row(0, rows), rows)
         return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True) if chain}
 
     def guessed_chains(
@@ -91,20 +95,30 @@ class ChainDrafter(Drafter):
     ) -> Proposals:
         """The same chains in fewer passes: each goes over what the texts guess, as far as that is right."""
         drafts: Proposals = {sequence.id: [] for sequence in group}
-        decoder, active = self.model.drafting(draft.is_low_bit).native, group
+        decoder, active, lone = self.model.drafting(draft.is_low_bit).native, group, drafts[group[0].id]
         assert decoder is not None
+        scored, first = head.native if head else None, 0
         while active:
+            first = len(lone)
             rows = [self.guessed_row(sequence, draft, drafts[sequence.id], row_price) for sequence in active]
             spans = [s.span(drafts[s.id] + ids[1:], len(ids)) for s, (_, _, ids) in zip(active, rows, strict=True)]
             batch, samplings = TokenBatch.of(rows, self.cache), packed([d for span in spans for d in span.draws])
-            tokens, tops = decoder.chosen(batch, self.cache, draft, head.native if head else None, samplings)
+            tokens, tops = decoder.chosen(batch, self.cache, draft, scored, samplings)
             pairs = zip(tokens, tops, strict=True)
             goes_on = [
                 self.follow(sequence, draft, drafts[sequence.id], ids[1:], list(islice(pairs, len(ids))))
                 for sequence, (_, _, ids) in zip(active, rows, strict=True)
             ]
             active = list(compress(active, goes_on))
+        if len(group) == 1 and len(lone) > first:
+            self.siblings.note(group[0], draft, lone, decoder.drafting.row(len(lone) - 1 - first, scored), scored)
         return {number: chain for number, chain in drafts.items() if chain}
+
+    def branches(self, sequence: Sequence, row_price: float, most: int) -> tuple[list[int], ...]:
+        return self.siblings.branches(sequence, row_price)
+
+    def learn(self, sequence: Sequence, feedback: Feedback) -> None:
+        self.siblings.learn(feedback)
 
     def guessed_row(self, sequence: Sequence, draft: DraftModel, drafted: list[int], row_price: float) -> Row:
         """The last token of a chain, and what may follow it; the pass's last token is the draft's own."""
@@ -161,6 +175,7 @@ class ChainDrafter(Drafter):
 
     def forget(self, sequence: Sequence) -> None:
         self.heads.forget(sequence)
+        self.siblings.forget(sequence)
 
 
 def last_states(group: list[Sequence]) -> Tensor:
