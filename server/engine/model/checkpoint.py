@@ -127,6 +127,8 @@ def load_checkpoint(
     with reading(f"the model {name_or_path!r}"):
         config = read_shape(described.config)
         rope = rope_tables(described.config, config.max_length, described.rope_divisors)
+    if rope.shape[-1] != config.head_dim:
+        raise CheckpointError(f"{path}: RoPE turns {rope.shape[-1]} numbers of a head's {config.head_dim}, not all")
     used_dtype = dtype or described.dtype
     if file:
         stored = read_gguf_weights(file, config, used_dtype, device, keeps_bits=quantization != "none")
