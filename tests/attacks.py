@@ -98,7 +98,7 @@ def server(flags: list[str]) -> Iterator[tuple[str, str]]:
             time.sleep(0.2)
         yield url, httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
     finally:
-        process.terminate()
+        process.kill()
         process.wait()
 
 
