@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage lint
+.PHONY: help install serve test coverage sanitize lint
 
 # List the targets.
 help:
@@ -33,6 +33,10 @@ test: install
 # Run it and measure branch coverage, which takes half as long again; fails under the floor.
 coverage: install
 	$(BIN)/pytest --cov --cov-report=term
+
+# Run the engine's tests on kernels that are built with sanitizers: AddressSanitizer, UndefinedBehavior, Thread. Minutes.
+sanitize: install
+	PYTHONPATH=. $(BIN)/python tests/sanitize.py
 
 # Check style, formatting, types and import rules.
 lint: install

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from server.api.http.auth import KeyGuard
 from server.api.http.error_handlers import install_handlers
 from server.api.http.middleware import BodyLimit, Exchange
+from server.api.prepare.lanes import Lanes
 from server.api.routes import Api, RequestRules
 from server.tickets import FailureReason
 from server.worker import Worker
@@ -24,6 +25,7 @@ class AppConfig:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 4 * 1024 * 1024
     max_choices: int = 8
+    max_sequences: int = 64
     request_timeout: float = 600.0
     shares_history: bool = False
 
@@ -31,16 +33,18 @@ class AppConfig:
 def create_app(worker: Worker, config: AppConfig) -> FastAPI:
     """An application that starts the worker and stops it; requests are served as soon as the model is loaded."""
 
+    lanes = Lanes()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         worker.start()
         yield
         await worker.stop()
+        lanes.close()
 
     app = FastAPI(title="KNN-SSD Server", lifespan=lifespan, docs_url="/docs", redoc_url=None)
-    app.include_router(
-        Api(worker, RequestRules(config.max_choices, config.request_timeout, config.shares_history)).router
-    )
+    rules = RequestRules(config.max_choices, config.max_sequences, config.request_timeout, config.shares_history)
+    app.include_router(Api(worker, rules, lanes).router)
     install_handlers(app)
     # The last one added is the outermost: what is refused is named and logged too, and browsers may read it.
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)

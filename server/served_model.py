@@ -51,6 +51,7 @@ class Source:
     activations: Activations = "auto"
     draft_weights: DraftWeights = "none"
     threads: int | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class ServedModel:
     def max_length(self) -> int:
         """Longest prompt and answer together, in tokens."""
         return self.engine.max_length
+
+    @property
+    def most_characters(self) -> int:
+        """A text that is longer has more tokens than the context holds, whatever they are."""
+        return self.max_length * self.codec.longest_token
 
     @property
     def vocabulary_size(self) -> int:
@@ -96,7 +102,9 @@ def load(source: Source, config: EngineConfig) -> ServedModel:
     """Loads and checks everything; raises `CheckpointError` or `ArtifactError` with one clear sentence."""
     artifact = RoutingArtifact.load(source.artifact) if source.artifact else None
     threads = use_threads(source.threads)
-    checkpoint = load_model(source.model, source.dtype, source.device, source.trust_remote_code, source.quantization)
+    checkpoint = load_model(
+        source.model, source.dtype, source.device, source.trust_remote_code, source.quantization, source.revision
+    )
     codec = TextCodec(checkpoint.tokenizer)
     if artifact and source.artifact:
         known = checkpoint.fingerprint, codec.template_hash

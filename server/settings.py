@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from server.api.http.connection import ConnectionLimits
 from server.app import AppConfig
 from server.engine import (
     DEFAULT_ARTIFACT,
@@ -25,6 +26,7 @@ from server.engine import (
     public_name,
 )
 from server.served_model import Source
+from server.telemetry.logs import LogFormat
 from server.tickets import QueueLimits
 
 
@@ -49,6 +51,8 @@ class Settings(BaseSettings):
     """Model folder, GGUF file or hub name; without it, SmolLM2-135M-Instruct."""
     served_model_name: str | None = None
     """Name that requests use; without it, the last part of the model's name."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub model; without it, its newest commit."""
     artifact: Path | None = None
     """Routing artifact folder of this model, made by `knn-ssd-offline calibrate`."""
     trust_remote_code: bool = False
@@ -89,12 +93,20 @@ class Settings(BaseSettings):
     """Prompt tokens of all unfinished requests together; more are refused with 429."""
     max_choices: Annotated[int, Field(ge=1, le=128)] = 8
     """Largest number of answers that one request may ask for."""
+    max_sequences: Annotated[int, Field(ge=1)] = 64
+    """Most answers that one request may ask for, its prompts times n."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """Largest request body; a larger one is refused with 413."""
+    max_connections: Annotated[int, Field(ge=8)] = 1000
+    """Connections at once; beyond them, the one whose client has been waited for longest is closed."""
+    client_timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that a client has to send a request, and to go on reading its answer; then it is disconnected."""
     request_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds after which a request is ended with an error."""
+    step_timeout: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds after which a step of the engine counts as hanging; the server then exits with code 1."""
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
-    """Seconds that running requests get to finish after SIGTERM."""
+    """Seconds that running requests get to finish after SIGTERM or SIGHUP."""
     api_keys: SecretStr = SecretStr("")
     """Comma-separated keys; with one or more, requests need `Authorization: Bearer KEY`."""
     api_key_file: Path | None = None
@@ -105,6 +117,8 @@ class Settings(BaseSettings):
     """OTLP/HTTP collector that traces are sent to, as http://127.0.0.1:4318; needs the extra otel."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines that are printed."""
+    log_format: LogFormat = "text"
+    """Form of a log line: text, or one JSON object."""
 
     @field_validator("method")
     @classmethod
@@ -118,6 +132,8 @@ class Settings(BaseSettings):
             parse_device(self.device)
         except ValueError as error:
             raise ValueError(f"--device {self.device}: {error}; use --device cpu") from error
+        if self.revision is not None and self.model is None:
+            raise ValueError("--revision needs --model: the default model is a package, pinned by its version")
         method = methods()[self.method]
         if method.needs_artifact and self.artifact_folder is None:
             raise ValueError(f"--method {self.method} needs --artifact; run `knn-ssd-offline calibrate` for this model")
@@ -139,6 +155,7 @@ class Settings(BaseSettings):
             dtype=parse_dtype(self.dtype),
             device=parse_device(self.device),
             threads=self.threads,
+            revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             quantization=self.quantization,
             activations=self.activations,
@@ -161,12 +178,17 @@ class Settings(BaseSettings):
         return QueueLimits(self.max_batch + self.max_queue, self.max_queue_tokens)
 
     @property
+    def connection_limits(self) -> ConnectionLimits:
+        return ConnectionLimits(self.max_connections, self.client_timeout).fitting()
+
+    @property
     def app_config(self) -> AppConfig:
         return AppConfig(
             api_keys=(*split(self.api_keys.get_secret_value()), *read_keys(self.api_key_file)),
             cors_origins=split(self.cors_origins),
             max_body_bytes=self.max_body_bytes,
             max_choices=self.max_choices,
+            max_sequences=self.max_sequences,
             request_timeout=self.request_timeout,
             shares_history=self.share_history,
         )

@@ -1,19 +1,21 @@
 """The queue: one ticket for each unfinished request. It lives on the event loop, so it needs no lock.
 
-A ticket counts towards the limits from before its prompt is tokenised until its reply has ended, so that
-everything is counted once and released once.
+A ticket counts towards the limits from before its prompt is tokenised until its last sequence has ended, whether or not
+its client has read the answer by then. It is released once, when its reply has ended.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, TypeVar
 
 from server.generation import Piece
 
 Event = Piece | Exception
+Result = TypeVar("Result")
 
 
 class FailureReason(StrEnum):
@@ -23,6 +25,7 @@ class FailureReason(StrEnum):
     LOADING = "loading"
     DRAINING = "draining"
     DEAD = "dead"
+    FAILED = "failed"
     TIMEOUT = "timeout"
     INTERNAL = "internal"
 
@@ -47,18 +50,46 @@ class QueueLimits:
 
 
 class Ticket:
-    """A request's place among the unfinished ones, and the queue in which its pieces arrive."""
+    """A request's place among the unfinished ones, and the queue in which its pieces arrive.
 
-    def __init__(self, num_sequences: int, num_tokens: int, timeout: float, client: str | None) -> None:
-        self.num_sequences = num_sequences
+    `expiry` is done once the request has taken too long; `on_expiry` is called then.
+    """
+
+    def __init__(
+        self, num_sequences: int, num_tokens: int, timeout: float, client: str | None, on_expiry: Callable[[], None]
+    ) -> None:
+        self.num_sequences = self.num_unfinished = num_sequences
         self.num_tokens = num_tokens
         self.client = client
+        self.on_expiry = on_expiry
         self.arrived_at = time.perf_counter()
         self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self.timer = asyncio.get_running_loop().call_later(timeout, self.receive, DeadlineError())
+        loop = asyncio.get_running_loop()
+        self.expiry: asyncio.Future[None] = loop.create_future()
+        self.timer = loop.call_later(timeout, self.expire)
 
     def receive(self, event: Event) -> None:
         self.events.put_nowait(event)
+        if isinstance(event, Piece):
+            self.num_unfinished -= event.outcome is not None
+
+    def expire(self) -> None:
+        """Ends the request; what its client has not taken by now goes, so that the error comes next."""
+        while not self.events.empty():
+            self.events.get_nowait()
+        self.receive(DeadlineError())
+        self.expiry.set_result(None)
+        self.on_expiry()
+
+    async def in_time(self, work: Awaitable[Result]) -> Result:
+        """What the work gives; raises `DeadlineError` where the request's time is over before that."""
+        doing = asyncio.ensure_future(work)
+        both: set[asyncio.Future[Any]] = {doing, self.expiry}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            doing.cancel()
+            raise DeadlineError
+        return doing.result()
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Pieces of all sequences as they come, until each has its outcome; raises the error that ends them early."""
@@ -72,17 +103,18 @@ class Ticket:
 
 
 class Tickets:
-    """All open tickets, within limits; `on_full` is called at every refusal."""
+    """All open tickets, within limits; `on_full` is called at every refusal, `on_expiry` at every deadline."""
 
-    def __init__(self, limits: QueueLimits, on_full: Callable[[], None]) -> None:
+    def __init__(self, limits: QueueLimits, on_full: Callable[[], None], on_expiry: Callable[[], None]) -> None:
         self.limits = limits
         self.on_full = on_full
+        self.on_expiry = on_expiry
         self.open: set[Ticket] = set()
 
     def take(self, num_sequences: int, num_tokens: int, timeout: float, client: str | None = None) -> Ticket:
         """A ticket for a request of about this size; raises `QueueFullError`."""
         self.check(self.open, num_sequences, num_tokens, client)
-        ticket = Ticket(num_sequences, num_tokens, timeout, client)
+        ticket = Ticket(num_sequences, num_tokens, timeout, client, self.on_expiry)
         self.open.add(ticket)
         return ticket
 
@@ -96,10 +128,11 @@ class Tickets:
 
         Alone, every request fits: waiting would not make it smaller.
         """
-        sequences = counted(((t.client, t.num_sequences) for t in others), client, self.limits.max_sequences)
-        tokens = counted(((t.client, t.num_tokens) for t in others), client, self.limits.max_tokens)
+        running = [ticket for ticket in others if ticket.num_unfinished]
+        sequences = counted(((t.client, t.num_unfinished) for t in running), client, self.limits.max_sequences)
+        tokens = counted(((t.client, t.num_tokens) for t in running), client, self.limits.max_tokens)
         is_full = sequences + num_sequences > self.limits.max_sequences or tokens + num_tokens > self.limits.max_tokens
-        if others and is_full:
+        if running and is_full:
             self.on_full()
             raise QueueFullError
 

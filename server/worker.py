@@ -2,33 +2,41 @@
 
 Event loop:  `reserve` a ticket -> `submit` prompts -> read `Ticket.pieces` -> `release` the ticket.
 Thread:      commands from the inbox, one engine step, delivery to the tickets; asleep while idle.
-The thread's death reaches every open ticket, and later requests are refused.
+
+What one request causes ends that request alone. An engine that fails in a step is in no known state: every open ticket
+gets an error, and the thread loads the model anew. A step that hangs cannot be ended from outside: the worker gives up,
+and the process is to leave.
 """
 
 import asyncio
 import contextlib
+import gc
 import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
 from server.engine import Emission, FinishReason, StepStats
 from server.generation import Generation, Outcome, Piece, Prompt
 from server.served_model import ServedModel
 from server.telemetry.metrics import Metrics
-from server.tickets import DeadlineError, FailureReason, QueueLimits, Ticket, Tickets
+from server.tickets import FailureReason, QueueLimits, Ticket, Tickets
 
 logger = logging.getLogger(__name__)
 
 
 class UnavailableError(Exception):
-    """The worker takes no requests: it is still loading, it is draining, or its thread is dead."""
+    """The worker takes no requests: it is loading, it is draining, its engine failed, or its thread is dead."""
 
     def __init__(self, reason: FailureReason) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class StuckError(Exception):
+    """A step of the engine does not end."""
 
 
 Observer = Callable[[Outcome, float], None]
@@ -49,10 +57,13 @@ class Worker:
         self.metrics = metrics
         self.trace: Observer = trace or (lambda outcome, latency: None)
         self.metrics.worker_up.set_function(lambda: self.is_alive)
-        self.tickets = Tickets(limits, partial(metrics.observe_rejection, FailureReason.QUEUE_FULL))
+        on_full = partial(metrics.observe_rejection, FailureReason.QUEUE_FULL)
+        self.tickets = Tickets(limits, on_full, partial(metrics.observe_error, FailureReason.TIMEOUT))
         self.served: ServedModel | None = None
+        self.has_served = False
         self.failure: BaseException | None = None
         self.is_draining = False
+        self.step_began_at: float | None = None
         self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.generations: dict[int, tuple[Ticket, Generation]] = {}
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
@@ -68,7 +79,8 @@ class Worker:
         """Ends the thread after its current step; open requests get an error."""
         self.abort()
         self.inbox.put(None)
-        await asyncio.to_thread(self.thread.join, 10)
+        if self.failure is None:
+            await asyncio.to_thread(self.thread.join, 10)
 
     @property
     def is_alive(self) -> bool:
@@ -104,13 +116,10 @@ class Worker:
         self.inbox.put(partial(self.add, ticket, prompts))
 
     async def pieces(self, ticket: Ticket) -> AsyncIterator[Piece]:
-        """The ticket's pieces; counts an error where time, a shutdown or a dead engine ends them early."""
+        """The ticket's pieces; counts an error where a shutdown or the engine's end ends them early."""
         try:
             async for piece in ticket.pieces():
                 yield piece
-        except DeadlineError:
-            self.metrics.observe_error(FailureReason.TIMEOUT)
-            raise
         except UnavailableError as error:
             self.metrics.observe_error(error.reason)
             raise
@@ -129,21 +138,49 @@ class Worker:
         self.drain()
         self.tickets.fail(UnavailableError(FailureReason.DRAINING))
 
+    def check_progress(self, limit: float) -> None:
+        """Gives up where the current step has taken more than `limit` seconds."""
+        began = self.step_began_at
+        if began is not None and self.failure is None and time.monotonic() - began > limit:
+            self.give_up(StuckError(f"a step of the engine took more than {limit:g} seconds"))
+
+    def give_up(self, error: BaseException) -> None:
+        """No request is served from now on."""
+        if self.has_served:
+            logger.critical("the engine stopped; no further request is served", exc_info=error)
+        self.failure = error
+        self.post(partial(self.tickets.fail, UnavailableError(FailureReason.DEAD)))
+
     # In the thread.
 
     def run(self) -> None:
-        """The thread's life: load, then turn after turn until it is stopped; an error ends every open request."""
+        """The thread's life: it loads and serves until it is stopped, and loads anew after a step that failed."""
         try:
-            self.served = self.load()
-            self.metrics.watch(self.served)
-            with self.served.engine.at_work():
-                while self.turn(self.served):
-                    pass
+            while not self.serve(self.load()):
+                gc.collect()
         except BaseException as error:
-            self.failure = error
-            if self.served is not None:
-                logger.critical("the engine stopped; no further request is served", exc_info=error)
-            self.post(partial(self.tickets.fail, UnavailableError(FailureReason.DEAD)))
+            self.give_up(error)
+
+    def serve(self, served: ServedModel) -> bool:
+        """Turn after turn; True once the worker is stopped, False where the engine failed."""
+        self.served, self.has_served = served, True
+        self.metrics.watch(served)
+        try:
+            with served.engine.at_work():
+                while self.turn(served):
+                    pass
+            return True
+        except Exception as error:
+            logger.critical("the engine failed; open requests get an error, and it is loaded anew", exc_info=error)
+        self.forget_engine()
+        return False
+
+    def forget_engine(self) -> None:
+        """Ends every open request, and keeps nothing of the engine: there may be no room for a second one beside it."""
+        self.served = self.step_began_at = None
+        self.generations.clear()
+        self.metrics.unwatch()
+        self.post(partial(self.tickets.fail, UnavailableError(FailureReason.FAILED)))
 
     def turn(self, served: ServedModel) -> bool:
         """Takes all commands, waiting for one while there is nothing to do; then runs one engine step."""
@@ -153,10 +190,13 @@ class Worker:
             if command is None:
                 return False
             command()
+        self.step_began_at = time.monotonic()
         emissions, stats = engine.step()
-        self.metrics.observe_step(stats)
+        self.step_began_at = None
+        with reported("metrics"):
+            self.metrics.observe_step(stats)
         now = time.perf_counter()
-        self.post(partial(deliver, [self.advance(emission, stats, now) for emission in emissions]))
+        self.post(partial(deliver, [piece for emission in emissions for piece in self.delivery(emission, stats, now)]))
         return True
 
     def add(self, ticket: Ticket, prompts: list[Prompt]) -> None:
@@ -167,24 +207,42 @@ class Worker:
                 text = self.served.codec.stream(prompt.stop, prompt.request.stop.min_tokens)
                 echo = self.served.codec.stream() if prompt.is_echoed else None
                 self.generations[sequence.id] = ticket, Generation(index, sequence, text, echo, prompt.operation)
-        except ValueError as error:
-            self.cancel(ticket)
-            self.post(partial(ticket.receive, error))
+        except Exception as error:
+            self.refuse(ticket, error)
 
     def cancel(self, ticket: Ticket) -> None:
         for owner, generation in list(self.generations.values()):
             if owner is ticket:
                 self.end(generation)
-                self.metrics.observe_cancelled()
-                self.trace(generation.outcome(FinishReason.CANCELLED), time.perf_counter() - ticket.arrived_at)
+                with reported("a trace"):
+                    self.metrics.observe_cancelled()
+                    self.trace(generation.outcome(FinishReason.CANCELLED), time.perf_counter() - ticket.arrived_at)
 
     def end(self, generation: Generation) -> None:
         assert self.served is not None
         self.served.engine.cancel(generation.sequence)
         del self.generations[generation.sequence.id]
 
-    def advance(self, emission: Emission, stats: StepStats, now: float) -> tuple[Ticket, Piece]:
-        ticket, generation = self.generations[emission.sequence.id]
+    def refuse(self, ticket: Ticket, error: Exception) -> None:
+        """Ends one request with an error that is its own."""
+        self.cancel(ticket)
+        self.post(partial(ticket.receive, error))
+
+    def delivery(self, emission: Emission, stats: StepStats, now: float) -> Iterator[tuple[Ticket, Piece]]:
+        """The piece that an emission makes; none where its request fails in this, or failed with another choice."""
+        ticket, generation = self.generations.get(emission.sequence.id, (None, None))
+        if ticket is None or generation is None:
+            return
+        try:
+            piece = self.advance(ticket, generation, emission, stats, now)
+        except Exception as error:
+            self.refuse(ticket, error)
+        else:
+            yield ticket, piece
+
+    def advance(
+        self, ticket: Ticket, generation: Generation, emission: Emission, stats: StepStats, now: float
+    ) -> Piece:
         generation.spend(stats)
         if generation.first_token_at is not None:
             self.metrics.observe_further_tokens(len(emission.token_ids), now - generation.last_token_at)
@@ -194,13 +252,23 @@ class Worker:
         if piece.outcome:
             self.end(generation)
             self.metrics.observe_outcome(piece.outcome, now - ticket.arrived_at)
-            self.trace(piece.outcome, now - ticket.arrived_at)
-        return ticket, piece
+            with reported("a trace"):
+                self.trace(piece.outcome, now - ticket.arrived_at)
+        return piece
 
     def post(self, callback: Callable[[], None]) -> None:
         # A closed loop has no readers left to tell.
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(callback)
+
+
+@contextlib.contextmanager
+def reported(what: str) -> Iterator[None]:
+    """An error in what nobody's answer depends on is logged, and no more."""
+    try:
+        yield
+    except Exception as error:
+        logger.error("%s could not be recorded", what, exc_info=error)
 
 
 def deliver(pieces: list[tuple[Ticket, Piece]]) -> None:

@@ -50,7 +50,8 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
-def test_sigterm_finishes_what_runs(tiny_checkpoint: Path, tiny_artifact_folder: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP], ids=lambda end: end.name)
+def test_a_signal_finishes_what_runs(tiny_checkpoint: Path, tiny_artifact_folder: Path, end: signal.Signals) -> None:
     arguments = (
         "--model",
         str(tiny_checkpoint),
@@ -65,11 +66,23 @@ def test_sigterm_finishes_what_runs(tiny_checkpoint: Path, tiny_artifact_folder:
             model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=200, seed=1, stream=True
         )
         next(iter(stream))
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(end)
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
         _, log = process.communicate(timeout=30)
         assert process.returncode == 0
         assert "Traceback" not in log
+
+
+def test_nohup_is_respected(tiny_checkpoint: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with running("--model", str(tiny_checkpoint)) as (process, url):
+            process.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1)
+            assert openai.OpenAI(base_url=f"{url}/v1", api_key="none").models.list().data
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_outlasts_the_drain_is_ended(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:

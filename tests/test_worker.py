@@ -105,25 +105,6 @@ def test_a_prompt_that_is_too_long_fails_alone(play: Callable[[Scenario], None])
     play(scenario)
 
 
-def test_death_reaches_waiters_and_later_requests(
-    play: Callable[[Scenario], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    async def scenario(worker: Worker, engine: GatedEngine) -> None:
-        engine.gate.clear()
-        waiting = [asyncio.create_task(collect(worker, prompt())) for _ in range(3)]
-        await until(lambda: engine.num_steps > 0)
-        engine.error = RuntimeError("broken")
-        engine.gate.set()
-        results = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [str(result) for result in results] == ["dead"] * 3
-        assert not worker.is_alive
-        with pytest.raises(UnavailableError, match="dead"):
-            worker.reserve(1, 1, timeout=30)
-
-    play(scenario)
-    assert "the engine stopped" in caplog.text
-
-
 def test_deadline_ends_a_request(play: Callable[[Scenario], None]) -> None:
     async def scenario(worker: Worker, engine: GatedEngine) -> None:
         engine.gate.clear()
@@ -174,7 +155,7 @@ def test_queue_counts_sequences_and_tokens(play: Callable[[Scenario], None]) -> 
 
 def test_a_client_with_many_leaves_half_of_the_places_to_others() -> None:
     async def main() -> None:
-        tickets = Tickets(QueueLimits(8, 100), lambda: None)
+        tickets = Tickets(QueueLimits(8, 100), lambda: None, lambda: None)
         tickets.take(1000, 1000, timeout=30, client="a")
         with pytest.raises(QueueFullError):
             tickets.take(1, 1, timeout=30, client="a")
@@ -196,7 +177,7 @@ def test_a_client_with_many_leaves_half_of_the_places_to_others() -> None:
 def test_open_tickets_never_exceed_the_limits(actions: list[tuple[bool, int, int]]) -> None:
     async def main() -> None:
         refusals: list[bool] = []
-        tickets = Tickets(QueueLimits(8, 50), lambda: refusals.append(True))
+        tickets = Tickets(QueueLimits(8, 50), lambda: refusals.append(True), lambda: None)
         taken: list[Ticket] = []
         num_refused = 0
         for is_taken, num_sequences, num_tokens in actions:

@@ -34,8 +34,8 @@ FIRST_TOKEN = Panel(
 REJECTED = Panel(
     "Rejected requests",
     "Requests refused before any token was made, by reason.",
-    "`queue_full`: see requests waiting. `loading` and `draining`: a server starts or stops, which passes. `dead`: the "
-    "engine stopped; keep the log and restart the server.",
+    "`queue_full`: see requests waiting. `loading` and `draining`: a server starts, loads again after a failure, or "
+    "stops, which passes. `dead`: the engine stopped; keep the log and restart the server.",
     {"{{reason}}": total("knnssd_request_rejections_total", "reason")},
     unit="reqps",
 )
@@ -49,8 +49,9 @@ SERVERS = Panel(
 ERRORS = Panel(
     "Failed requests",
     "Accepted requests that ended without their whole answer, by reason.",
-    "`timeout`: answers take longer than --request-timeout; look at the queue and at the time between tokens. `dead`: "
-    "the engine stopped. `draining`: a server was stopped. `internal`: the log has the traceback.",
+    "`timeout`: answers take longer than --request-timeout; look at the queue and at the time between tokens. "
+    "`failed`: the engine failed and was loaded anew; keep the log. `dead`: it stopped. `draining`: a server was "
+    "stopped. `internal`: the log has the traceback.",
     {"{{reason}}": total("knnssd_request_errors_total", "reason")},
     unit="reqps",
 )

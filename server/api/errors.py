@@ -119,6 +119,7 @@ class RequestTimeoutError(ApiError):
 UNAVAILABLE = {
     FailureReason.LOADING: "The model is still loading; try again soon.",
     FailureReason.DRAINING: "The server is shutting down.",
+    FailureReason.FAILED: "The engine failed while it worked on this request. It starts anew: try again soon.",
     FailureReason.DEAD: "The engine has stopped; the server must be restarted.",
 }
 

@@ -4,7 +4,6 @@ FastAPI has validated the body when an endpoint is called; `Api.generate` is the
 generates text, whichever of the three endpoints it came to.
 """
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,9 @@ from server.api.answers.transcript import AnswerStart, TextTranscript, Transcrip
 from server.api.errors import ErrorBody
 from server.api.http.auth import OWNER
 from server.api.http.reply import Reply
-from server.api.prepare.generation import check_body, check_ids, check_model, prompts, sampling
+from server.api.prepare.generation import check_body, check_ids, check_model, check_size, check_total, prompts, sampling
 from server.api.prepare.grammar import compiled
+from server.api.prepare.lanes import Lane, Lanes
 from server.api.prepare.prompts import PromptSource, chat_source, predicted_ids, text_source
 from server.api.responses.answers import ResponseAnswer, repeated_fields
 from server.api.responses.schema import ResponseBody
@@ -44,21 +44,23 @@ EVENTS: dict[str, Any] = {"text/event-stream": {}}
 class RequestRules:
     """What holds for every request.
 
-    The most choices that it may ask for, the seconds after which it is ended with an error, and whether answers draft
-    for those to the requests of other keys.
+    The most choices of a prompt and the most sequences in all that it may ask for, the seconds after which it is ended
+    with an error, and whether answers draft for those to the requests of other keys.
     """
 
     max_choices: int
+    max_sequences: int
     timeout: float
     shares_history: bool = False
 
 
 class Api:
-    """The endpoints over one worker; it holds no state of its own."""
+    """The endpoints over one worker; `lanes` are the threads beside it."""
 
-    def __init__(self, worker: Worker, rules: RequestRules) -> None:
+    def __init__(self, worker: Worker, rules: RequestRules, lanes: Lanes) -> None:
         self.worker = worker
         self.rules = rules
+        self.lanes = lanes
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         tools = body.toolset
@@ -88,17 +90,20 @@ class Api:
         """Hands a request to the worker; the reply then reads what comes back, for all three endpoints alike."""
         served = self.worker.check_available()
         check_body(body, served, self.rules.max_choices)
-        # 1) A place among the unfinished requests, before tokenising: a burst that is refused costs next to nothing.
         num_choices = source.num_prompts * body.choices_per_prompt
+        check_size(num_choices, source.longest, served, self.rules.max_sequences)
+        # 1) A place among the unfinished requests, before tokenising: a burst that is refused costs next to nothing.
         num_tokens = (source.num_characters + len(body.predicted)) // CHARACTERS_PER_TOKEN
         client = client_of(request)
         ticket = self.worker.reserve(num_choices, num_tokens, self.rules.timeout, client)
         try:
             # 2) Tokens and grammar, each in a thread: a long prompt or a large schema must not hold up other requests.
-            encoded = await asyncio.to_thread(source.encode, served)
+            lane = Lane.of_text(source.num_characters + len(body.predicted))
+            encoded = await ticket.in_time(self.lanes.run(lane, source.encode, served))
             check_ids(encoded, source.field, served.vocabulary_size)
-            prediction = await asyncio.to_thread(predicted_ids, body.predicted, served) if body.predicted else ()
-            grammar = await asyncio.to_thread(compiled, body, served)
+            check_total(encoded, body.choices_per_prompt, source.field, served, self.worker.tickets.limits)
+            prediction = await ticket.in_time(self.lanes.run(lane, predicted_ids, body.predicted, served))
+            grammar = await ticket.in_time(self.lanes.run(Lane.GRAMMARS, compiled, body, served))
             # 3) The engine's part begins: one sequence for each choice.
             owner = self.owner(request)
             self.worker.submit(ticket, prompts(body, encoded, served, grammar, owner, prediction, client))
@@ -114,7 +119,7 @@ class Api:
             num_choices=num_choices,
             vocabulary=None if body.num_logprobs is None else served.codec.vocabulary,
         )
-        return Reply(self.worker, ticket, begin(start), bool(body.stream), body.includes_usage)
+        return Reply(self.worker, ticket, begin(start), self.lanes, bool(body.stream), body.includes_usage)
 
     def owner(self, request: Request) -> str | None:
         """Whose texts may draft for this one and be its beginning; None: those of all that have none."""
@@ -133,6 +138,7 @@ class Api:
             id=served.name,
             created=served.created,
             max_model_len=served.max_length,
+            revision=served.checkpoint.revision,
             domains=served.domains,
             drafts={domain: DraftCard.of(draft) for domain, draft in served.drafts.items()},
         )
@@ -161,7 +167,7 @@ class Api:
         ):
             documented: Documented = {200: {"model": answer, "content": EVENTS}, **errors}
             router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=documented)
-        tokenization = TokenizationApi(self.worker)
+        tokenization = TokenizationApi(self.worker, self.lanes, self.rules.timeout)
         router.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"], responses=errors)
         router.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"], responses=errors)
         router.add_api_route("/v1/models", self.models, responses=errors)

@@ -1,14 +1,22 @@
 """POST /tokenize and /detokenize in vLLM's form: a prompt to token ids, and token ids to text."""
 
-import asyncio
-from typing import Annotated, Self
+from collections.abc import Callable
+from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
-from server.api.prepare.generation import check_model, check_vocabulary
+from server.api.prepare.generation import check_characters, check_model, check_vocabulary
+from server.api.prepare.lanes import Lane, Lanes
 from server.api.schema.base import Body, Text, TokenId, refusal
-from server.api.schema.messages import Message
+from server.api.schema.messages import Counted, Message
+from server.served_model import ServedModel
+from server.tickets import QueueLimits, Tickets
 from server.worker import Worker
+
+Result = TypeVar("Result")
+
+LIMITS = QueueLimits(max_sequences=256, max_tokens=1 << 20)
+"""Most requests at once, and their characters together; alone, any text that the context could hold is taken."""
 
 
 class TokenizeBody(Body):
@@ -16,7 +24,7 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1), Counted] | None = None
     add_special_tokens: bool | None = None
 
     @model_validator(mode="after")
@@ -44,19 +52,27 @@ class Detokenized(BaseModel):
 
 
 class TokenizationApi:
-    """Both endpoints; they need the tokenizer only, so that a busy engine does not delay them."""
+    """Both endpoints; they need the tokenizer only, so that a busy engine does not delay them.
 
-    def __init__(self, worker: Worker) -> None:
+    They have tickets of their own: long texts wait for each other, and no chat for them.
+    """
+
+    def __init__(self, worker: Worker, lanes: Lanes, timeout: float) -> None:
         self.worker = worker
+        self.lanes = lanes
+        self.timeout = timeout
+        self.tickets = Tickets(LIMITS, worker.tickets.on_full, worker.tickets.on_expiry)
 
     async def tokenize(self, body: TokenizeBody) -> Tokens:
         served = self.worker.check_available()
         check_model(body.model or served.name, served)
-        codec = served.codec
+        text = body.prompt or ""
         if body.messages is not None:
-            ids = await asyncio.to_thread(codec.encode_chat, [message.for_template for message in body.messages])
+            turns = [message.for_template for message in body.messages]
+            num_characters = sum(len(turn["content"]) for turn in turns)
+            ids = await self.run(num_characters, served, served.codec.encode_chat, turns)
         else:
-            ids = await asyncio.to_thread(codec.encode, body.prompt or "", body.add_special_tokens is not False)
+            ids = await self.run(len(text), served, served.codec.encode, text, body.add_special_tokens is not False)
         return Tokens(count=len(ids), max_model_len=served.max_length, tokens=ids)
 
     async def detokenize(self, body: DetokenizeBody) -> Detokenized:
@@ -64,4 +80,13 @@ class TokenizationApi:
         served = self.worker.check_available()
         check_model(body.model or served.name, served)
         check_vocabulary(body.tokens, "tokens", served.vocabulary_size)
-        return Detokenized(prompt=await asyncio.to_thread(served.codec.vocabulary.decode, body.tokens))
+        return Detokenized(prompt=await self.run(len(body.tokens), served, served.codec.vocabulary.decode, body.tokens))
+
+    async def run(self, size: int, served: ServedModel, work: Callable[..., Result], *arguments: object) -> Result:
+        """What the work gives, in its turn; `size` is in characters or tokens."""
+        check_characters(size, served)
+        ticket = self.tickets.take(1, size, self.timeout)
+        try:
+            return await ticket.in_time(self.lanes.run(Lane.of_text(size), work, *arguments))
+        finally:
+            self.tickets.close(ticket)

@@ -55,6 +55,14 @@ class DecoderConfig:
         edges = {"model.norm.weight": (self.hidden_size,), "model.embed_tokens.weight": vocabulary}
         return {**layers, **edges, "lm_head.weight": vocabulary}
 
+    @property
+    def optional_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Weights that a model may have beside them: a bias of any matrix, and norms of queries and keys."""
+        matrices = {name: shape for name, shape in self.weight_shapes.items() if len(shape) == 2}
+        biases = {name.removesuffix("weight") + "bias": shape[:1] for name, shape in matrices.items()}
+        norms = [f"model.layers.{i}.self_attn.{part}_norm.weight" for i in range(self.num_layers) for part in "qk"]
+        return {**biases, **dict.fromkeys(norms, (self.head_dim,))}
+
 
 @dataclass(frozen=True)
 class EngineConfig:

@@ -35,7 +35,13 @@ SIMILARITIES = (-0.5, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 REJECTIONS = (FailureReason.QUEUE_FULL, FailureReason.LOADING, FailureReason.DRAINING, FailureReason.DEAD)
 """Reasons for refusing a request before any work."""
-ERRORS = (FailureReason.TIMEOUT, FailureReason.DRAINING, FailureReason.DEAD, FailureReason.INTERNAL)
+ERRORS = (
+    FailureReason.TIMEOUT,
+    FailureReason.DRAINING,
+    FailureReason.FAILED,
+    FailureReason.DEAD,
+    FailureReason.INTERNAL,
+)
 """Reasons for which an accepted request ends without its whole answer, through no fault of its own."""
 
 
@@ -83,6 +89,7 @@ class Metrics:
         self.routes = self.counter("routes", "Routed prompts", "domain")
         self.fallbacks = self.counter("fallbacks", "Prompts without a domain's own draft", "reason")
         self.worker_up = self.gauge("worker_up", "1 while the engine's thread lives")
+        self.engine_failures = self.counter("engine_failures", "Engines that failed and were loaded anew")
         self.running = self.gauge("num_requests_running", "Sequences being decoded or prefilled")
         self.waiting = self.gauge("num_requests_waiting", "Sequences waiting for a slot")
         self.slots_used = self.gauge("kv_slots_used", "Cache slots in use")
@@ -141,6 +148,12 @@ class Metrics:
         self.waiting.set_function(lambda: engine.num_waiting)
         self.slots_used.set_function(lambda: engine.num_running)
         self.slots_total.set(engine.config.max_batch)
+
+    def unwatch(self) -> None:
+        """Counts an engine that failed, and lets go of it."""
+        self.engine_failures.inc()
+        for gauge in (self.running, self.waiting, self.slots_used):
+            gauge.set_function(lambda: 0)
 
     def observe_step(self, stats: StepStats) -> None:
         for part, total in self.seconds.items():

@@ -1,6 +1,7 @@
 """A live server on a free port, and an engine whose steps the test lets through one by one."""
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import httpx
 import uvicorn
 
 from server.__main__ import listen
+from server.api.http.connection import ConnectionLimits, http_config
 from server.app import AppConfig, create_app
 from server.engine import (
     Checkpoint,
@@ -59,21 +61,44 @@ def make_worker(
     limits: QueueLimits | None = None,
     draft_weights: DraftWeights = "none",
 ) -> tuple[Worker, GatedEngine]:
-    """A worker for the tiny model, and its engine."""
+    """A worker for the tiny model, and its first engine; where that fails, the worker makes others."""
     model = Decoder(checkpoint)
     add_draft(model, checkpoint, draft_weights)
     config = EngineConfig(max_batch=max_batch, baseline_share=0, is_adaptive=False)
-    engine = GatedEngine(model, config, artifact)
-    served = ServedModel("tiny", checkpoint, TextCodec(checkpoint.tokenizer), engine)
-    return Worker(lambda: served, limits or QueueLimits(64, 100_000), Metrics()), engine
+    engines = [GatedEngine(model, config, artifact)]
+
+    def load() -> ServedModel:
+        engine = engines.pop() if engines else GatedEngine(model, config, artifact)
+        return ServedModel("tiny", checkpoint, TextCodec(checkpoint.tokenizer), engine)
+
+    return Worker(load, limits or QueueLimits(64, 100_000), Metrics()), engines[0]
+
+
+def lose_model(worker: Worker) -> None:
+    """From now on the worker cannot load its model again: an engine that fails is the end of it."""
+
+    def load() -> ServedModel:
+        raise OSError("the disk is gone")
+
+    worker.load = load
 
 
 @contextlib.contextmanager
-def serve(worker: Worker, config: AppConfig | None = None) -> Iterator[str]:
-    """The base URL of a running server; it is stopped at the end, and its thread with it."""
+def serve(
+    worker: Worker,
+    config: AppConfig | None = None,
+    limits: ConnectionLimits | None = None,
+    send_buffer: int | None = None,
+) -> Iterator[str]:
+    """The base URL of a running server; it is stopped at the end, and its thread with it.
+
+    `send_buffer` is how many bytes its system keeps for a client that does not read.
+    """
     listener = listen("127.0.0.1", 0)
+    if send_buffer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     app = create_app(worker, config or AppConfig())
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    server = uvicorn.Server(http_config(app, limits or ConnectionLimits()))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

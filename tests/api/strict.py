@@ -27,7 +27,7 @@ EXTENSIONS: Keys = {
     ChatCompletion: {"metrics"},
     ChatCompletionChunk: {"metrics"},
     Completion: {"metrics"},
-    Model: {"max_model_len", "domains", "drafts"},
+    Model: {"max_model_len", "revision", "domains", "drafts"},
     Response: {"metrics", "store"},
 }
 """Fields that this server adds; `store` is OpenAI's own, though its types do without."""

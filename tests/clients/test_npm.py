@@ -10,7 +10,7 @@ import pytest
 
 from server.app import AppConfig
 from server.engine import Checkpoint, RoutingArtifact
-from tests.api.live import make_worker, serve, serve_full
+from tests.api.live import lose_model, make_worker, serve, serve_full
 
 FOLDER = Path(__file__).parent / "npm"
 INSTALL = f"npm ci --prefix {FOLDER.relative_to(FOLDER.parents[2])}"
@@ -28,6 +28,7 @@ def test_the_npm_client(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) 
     engine.fatal_step = 20
     config = AppConfig(api_keys=("first",))
     with serve(plain) as url, serve(guarded, config) as locked, serve_full(checkpoint) as full, serve(mortal) as dying:
+        lose_model(mortal)
         urls = {"PLAIN_URL": url, "GUARDED_URL": locked, "BUSY_URL": full, "MORTAL_URL": dying}
         run = subprocess.run(
             ["node", "--test", "--test-reporter=tap"],

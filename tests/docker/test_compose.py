@@ -48,6 +48,16 @@ def test_services_are_pinned_hardened_and_private(services: dict[str, Any]) -> N
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
+def test_no_service_may_take_the_whole_machine(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["pids_limit"] == 512 and re.fullmatch(r"\d+g", service["mem_limit"]), name
+    assert read_compose(SERVER_MEMORY="64g")["services"]["server"]["mem_limit"] == "64g"
+
+
+def test_a_server_that_ends_is_started_again(services: dict[str, Any]) -> None:
+    assert services["server"]["restart"] == "unless-stopped"
+
+
 def test_services_say_when_they_are_healthy(services: dict[str, Any]) -> None:
     assert "HEALTHCHECK" in DOCKERFILE.read_text()
     assert "healthcheck" in services["prometheus"] and "healthcheck" in services["grafana"]

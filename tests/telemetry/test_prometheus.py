@@ -35,7 +35,7 @@ from server.served_model import ServedModel
 from server.telemetry.metrics import Metrics
 from server.tickets import QueueLimits
 from server.worker import Worker
-from tests.api.live import GatedEngine, serve, wait_until
+from tests.api.live import GatedEngine, lose_model, serve, wait_until
 from tests.telemetry.prometheus import Prometheus, free_port, run_prometheus, write_history
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -180,6 +180,7 @@ def kill(worker: Worker, engine: GatedEngine, ask: Callable[[int], int]) -> None
     with ThreadPoolExecutor(30) as pool:
         waiting = [pool.submit(ask, number) for number in range(30)]
         wait_until(lambda: len(worker.tickets.open) == 30 and engine.has_work)
+        lose_model(worker)
         engine.error = RuntimeError("broken on purpose")
         engine.gate.set()
         assert {future.result() for future in waiting} == {503}

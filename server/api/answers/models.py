@@ -207,6 +207,8 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "knn-ssd-server"
     max_model_len: int
+    revision: str | None = None
+    """The commit of a model of the hub."""
     domains: list[str]
     drafts: dict[str, DraftCard]
     """By domain."""

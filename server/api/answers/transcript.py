@@ -80,10 +80,14 @@ class Transcript(ABC):
             if piece.outcome.finish_reason is FinishReason.ERROR:
                 raise BadRequestError("The grammar of the answer grew too complex.", code="grammar_too_complex")
 
-    async def fold(self, pieces: AsyncIterator[Piece]) -> BaseModel:
+    async def fold(self, pieces: AsyncIterator[Piece]) -> None:
+        """Takes all pieces."""
         async for piece in pieces:
             self.take(piece)
-        return self.whole()
+
+    def whole_json(self) -> bytes:
+        """The answer as it is sent; with many log-probabilities it takes a second, so a thread makes it."""
+        return self.whole().model_dump_json().encode()
 
     @property
     def metrics(self) -> RequestMetrics | None:

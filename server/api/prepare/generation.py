@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-from server.api.errors import BadRequestError, NotFoundError
+from server.api.errors import BadRequestError, ContextLengthError, NotFoundError
 from server.api.schema.generation import GenerationBody
 from server.api.schema.sampling import Speculation
 from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Route, SamplingParams, StopConditions
 from server.generation import Prompt
 from server.served_model import ServedModel
+from server.tickets import QueueLimits
 
 GREEDY_BELOW = 1e-4
 """Temperatures below it count as 0: dividing by them would overflow, and the likeliest token wins long before."""
@@ -30,6 +31,38 @@ def check_body(body: GenerationBody, served: ServedModel, max_choices: int) -> N
     if body.is_constrained and not served.checkpoint.eos_ids and not body.stop_token_ids:
         message = "This model has no end token, and JSON and calls of tools need one: give stop_token_ids."
         raise BadRequestError(message, "stop_token_ids", "missing_required_parameter")
+
+
+def check_size(num_sequences: int, longest_text: int, served: ServedModel, max_sequences: int) -> None:
+    """Refuses what no request may ask for, before any work: too many sequences, or a text that cannot fit."""
+    if num_sequences > max_sequences:
+        message = (
+            f"The request asks for {num_sequences} answers, prompts times n; this server makes {max_sequences} at most."
+        )
+        raise BadRequestError(message, None, "too_many_sequences")
+    check_characters(longest_text, served)
+
+
+def check_total(
+    encoded: list[list[int]], num_choices: int, param: str, served: ServedModel, limits: QueueLimits
+) -> None:
+    """Refuses prompts that take more than half of the queue's tokens, unless they are no more than one context."""
+    num_tokens = num_choices * sum(len(ids) for ids in encoded)
+    limit = max(limits.max_tokens // 2, served.max_length)
+    if len(encoded) * num_choices > 1 and num_tokens > limit:
+        message = (
+            f"The prompts have {num_tokens} tokens in all, counted for each of n; this server takes {limit} a request."
+        )
+        raise BadRequestError(message, param, "too_many_tokens")
+
+
+def check_characters(num_characters: int, served: ServedModel) -> None:
+    """Refuses a text that is longer than the context would be if each of its tokens were the longest one."""
+    if num_characters > served.most_characters:
+        raise ContextLengthError(
+            f"This model's maximum context length is {served.max_length} tokens, which is at most "
+            f"{served.most_characters} characters. Your prompt has {num_characters} characters."
+        )
 
 
 def prompts(

@@ -12,11 +12,15 @@ from server.served_model import ServedModel
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Prompts that are still to be tokenised; `field` is their name in the body, as errors give it: messages."""
+    """Prompts that are still to be tokenised; `field` is their name in the body, as errors give it: messages.
+
+    `num_characters` is that of all of them, `longest` that of the longest text; a token id counts as one.
+    """
 
     field: str
     num_prompts: int
     num_characters: int
+    longest: int
     encode: Callable[[ServedModel], list[list[int]]]
 
 
@@ -32,12 +36,12 @@ def chat_source(messages: Sequence[Message], field: str, tools: Toolset | None =
         except ChatError as error:
             raise BadRequestError(str(error), field) from error
 
-    return PromptSource(field, 1, num_characters, encode)
+    return PromptSource(field, 1, num_characters, sum(len(turn["content"]) for turn in turns), encode)
 
 
 def predicted_ids(text: str, served: ServedModel) -> tuple[int, ...]:
     """The tokens of what an answer is expected to be like, as far as the context reaches."""
-    return tuple(served.codec.encode(text, add_special_tokens=False)[: served.max_length])
+    return tuple(served.codec.encode(text[: served.most_characters], add_special_tokens=False)[: served.max_length])
 
 
 def text_source(prompts: Sequence[str | list[int]]) -> PromptSource:
@@ -46,4 +50,5 @@ def text_source(prompts: Sequence[str | list[int]]) -> PromptSource:
     def encode(served: ServedModel) -> list[list[int]]:
         return [served.codec.encode_text(text) if isinstance(text, str) else text for text in prompts]
 
-    return PromptSource("prompt", len(prompts), sum(len(prompt) for prompt in prompts), encode)
+    lengths = [len(prompt) for prompt in prompts]
+    return PromptSource("prompt", len(prompts), sum(lengths), max(lengths, default=0), encode)

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.schema.base import Body, NoEffect, Text, refusal, text_or_list
 from server.api.schema.generation import ChatBody
-from server.api.schema.messages import Message, TextPart
+from server.api.schema.messages import Counted, Message, TextPart
 from server.api.schema.response_format import JsonSchema, ResponseFormat
 from server.api.schema.sampling import Identifier, SamplingBody
 
@@ -122,6 +122,7 @@ class ResponseBody(SamplingBody):
     input: Annotated[
         Annotated[Text, Tag("<text>")] | Annotated[list[InputMessage], Field(min_length=1), Tag("<list>")],
         Discriminator(text_or_list),
+        Counted,
     ]
     instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None

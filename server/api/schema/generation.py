@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.schema.base import Body, NoEffect, Text, TokenId, refusal, text_or_list
-from server.api.schema.messages import Content, Message
+from server.api.schema.messages import Content, Counted, Message
 from server.api.schema.response_format import ResponseFormat
 from server.api.schema.sampling import Identifier, SamplingBody
 from server.api.schema.tools import Tool, ToolChoice, Toolset
@@ -98,7 +98,7 @@ class ChatBody(GenerationBody):
 
     operation = "chat"
     not_honoured = NOT_HONOURED_IN_CHAT
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1), Counted]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -2,11 +2,27 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from server.api.schema.base import Body, Text, missing, refusal, text_or_list
+from server.api.schema.base import Body, Text, invalid, missing, refusal, text_or_list
 from server.api.schema.tools import ToolCall
 from server.api.schema.unsupported import NOT_HONOURED_IN_MESSAGES
+
+MAX_PARTS = 4096
+"""Most messages of a request, their parts included: 100,000 would take a second to check, and all others that long."""
+
+
+def check_count(messages: Any) -> Any:
+    """Refuses too many messages and parts before any of them is looked at."""
+    if isinstance(messages, list):
+        contents = [message.get("content") for message in messages if isinstance(message, dict)]
+        count = len(messages) + sum(len(content) for content in contents if isinstance(content, list))
+        if count > MAX_PARTS:
+            raise invalid("", f"There are {count:,} messages and parts, and at most {MAX_PARTS:,} are taken")
+    return messages
+
+
+Counted = BeforeValidator(check_count)
 
 
 class TextPart(Body):

@@ -26,7 +26,7 @@ from server.engine.model.gguf.config import config_fields, rope_divisors, sampli
 from server.engine.model.gguf.file import GgufFile, open_gguf
 from server.engine.model.gguf.tokenizer import GgufVocabulary, build_tokenizer, end_ids, tokenizer_settings
 from server.engine.model.gguf.weights import own_dtype, read_gguf_weights
-from server.engine.model.hub import local_model
+from server.engine.model.hub import commit_of, local_model
 from server.engine.model.placement import ROUNDED_BITS, Quantization
 from server.engine.model.quantization.codes import QuantizedWeight
 from server.engine.model.quantization.rounding import Bits
@@ -42,7 +42,8 @@ class Checkpoint:
 
     Matrices of few bits are in `quantized`, all other tensors in `weights`.
 
-    `path` is the folder or GGUF file that it was read from, `described` what transformers would make it of.
+    `path` is the folder or GGUF file that it was read from, `revision` its commit if that is one of the hub's, and
+    `described` what transformers would make it of.
     """
 
     name: str
@@ -58,6 +59,10 @@ class Checkpoint:
     dtype: torch.dtype
     device: torch.device
     quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+
+    @property
+    def revision(self) -> str | None:
+        return commit_of(self.path)
 
     @property
     def is_tied(self) -> bool:
@@ -112,21 +117,25 @@ def load_checkpoint(
     device: torch.device,
     trust_remote_code: bool = False,
     quantization: Quantization = "none",
+    revision: str | None = None,
 ) -> Checkpoint:
     """Loads a folder, a GGUF file or either of the hub's, by the names that `hub.local_model` takes.
 
     dtype None keeps the checkpoint's own. A quantised file's is bfloat16, an F16 file's float32 on a CPU and float16
     elsewhere (`gguf.weights.own_dtype` says why). `quantization` auto keeps the weights of a quantised file at their
-    bits, none dequantises them, and int8 or int4 rounds those of any model.
+    bits, none dequantises them, and int8 or int4 rounds those of any model. `revision` names a hub model's commit,
+    branch or tag.
 
     Raises `CheckpointError` where it is missing, incomplete or of an unsupported architecture.
     """
-    path = local_model(name_or_path)
+    path = local_model(name_or_path, revision)
     file = open_gguf(path) if path.is_file() else None
     described = describe_file(file, device) if file else describe_folder(path, name_or_path, trust_remote_code)
     with reading(f"the model {name_or_path!r}"):
         config = read_shape(described.config)
         rope = rope_tables(described.config, config.max_length, described.rope_divisors)
+    if rope.shape[-1] != config.head_dim:
+        raise CheckpointError(f"{path}: RoPE turns {rope.shape[-1]} numbers of a head's {config.head_dim}, not all")
     used_dtype = dtype or described.dtype
     if file:
         stored = read_gguf_weights(file, config, used_dtype, device, keeps_bits=quantization != "none")
@@ -156,7 +165,7 @@ def load_checkpoint(
 
 def describe_folder(folder: Path, name: str, trust_remote_code: bool) -> Description:
     with reading(f"the model {name!r}"):
-        config = read_config(name, trust_remote_code)
+        config = read_config(folder, name, trust_remote_code)
         eos_ids, defaults = read_generation(folder, config)
     with reading(f"the tokenizer of {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -191,17 +200,15 @@ def reading(what: str) -> Iterator[None]:
         raise CheckpointError(f"cannot read {what}: {reason}") from error
 
 
-def read_config(name_or_path: str, trust_remote_code: bool) -> PreTrainedConfig:
-    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+def read_config(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     architecture = (config.architectures or ["no architecture"])[0]
     if architecture not in SUPPORTED:
-        raise CheckpointError(
-            f"{name_or_path!r} is {architecture}, which is not supported; supported: {', '.join(SUPPORTED)}"
-        )
+        raise CheckpointError(f"{name!r} is {architecture}, which is not supported; supported: {', '.join(SUPPORTED)}")
     if config.hidden_act != "silu":
-        raise CheckpointError(f"{name_or_path!r} has the activation {config.hidden_act!r}; only 'silu' is supported")
+        raise CheckpointError(f"{name!r} has the activation {config.hidden_act!r}; only 'silu' is supported")
     if getattr(config, "quantization_config", None):
-        raise CheckpointError(f"{name_or_path!r} is quantised, which is not supported; use its unquantised weights")
+        raise CheckpointError(f"{name!r} is quantised, which is not supported; use its unquantised weights")
     return config
 
 

@@ -34,10 +34,11 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool = False,
     quantization: Quantization = "none",
+    revision: str | None = None,
 ) -> Checkpoint:
     """The named model, or the default one; raises `CheckpointError` with one sentence where it cannot be loaded."""
     if name is not None:
-        return load_checkpoint(name, dtype, device, trust_remote_code, quantization)
+        return load_checkpoint(name, dtype, device, trust_remote_code, quantization, revision)
     return replace(load_checkpoint(str(default_model()), dtype, device, quantization=quantization), defaults=SAMPLING)
 
 

@@ -89,6 +89,7 @@ def check_shapes(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], f
     missing = [name for name in config.weight_shapes if name not in shapes]
     if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")
-    for name, shape in config.weight_shapes.items():
+    optional = {name: shape for name, shape in config.optional_shapes.items() if name in shapes}
+    for name, shape in (config.weight_shapes | optional).items():
         if tuple(shapes[name]) != shape:
             raise CheckpointError(f"{folder}: {name} has shape {tuple(shapes[name])}, its config says {shape}")

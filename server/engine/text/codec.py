@@ -42,6 +42,11 @@ class TextCodec:
         except ValueError:
             return GENERIC
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Most characters that a token stands for."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
     def special_id(self, text: str) -> int | None:
         """The token that `text` is, where that is one which `decode` does not show."""
         found = self.tokenizer.added_tokens_encoder.get(text)

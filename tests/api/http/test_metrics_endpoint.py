@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.app import AppConfig
 from server.engine import Checkpoint, RoutingArtifact
-from tests.api.live import make_worker, serve, wait_until
+from tests.api.live import lose_model, make_worker, serve, wait_until
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -88,11 +88,12 @@ def test_a_dead_engine_shows(checkpoint: Checkpoint, tiny_artifact: RoutingArtif
     worker, engine = make_worker(checkpoint, tiny_artifact)
     with serve(worker) as url, httpx.Client(base_url=url, timeout=30) as client:
         assert value(client, "knnssd_worker_up") == 1
+        lose_model(worker)
         engine.error = RuntimeError("broken on purpose")
         assert client.post("/v1/chat/completions", json=body()).status_code == 503
         wait_until(lambda: not worker.is_alive)
         assert value(client, "knnssd_worker_up") == 0
-        assert value(client, "knnssd_request_errors_total", reason="dead") == 1
+        assert value(client, "knnssd_request_errors_total", reason="failed") == 1
         assert client.post("/v1/chat/completions", json=body()).status_code == 503
         assert value(client, "knnssd_request_rejections_total", reason="dead") == 1
 

@@ -1,6 +1,7 @@
 """Requests made from this server's own OpenAPI document, valid and not: each is answered as the document says.
 
-`TEST_EXAMPLES=1000 .venv/bin/pytest tests/api/test_schema.py tests/api/test_hostile.py` looks longer.
+`TEST_EXAMPLES=1000 .venv/bin/pytest tests/api/schema/test_openapi.py tests/api/http/test_hostile.py` looks longer, and
+`PYTHONPATH=. .venv/bin/python tests/fuzz.py --minutes 60` for an hour.
 """
 
 import os

@@ -311,6 +311,14 @@ def test_queue_full_draining_and_deadline(checkpoint: Checkpoint, tiny_artifact:
         assert 'knnssd_request_success_total{finished_reason="cancelled"} 2.0' in metrics
 
 
+def test_a_path_cannot_write_into_the_log(base_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", "server"):
+        httpx.get(f"{base_url}/x%0astatus=200%20path=/forged%1b")
+        wait_until(lambda: any("forged" in line for line in caplog.messages))
+    (line,) = (line for line in caplog.messages if "forged" in line)
+    assert "path=/x%0astatus=200%20path=/forged%1b status=404" in line
+
+
 def test_no_prompt_text_is_logged(base_url: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", "server"):
         body = CHAT | {"messages": [USER | {"content": "private words"}]}

@@ -104,6 +104,6 @@ test("leaving a stream, and one that the server cannot finish", async () => {
   const mortal = new OpenAI({ baseURL: MORTAL_URL, apiKey: "none", maxRetries: 0 });
   const long = { model: "tiny", input: "hi", temperature: 0, ignore_eos: true, speculation: { method: "plain" } };
   const broken = await mortal.responses.create({ ...long, stream: true });
-  await assert.rejects(collect(broken), /engine has stopped/);
+  await assert.rejects(collect(broken), /engine failed/);
   await assert.rejects(mortal.responses.create(long), OpenAI.InternalServerError);
 });

@@ -85,6 +85,11 @@ def test_an_unsupported_architecture_names_the_supported_ones(folder: Path) -> N
         ("num_attention_heads", 3, "attention heads (3)"),
         ("num_key_value_heads", 3, "4 heads cannot share 3"),
         ("num_key_value_heads", 0, "num_kv_heads is 0"),
+        (
+            "rope_parameters",
+            {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0, "partial_rotary_factor": 0.5},
+            "RoPE turns 4 numbers of a head's 8",
+        ),
         ("rope_parameters", {"rope_type": "weird", "rope_theta": 10000.0}, "weird"),
         ("quantization_config", {"quant_method": "gptq", "bits": 4}, "quantised"),
     ],
@@ -133,6 +138,36 @@ def test_missing_weights_are_counted_and_one_is_named(folder: Path) -> None:
     kept = {name: weight for name, weight in load_file(path).items() if "layers.2.mlp" not in name}
     save_file(kept, path)
     assert "lacks 3 weights, the first is model.layers.2.mlp.gate_proj.weight" in refusal(folder)
+
+
+OPTIONAL = {
+    "self_attn.q_proj.bias": (32,),
+    "self_attn.k_proj.bias": (16,),
+    "mlp.down_proj.bias": (32,),
+    "self_attn.q_norm.weight": (8,),
+    "self_attn.k_norm.weight": (8,),
+}
+"""Weights that not every model has, and their shapes in the tiny one."""
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+@pytest.mark.parametrize("change", [lambda n: (n - 1,), lambda n: (1,), lambda n: (n, 1), lambda n: ()])
+def test_optional_weights_of_a_wrong_shape_are_refused(
+    folder: Path, name: str, change: Callable[[int], tuple[int, ...]]
+) -> None:
+    """Kernels read as many numbers as the config says, whatever the tensor holds."""
+    path, full_name = folder / "model.safetensors", f"model.layers.1.{name}"
+    (size,) = OPTIONAL[name]
+    save_file({**load_file(path), full_name: torch.ones(change(size))}, path)
+    message = refusal(folder)
+    assert f"{full_name} has shape {change(size)}, its config says ({size},)" in message
+
+
+def test_optional_weights_of_the_right_shape_are_taken(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    added = {f"model.layers.1.{name}": torch.ones(shape) for name, shape in OPTIONAL.items()}
+    save_file({**load_file(path), **added}, path)
+    assert added.keys() <= load_checkpoint(str(folder), torch.float32, CPU).weights.keys()
 
 
 @pytest.mark.parametrize("break_tokenizer", [lambda path: path.write_text("{"), lambda path: path.unlink()])

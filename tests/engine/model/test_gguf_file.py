@@ -197,15 +197,20 @@ def test_every_kind_of_metadata_is_read(tmp_path: Path) -> None:
     assert (metadata["words"], metadata["numbers"]) == (["a", "é", ""], [1, 2, 3])
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
 class FakeHub:
     """Stands for `hf_hub_download`: repositories are folders here."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.asked: list[str] = []
+        self.revisions: list[str | None] = []
 
-    def __call__(self, repository: str, name: str) -> str:
+    def __call__(self, repository: str, name: str, revision: str | None = None) -> str:
         self.asked.append(name)
+        self.revisions.append(revision)
         path = self.root / repository / name
         if not path.exists():
             raise FileNotFoundError(f"404 Client Error\nEntry {name} not found")
@@ -236,6 +241,41 @@ def test_all_parts_of_a_hub_model_are_downloaded(fake_hub: FakeHub, folder: Path
     parts = split(folder, there)
     assert equal(load("org/repo:big/model-00002-of-00003.gguf"), load(written))
     assert fake_hub.asked == [f"big/{part.name}" for part in parts]
+
+
+def test_all_parts_are_of_the_first_ones_commit(fake_hub: FakeHub, folder: Path) -> None:
+    """A branch may move on between two of them."""
+    there = fake_hub.root / "org" / "repo" / "snapshots" / COMMIT
+    there.mkdir(parents=True)
+    split(folder, there)
+    name = f"org/repo:snapshots/{COMMIT}/model-00002-of-00003.gguf"
+    checkpoint = load_checkpoint(name, torch.float32, CPU, revision="main")
+    assert checkpoint.revision == COMMIT
+    assert fake_hub.revisions == ["main", COMMIT, COMMIT]
+
+
+def test_all_of_a_hub_model_is_of_one_commit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Config, tokenizer and weights are read from the folder of that commit, and nothing is asked for by name."""
+    snapshot = Path(shutil.copytree(folder, tmp_path / "snapshots" / COMMIT))
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    checkpoint = load_checkpoint("org/repo", torch.float32, CPU, revision="v1.0")
+    assert (checkpoint.name, checkpoint.revision) == ("org/repo", COMMIT)
+    assert asked == [("org/repo", "v1.0")]
+    assert equal(checkpoint, load_checkpoint(str(folder), torch.float32, CPU))
+
+
+def test_a_model_here_has_no_revision(folder: Path, path: Path) -> None:
+    assert load(folder).revision is None
+    for name in (folder, path):
+        with pytest.raises(CheckpointError, match="only models of the hub have revisions"):
+            load_checkpoint(str(name), torch.float32, CPU, revision="main")
 
 
 def test_what_the_hub_does_not_have_is_named(fake_hub: FakeHub) -> None:

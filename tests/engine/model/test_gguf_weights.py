@@ -143,6 +143,14 @@ def test_a_wrong_shape_is_named(folder: Path, tmp_path: Path, name: str) -> None
     assert "has shape (128, 256), its config says (256, 256)" in refusal(path)
 
 
+@pytest.mark.parametrize("name", ["attn_q.bias", "attn_q_norm.weight", "attn_k_norm.weight"])
+def test_a_wrong_shape_of_an_optional_tensor_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "model.gguf"
+    wrong = np.zeros(1, np.float32)
+    write_gguf(path, folder, change_tensors=lambda tensors: tensors.update({f"blk.0.{name}": (wrong, Type.F32)}))
+    assert "has shape (1,), its config says" in refusal(path)
+
+
 def test_loading_leaves_torchs_threads_as_they_were(folder: Path, tmp_path: Path) -> None:
     write_gguf(tmp_path / "model.gguf", folder, Type.Q8_0)
     torch.set_num_threads(2)

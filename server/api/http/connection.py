@@ -1,0 +1,140 @@
+"""A client's connection: what it may hold open, and for how long.
+
+uvicorn waits for ever for a first byte, for the rest of a request, and for a client to read. Here each has a limit, and
+where there are as many connections as there may be, the one whose client has been waited for longest makes room.
+"""
+
+import asyncio
+import resource
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+ACCEPTED_AT_ONCE = 64
+"""Connections that asyncio accepts in a row; its limit is the one that it hands to `listen`, too."""
+BACKLOG = 2048
+"""Connections that may wait in the kernel; `listen` is called again for it."""
+RESERVED_FILES = 64
+"""Open files beside connections: the model's, libraries, the log."""
+ABORT = "abort"
+"""Where a request's state has a function that closes its connection, sent or unsent."""
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Most connections at once, and seconds that a client has: to send a request, and to go on reading an answer."""
+
+    max_connections: int = 1000
+    client_timeout: float = 30.0
+
+    def fitting(self) -> "ConnectionLimits":
+        """As many connections as this process may have files open, with some left."""
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if files == resource.RLIM_INFINITY:
+            return self
+        reserved = ACCEPTED_AT_ONCE + RESERVED_FILES
+        return replace(self, max_connections=max(1, min(self.max_connections, files - reserved)))
+
+
+class Connection(H11Protocol):
+    """An HTTP connection within `limits`.
+
+    `asking` runs while a request is not whole, `reading` while much is unsent, `ending` after each answer, for uvicorn
+    closes idle connections and then waits for what is unsent.
+    """
+
+    limits: ClassVar[ConnectionLimits] = ConnectionLimits()
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.app_state = {**self.app_state, ABORT: self.abort}
+        self.asking: asyncio.TimerHandle | None = None
+        self.reading: asyncio.TimerHandle | None = None
+        self.ending: asyncio.TimerHandle | None = None
+        self.waiting_since = self.loop.time()
+
+    @classmethod
+    def within(cls, limits: ConnectionLimits) -> type["Connection"]:
+        """The same with other limits, for uvicorn, which makes connections of a class."""
+        return type(cls.__name__, (cls,), {"limits": limits})
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a request is still to come, or not all of it is there."""
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is the client's turn, and nothing is lost but its time where it is closed."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        return (self.is_asking or is_idle) and not self.transport.is_closing()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.expect_request()
+        if len(self.connections) > self.limits.max_connections:
+            waiting = [each for each in self.connections if isinstance(each, Connection) and each.is_waiting]
+            min(waiting, key=lambda each: each.waiting_since).abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self.asking is None and self.is_waiting:
+            self.expect_request()
+        super().data_received(data)
+        if not self.is_asking:
+            self.asking = stop(self.asking)
+
+    def on_response_complete(self) -> None:
+        self.waiting_since = self.loop.time()
+        stop(self.ending)
+        self.ending = self.loop.call_later(self.limits.client_timeout, self.abort_if_closing)
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        stop(self.reading)
+        self.reading = self.loop.call_later(self.limits.client_timeout, self.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.reading = stop(self.reading)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self.asking, self.reading, self.ending):
+            stop(timer)
+        super().connection_lost(exc)
+
+    def expect_request(self) -> None:
+        """Gives the client its time for a whole request, however many pieces it comes in."""
+        self.waiting_since = self.loop.time()
+        self.asking = self.loop.call_later(self.limits.client_timeout, self.abort)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def abort_if_closing(self) -> None:
+        if self.transport.is_closing():
+            self.abort()
+
+
+def stop(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """Cancels a timer that may be there; None takes its place."""
+    if timer is not None:
+        timer.cancel()
+    return None
+
+
+def http_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
+    """How uvicorn is to serve an application: over these connections, and without a log of its own."""
+    return uvicorn.Config(
+        app,
+        http=Connection.within(limits),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        backlog=ACCEPTED_AT_ONCE,
+        timeout_graceful_shutdown=5,
+    )
