@@ -25,8 +25,10 @@ from server.engine import (
     RoutingArtifact,
     TextCodec,
     add_draft,
+    load_counts,
     load_model,
     methods,
+    save_counts,
     use_threads,
 )
 
@@ -52,6 +54,8 @@ class Source:
     draft_weights: DraftWeights = "none"
     threads: int | None = None
     revision: str | None = None
+    history_file: Path | None = None
+    """Where what is learned of answers is kept over a restart."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class ServedModel:
     checkpoint: Checkpoint
     codec: TextCodec
     engine: Engine
+    history_file: Path | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -97,9 +102,14 @@ class ServedModel:
     def route(self, domain: str) -> Route | None:
         return self.engine.router.named(domain) if self.engine.router else None
 
+    def close(self) -> None:
+        """Writes what was learned of answers, where a file is named for it."""
+        if self.history_file and self.engine.history:
+            save_counts(self.engine.history.past, self.history_file, self.checkpoint.fingerprint)
+
 
 def load(source: Source, config: EngineConfig) -> ServedModel:
-    """Loads and checks everything; raises `CheckpointError` or `ArtifactError` with one clear sentence."""
+    """Loads and checks everything; raises an error of the engine's with one clear sentence."""
     artifact = RoutingArtifact.load(source.artifact) if source.artifact else None
     threads = use_threads(source.threads)
     checkpoint = load_model(
@@ -113,7 +123,11 @@ def load(source: Source, config: EngineConfig) -> ServedModel:
     add_draft(model, checkpoint, used_draft_weights(source.draft_weights, config.method, artifact, model))
     # The decoder has its own packed copies; together they would take twice the model's memory.
     checkpoint.forget_weights()
-    served = ServedModel(source.name, checkpoint, codec, Engine(model, config, artifact))
+    engine = Engine(model, config, artifact)
+    if source.history_file and source.history_file.exists() and engine.history:
+        size = checkpoint.config.vocabulary_size
+        load_counts(engine.history.past, source.history_file, checkpoint.fingerprint, size)
+    served = ServedModel(source.name, checkpoint, codec, engine, source.history_file)
     logger.info("threads: %s", threads)
     warn_of_missing(served, artifact)
     return served

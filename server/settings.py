@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     """Further slots, in which a lone answer's draft may branch; with 0 every draft is a chain."""
     history_memory: Annotated[int, Field(ge=0, le=65536)] = 64
     """MiB that are kept of answers to draft from; with 0 nothing is learned from them."""
+    history_file: Path | None = None
+    """File that keeps what was learned of answers over a restart; with API keys only with --share-history."""
     share_history: bool = False
     """Let the texts of one API key draft for the others and be their beginning; without it each key has its own."""
     prefix_reuse: bool = True
@@ -134,6 +136,8 @@ class Settings(BaseSettings):
             raise ValueError(f"--device {self.device}: {error}; use --device cpu") from error
         if self.revision is not None and self.model is None:
             raise ValueError("--revision needs --model: the default model is a package, pinned by its version")
+        if self.history_file and not self.share_history and (self.api_keys.get_secret_value() or self.api_key_file):
+            raise ValueError("--history-file keeps what all may draft from; with API keys it needs --share-history")
         method = methods()[self.method]
         if method.needs_artifact and self.artifact_folder is None:
             raise ValueError(f"--method {self.method} needs --artifact; run `knn-ssd-offline calibrate` for this model")
@@ -156,6 +160,7 @@ class Settings(BaseSettings):
             device=parse_device(self.device),
             threads=self.threads,
             revision=self.revision,
+            history_file=self.history_file,
             trust_remote_code=self.trust_remote_code,
             quantization=self.quantization,
             activations=self.activations,

@@ -169,6 +169,8 @@ class Worker:
             with served.engine.at_work():
                 while self.turn(served):
                     pass
+            with reported("the history"):
+                served.close()
             return True
         except Exception as error:
             logger.critical("the engine failed; open requests get an error, and it is loaded anew", exc_info=error)

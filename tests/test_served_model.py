@@ -12,11 +12,16 @@ from server.engine import (
     CheckpointError,
     DraftWeights,
     EngineConfig,
+    GenerationRequest,
+    HistoryError,
     RoutingArtifact,
+    SamplingParams,
+    StopConditions,
     TextCodec,
     kernel_build,
     load_checkpoint,
 )
+from server.engine.history.history import History
 from server.engine.model import draft_weights, kernels
 from server.served_model import ServedModel, Source, load
 from server.settings import read_settings
@@ -102,6 +107,23 @@ def test_without_an_artifact_auto_makes_a_copy_for_a_method_that_needs_one(small
     for method, expected in (("low-bit", "int4"), ("cascade", None)):
         source = Source(str(small[0]), "small", None, None, CPU, draft_weights="auto", threads=1)
         assert copy_of(load(source, EngineConfig(1, 64, method=method))) == expected
+
+
+@pytest.mark.skipif(not History.is_built(), reason="no compiler has built the table")
+def test_what_was_learned_outlives_the_server(small: tuple[Path, Checkpoint], tmp_path: Path) -> None:
+    """In a file that is written when it stops; one that is broken is an error at the start."""
+    path = tmp_path / "counts"
+    source = Source(str(small[0]), "small", None, None, CPU, threads=1, history_file=path)
+    request = GenerationRequest([1, 7, 8, 9], SamplingParams(), StopConditions(30), "suffix")
+    steps = []
+    for _ in range(2):
+        served = load(source, EngineConfig(1, 64, is_adaptive=False, baseline_share=0))
+        steps.append(served.engine.generate([request])[0].stats.num_steps)
+        served.close()
+    assert steps[1] < steps[0]
+    path.write_bytes(b"nonsense")
+    with pytest.raises(HistoryError, match="cannot be read"):
+        load(source, EngineConfig(1, 64))
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

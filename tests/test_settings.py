@@ -124,3 +124,11 @@ def test_help_names_each_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(flag in text for flag in ("--model", "--artifact", "--max-batch", "KNNSSD_"))
+
+
+def test_what_keys_keep_apart_is_not_written_to_one_file(tmp_path: Path) -> None:
+    flags = ["--history-file", str(tmp_path / "counts")]
+    assert read_settings(flags).source.history_file == tmp_path / "counts"
+    with pytest.raises(SettingsError, match="with API keys it needs --share-history"):
+        read_settings([*flags, "--api-keys", "a"])
+    assert read_settings([*flags, "--api-keys", "a", "--share-history"]).source.history_file

@@ -2,6 +2,7 @@
 
 from server.engine.config import DecoderConfig, EngineConfig
 from server.engine.engine import Engine
+from server.engine.history.file import HistoryError, load_counts, save_counts
 from server.engine.history.history import answer_counts
 from server.engine.kvcache.slots import KVCache, Row, TokenBatch
 from server.engine.masks.artifact import RoutingArtifact
@@ -86,6 +87,7 @@ __all__ = [
     "Grammar",
     "GrammarCompiler",
     "GrammarError",
+    "HistoryError",
     "JsonMask",
     "KVCache",
     "Manifest",
@@ -119,6 +121,7 @@ __all__ = [
     "json_rule",
     "kernel_build",
     "load_checkpoint",
+    "load_counts",
     "load_model",
     "method_named",
     "methods",
@@ -126,6 +129,7 @@ __all__ = [
     "parse_dtype",
     "prompt_vector",
     "public_name",
+    "save_counts",
     "similarities",
     "use_threads",
 ]

@@ -66,9 +66,10 @@ class Engine:
         confidence = config.confidence if config.confidence is not None else mixed.confidence if mixed else 0.5
         self.max_draft = config.max_draft if config.max_draft is not None else mixed.max_draft if mixed else 8
         policy = DraftPolicy() if config.is_adaptive else None
-        history = History(config.history_bytes, artifact.history if artifact else {}) if History.is_built() else None
+        seeds = artifact.history if artifact else {}
+        self.history = History(config.history_bytes, seeds) if History.is_built() else None
         self.speculator = Speculator.of(
-            DraftingParts(model, self.cache, confidence, history), policy, config.num_branches
+            DraftingParts(model, self.cache, confidence, self.history), policy, config.num_branches
         )
         self.numbers = itertools.count()
         self.is_at_work = False

@@ -20,13 +20,14 @@ class EarlyExit(RenewedMask):
     The head reads the states behind each depth of the last eight tokens, as DEL's shadow tokens; what agrees with the
     full model counts for that depth, with what was counted before fading. Published: 2.16 to 2.62 over plain decoding,
     on models trained to exit early (LayerSkip, arXiv 2404.16710); others draft nothing here most of the time. DEL looks
-    after every step, this each 32 tokens: it costs a pass over eight rows, and the head over 56.
+    after every step, this after 32 tokens, and half as often each time that it finds the same: it costs a pass over
+    eight rows, and the head over 56.
     """
 
     name = "early-exit"
     summary = "with the first layers alone, as many as promise most"
     published = "2.16-2.62"
-    interval = longest_interval = 32
+    interval = 32
 
     def __init__(self, parts: MaskParts) -> None:
         super().__init__(parts)

@@ -46,16 +46,23 @@ def best_ways(reader: Reader, items: list[Item], budget: int) -> dict[int, Way]:
     ways = {0: Way(reader.trace[0].float())}
     for item in items:
         stacked = torch.stack([way.states for way in ways.values()], 1)
-        kept = reader.through(stacked, item.sublayers).float().unbind(1)
+        kept = reader.through(stacked, item.sublayers).float()
         target = reader.trace[item.sublayers.stop].float()
         reached: dict[int, tuple[float, Way]] = {}
-        for (weight, way), states in zip(ways.items(), kept, strict=True):
-            choices = [(weight, Way(states, way.skipped))]
+        near_kept, near_left = closeness(kept, target), closeness(stacked, target)
+        for i, (weight, way) in enumerate(ways.items()):
+            choices = [(near_kept[i], weight, Way(kept[:, i], way.skipped))]
             if not item.is_fixed and weight + item.weight <= budget:
-                choices.append((weight + item.weight, Way(way.states, way.skipped.union(item.sublayers))))
-            for total, choice in choices:
-                closeness = float(torch.cosine_similarity(choice.states, target, dim=-1).mean())
-                if closeness > reached.get(total, (LEAST_COSINE, way))[0]:
-                    reached[total] = closeness, choice
+                skipped = way.skipped.union(item.sublayers)
+                choices.append((near_left[i], weight + item.weight, Way(way.states, skipped)))
+            for near, total, choice in choices:
+                if near > reached.get(total, (LEAST_COSINE, way))[0]:
+                    reached[total] = near, choice
         ways = {total: way for total, (_, way) in sorted(reached.items())}
     return ways
+
+
+def closeness(states: Tensor, target: Tensor) -> list[float]:
+    """Of each variant's states [tokens, variants, hidden_size], the mean cosine to the target [tokens, hidden_size]."""
+    found: list[float] = torch.cosine_similarity(states, target[:, None], dim=-1).mean(0).tolist()
+    return found

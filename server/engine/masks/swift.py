@@ -26,19 +26,20 @@ class Search:
 
 @register
 class SwiftMask(RenewedMask):
-    """Looks for a mask on the fly, one proposal each 16 tokens; SWIFT, arXiv 2410.06916.
+    """Looks for a mask on the fly, first after 16 tokens; SWIFT, arXiv 2410.06916.
 
     It begins with every other layer left out. A proposal is another choice of as many sub-layers; the better one goes
     on, judged by the share of the answer's last 16 tokens that its draft would have drawn. Published: 1.3 to 1.6 over
     plain decoding. SWIFT's every 25th proposal is a Bayesian one, and its best score stays from request to request;
-    here all proposals are random, and the best is judged anew beside each. A domain shares its search. It costs two
-    passes over 16 rows each 16 tokens until 0.95 agree, or 300 proposals were no better.
+    here all proposals are random, and the best is judged anew beside each. A domain shares its search. A proposal
+    costs two passes over 16 rows, and an answer makes half as many each time that none was better; none where 0.95
+    agree, or once 300 were no better.
     """
 
     name = "swift"
     summary = "with a mask that is searched while it answers"
     published = "1.3-1.6"
-    interval = longest_interval = WINDOW
+    interval = WINDOW
 
     def __init__(self, parts: MaskParts) -> None:
         super().__init__(parts)
