@@ -49,7 +49,12 @@ def request(
 
 
 def new_engine(model: Decoder, max_batch: int = 4, **config: float) -> Engine:
-    return Engine(model, EngineConfig(**{"max_batch": max_batch, "confidence": 0.0, "is_adaptive": False, **config}))  # type: ignore[arg-type]
+    """With a `prefill_chunk`, a step reads so many tokens of prompts however long that takes."""
+    engine = Engine(model, EngineConfig(**{"max_batch": max_batch, "confidence": 0.0, "is_adaptive": False, **config}))  # type: ignore[arg-type]
+    if "prefill_chunk" in config:
+        for budget in (engine.pace.alone, engine.pace.beside):
+            budget.tokens = budget.fewest = budget.most
+    return engine
 
 
 def plain_output(model: Decoder, one: GenerationRequest) -> list[int]:

@@ -76,7 +76,7 @@ class EngineConfig:
     measurements. `is_adaptive` lets measured gains and costs choose among a method's drafts.
 
     A step reads at most `prefill_chunk` tokens of prompts. While sequences decode, reading takes about `reading_share`
-    of its time: with 0.7 a running answer goes on at 0.3 of its speed while others' prompts are read.
+    of its time: with 0.6 a running answer goes on at 0.4 of its speed while others' prompts are read.
 
     `num_branches` further slots let some drafters have other continuations checked beside their draft, where one
     sequence decodes alone. With 0 every draft is a chain.
@@ -88,7 +88,7 @@ class EngineConfig:
     max_batch: int = 8
     max_length: int | None = None
     prefill_chunk: int = 512
-    reading_share: float = 0.7
+    reading_share: float = 0.6
     method: str = "cascade"
     max_draft: int | None = None
     confidence: float | None = None

@@ -10,9 +10,9 @@ ALONE_SECONDS = 0.1
 """What a step reads for while nobody decodes: so long waits, at most, who has just come."""
 FEWEST_ALONE = 64
 """Rows of a pass share its reading of the weights; of fewer ones a large model would read most of the time."""
-FEWEST_BESIDE = 8
-MEMORY = 1 / 8
-"""The weight of the last decode in the average of their times."""
+FEWEST_BESIDE = 2
+RATE = 1 / 16
+"""By so much the middle of decoding times is moved at each step, up or down."""
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Pace:
     """The budget of a step.
 
     While nobody decodes it takes about `ALONE_SECONDS`. Beside sequences that decode, reading takes `share` of the
-    step's time: with 0.7, steps that took 3 ms take 10, so that running answers go on at 0.3 of their speed.
+    step's time: with 0.6, steps that took 4 ms take 10, so that running answers go on at 0.4 of their speed. What they
+    took is a median, so that a few checks of long drafts do not make all steps long.
     """
 
     def __init__(self, most: int, share: float) -> None:
@@ -51,7 +52,7 @@ class Pace:
         """Of a step that read so many tokens in so many seconds; `decode_seconds` 0 is one that decoded nothing."""
         if decode_seconds:
             known = self.decode_seconds or decode_seconds
-            self.decode_seconds = known + MEMORY * (decode_seconds - known)
+            self.decode_seconds = known * (1 + RATE if decode_seconds > known else 1 - RATE)
         if num_read and decode_seconds:
             self.beside.learn(num_read, read_seconds, self.ratio * self.decode_seconds)
         elif num_read:

@@ -128,7 +128,15 @@ def test_a_request_that_cannot_be_run_is_refused(model: Decoder, changes: dict[s
 
 
 @pytest.mark.parametrize(
-    "changes", [{"max_batch": 0}, {"prefill_chunk": 0}, {"baseline_share": 1.5}, {"max_draft": MAX_DRAFT + 1}], ids=str
+    "changes",
+    [
+        {"max_batch": 0},
+        {"prefill_chunk": 0},
+        {"baseline_share": 1.5},
+        {"reading_share": 1.0},
+        {"max_draft": MAX_DRAFT + 1},
+    ],
+    ids=str,
 )
 def test_a_configuration_that_cannot_be_run_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
