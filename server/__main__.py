@@ -94,7 +94,7 @@ def main() -> None:
     except (SettingsError, OSError) as error:
         fail(error)
     start_logging(settings.log_level, settings.log_format)
-    loader = partial(load, settings.source, settings.engine_config)
+    loader = partial(load, settings.source, settings.engine_config, settings.wishes)
     worker = Worker(loader, settings.queue_limits, Metrics(), traces.observe if traces else None)
     config = http_config(create_app(worker, app_config), settings.connection_limits)
     host, port = listener.getsockname()[:2]

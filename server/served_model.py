@@ -5,7 +5,7 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,14 +20,20 @@ from server.engine import (
     Engine,
     EngineConfig,
     GrammarCompiler,
+    MemoryPlan,
+    MemoryPlanError,
+    Outline,
     Quantization,
     Route,
     RoutingArtifact,
     TextCodec,
+    Wishes,
     add_draft,
+    available_memory,
     load_counts,
     load_model,
     methods,
+    plan_memory,
     save_counts,
     use_threads,
 )
@@ -108,33 +114,67 @@ class ServedModel:
             save_counts(self.engine.history.past, self.history_file, self.checkpoint.fingerprint)
 
 
-def load(source: Source, config: EngineConfig) -> ServedModel:
-    """Loads and checks everything; raises an error of the engine's with one clear sentence."""
+def load(source: Source, config: EngineConfig, wishes: Wishes | None = None) -> ServedModel:
+    """Loads and checks everything; raises an error of the engine's with one clear sentence.
+
+    `wishes` are what was chosen of the cache, without them the numbers of `config`.
+    """
     artifact = RoutingArtifact.load(source.artifact) if source.artifact else None
     threads = use_threads(source.threads)
-    checkpoint = load_model(
-        source.model, source.dtype, source.device, source.trust_remote_code, source.quantization, source.revision
-    )
+    planning = Planning(source, config, artifact, wishes or Wishes(config.max_batch, config.max_length))
+    options = source.model, source.dtype, source.device, source.trust_remote_code, source.quantization
+    checkpoint = load_model(*options, source.revision, admit=planning.admit)
     codec = TextCodec(checkpoint.tokenizer)
     if artifact and source.artifact:
         known = checkpoint.fingerprint, codec.template_hash
         artifact.check_model(*known, source.artifact, checkpoint.config.vocabulary_size)
     model = Decoder(checkpoint, source.activations)
-    add_draft(model, checkpoint, used_draft_weights(source.draft_weights, config.method, artifact, model))
+    add_draft(model, checkpoint, planning.draft_weights)
     # The decoder has its own packed copies; together they would take twice the model's memory.
     checkpoint.forget_weights()
-    engine = Engine(model, config, artifact)
+    engine = Engine(model, planning.config, artifact)
     if source.history_file and source.history_file.exists() and engine.history:
         size = checkpoint.config.vocabulary_size
         load_counts(engine.history.past, source.history_file, checkpoint.fingerprint, size)
     served = ServedModel(source.name, checkpoint, codec, engine, source.history_file)
     logger.info("threads: %s", threads)
+    logger.info("memory: %s", planning.plan)
     warn_of_missing(served, artifact)
     return served
 
 
+class Planning:
+    """What is settled between a model's description and its weights: the memory plan, slots, context, and the copy."""
+
+    def __init__(self, source: Source, config: EngineConfig, artifact: RoutingArtifact | None, wishes: Wishes) -> None:
+        self.source = source
+        self.config = config
+        self.artifact = artifact
+        self.wishes = wishes
+        self.draft_weights: DraftWeights = "none"
+        self.plan: MemoryPlan | None = None
+
+    def admit(self, outline: Outline) -> None:
+        """Raises `MemoryPlanError`; a copy to draft with that nobody asked for is left out where it does not fit."""
+        asked, method = self.source.draft_weights, self.config.method
+        wanted = used_draft_weights(asked, method, self.artifact, outline.has_kernels)
+        try:
+            plan = self.planned(outline, outline.copy_bytes(wanted))
+        except MemoryPlanError:
+            if asked != "auto" or methods()[method].needs_draft_weights or not outline.copy_bytes(wanted):
+                raise
+            plan, wanted = self.planned(outline, 0), "none"
+            logger.warning("no draft weights: the memory has no room for them")
+        self.plan, self.draft_weights = plan, wanted
+        self.config = replace(self.config, max_batch=plan.num_slots, max_length=plan.max_length)
+
+    def planned(self, outline: Outline, draft_bytes: int) -> MemoryPlan:
+        available = available_memory(self.source.device)
+        return plan_memory(outline, draft_bytes, self.config, self.wishes, available)
+
+
 def used_draft_weights(
-    asked: DraftWeights, method: str, artifact: RoutingArtifact | None, model: Decoder
+    asked: DraftWeights, method: str, artifact: RoutingArtifact | None, has_kernels: bool
 ) -> DraftWeights:
     """What `auto` stands for: the copy that the artifact was calibrated with, or 4 bits if the method needs a copy.
 
@@ -143,7 +183,7 @@ def used_draft_weights(
     if asked != "auto":
         return asked
     calibrated = artifact.manifest.draft_weights if artifact else "none"
-    if calibrated != "none" and model.native is not None:
+    if calibrated != "none" and has_kernels:
         return calibrated
     return "int4" if methods()[method].needs_draft_weights else "auto"
 

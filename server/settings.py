@@ -19,6 +19,7 @@ from server.engine import (
     DtypeName,
     EngineConfig,
     Quantization,
+    Wishes,
     method_named,
     methods,
     parse_device,
@@ -28,6 +29,8 @@ from server.engine import (
 from server.served_model import Source
 from server.telemetry.logs import LogFormat
 from server.tickets import QueueLimits
+
+USUAL_BATCH = EngineConfig().max_batch
 
 
 class Settings(BaseSettings):
@@ -71,8 +74,8 @@ class Settings(BaseSettings):
     """Threads that compute on the CPU; without it, as many as affinity and cgroup quota allow."""
     method: str = "cascade"
     """How tokens are drafted."""
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Sequences decoded at once; each holds a slot of the cache."""
+    max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Sequences decoded at once; each holds a slot of the cache; without it 8, or fewer where memory is short."""
     branches: Annotated[int, Field(ge=0, le=16)] = 0
     """Further slots, in which a lone answer's draft may branch; with 0 every draft is a chain."""
     history_memory: Annotated[int, Field(ge=0, le=65536)] = 64
@@ -85,6 +88,8 @@ class Settings(BaseSettings):
     """Spare a prompt what it has in common with an earlier text of the same API key."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest prompt and answer together, in tokens; without it, what fits memory and model."""
+    cache_memory: Annotated[int, Field(ge=1)] | None = None
+    """MiB that keys and values of all slots take at most; without it three quarters of what weights leave."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -170,7 +175,7 @@ class Settings(BaseSettings):
     @property
     def engine_config(self) -> EngineConfig:
         return EngineConfig(
-            max_batch=self.max_batch,
+            max_batch=self.max_batch or USUAL_BATCH,
             max_length=self.max_length,
             method=self.method,
             num_branches=self.branches,
@@ -179,8 +184,13 @@ class Settings(BaseSettings):
         )
 
     @property
+    def wishes(self) -> Wishes:
+        """What was chosen of the cache."""
+        return Wishes(self.max_batch, self.max_length, self.cache_memory << 20 if self.cache_memory else None)
+
+    @property
     def queue_limits(self) -> QueueLimits:
-        return QueueLimits(self.max_batch + self.max_queue, self.max_queue_tokens)
+        return QueueLimits((self.max_batch or USUAL_BATCH) + self.max_queue, self.max_queue_tokens)
 
     @property
     def connection_limits(self) -> ConnectionLimits:

@@ -16,6 +16,7 @@ import torch
 import uvicorn
 from gguf import GGMLQuantizationType as Type
 
+from server import served_model
 from server.__main__ import Server, listen, main
 from server.app import AppConfig, create_app
 from server.engine import (
@@ -173,6 +174,35 @@ def test_threads_are_announced_and_torch_follows(tiny_checkpoint: Path, caplog: 
     finally:
         torch.set_num_threads(before)
     assert "threads: 3 (--threads; without it 1 (OMP_NUM_THREADS: 1))" in caplog.messages
+
+
+def test_a_start_with_too_little_memory_says_what_to_change(
+    refusal: Refusal, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ("--model", str(tiny_checkpoint), "--max-length", "100")
+    monkeypatch.setattr(served_model, "available_memory", lambda device: 400_000_000)
+    line = refusal(*model)
+    assert "of 400 MB memory do not fit: use" in line and "a smaller model or more memory" in line
+    monkeypatch.setattr(served_model, "available_memory", lambda device: 700_000_000)
+    line = refusal(*model, "--max-batch", "1024", "--max-length", "250")
+    assert "1024 slots of 250 tokens take" in line and "use --max-length" in line
+    assert "--cache-memory of 1,049 MB does not fit" in refusal(*model, "--cache-memory", "1000")
+    assert "--cache-memory" in refusal(*model, "--cache-memory", "0")
+
+
+def test_the_plan_is_announced_and_followed(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = read_settings(["--model", str(tiny_checkpoint), "--cache-memory", "1"])
+    with caplog.at_level("INFO", "server"):
+        served = load(settings.source, settings.engine_config, settings.wishes)
+    (line,) = (message for message in caplog.messages if message.startswith("memory: "))
+    assert "weights 0 MB" in line and "cache 1 MB (4 slots of 256 tokens)" in line
+    assert (served.engine.config.max_batch, served.max_length) == (4, 256)
+    assert (
+        served.engine.cache.keys.nbytes + served.engine.cache.values.nbytes + served.engine.prefixes.states.nbytes
+        <= 2**20
+    )
 
 
 def test_a_model_without_artifact_is_announced(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,8 @@ from server.engine import (
     EngineConfig,
     GenerationRequest,
     HistoryError,
+    MemoryPlanError,
+    Outline,
     RoutingArtifact,
     SamplingParams,
     StopConditions,
@@ -156,6 +158,19 @@ def test_where_no_kernels_run_the_model_it_is_served_without_the_copy(
     assert "it was calibrated with --draft-weights int8" in warnings(caplog)[0]
     with pytest.raises(CheckpointError, match="draft weights in int8 need the CPU kernels"):
         loaded("int8", "int8")
+
+
+@pytest.mark.usefixtures("never_pays")
+def test_a_copy_that_nobody_asked_for_is_left_out_where_it_does_not_fit(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Outline.copy_bytes
+    monkeypatch.setattr(Outline, "copy_bytes", lambda outline, choice: 10**15 * real(outline, choice))
+    assert copy_of(loaded("int8", "auto")) is None
+    assert warnings(caplog)[0] == "no draft weights: the memory has no room for them"
+    for asked, method in (("int8", "cascade"), ("auto", "low-bit")):
+        with pytest.raises(MemoryPlanError, match="use --draft-weights none"):
+            loaded("int8", asked, method)
 
 
 def test_vocabularies_reach_the_routes(loaded: Load) -> None:

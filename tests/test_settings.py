@@ -17,7 +17,7 @@ def test_defaults_serve_the_default_model() -> None:
     assert settings.source.artifact == DEFAULT_ARTIFACT
     assert settings.engine_config.method == "cascade"
     assert settings.app_config.api_keys == ()
-    assert settings.queue_limits.max_sequences == settings.max_batch + settings.max_queue
+    assert settings.queue_limits.max_sequences == 8 + settings.max_queue
 
 
 def test_a_model_without_an_artifact_drafts_by_what_needs_none() -> None:

@@ -9,16 +9,19 @@ from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.manifest import DomainRecord, DraftRecord, JsonMask, Manifest, PatchRecord
 from server.engine.masks.router import Router, prompt_vector, similarities
 from server.engine.masks.tensors import ArtifactError
+from server.engine.memory import available_memory
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
 from server.engine.model.decoder import Decoder
 from server.engine.model.default_model import DEFAULT_ARTIFACT, load_model, public_name
 from server.engine.model.draft_head import DraftHead
 from server.engine.model.draft_weights import add_draft
+from server.engine.model.footprint import Outline
 from server.engine.model.kernels import kernel_build
 from server.engine.model.placement import Activations, DraftWeights, DtypeName, Quantization, parse_device, parse_dtype
 from server.engine.model.threads import MAX_THREADS, use_threads
 from server.engine.model.timing import interleaved_quartiles
 from server.engine.model.weights import CheckpointError
+from server.engine.plan import MemoryPlan, MemoryPlanError, Wishes, plan_memory
 from server.engine.requests import GenerationRequest, PromptTooLongError
 from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
 from server.engine.sequence import Emission, Sequence
@@ -91,7 +94,10 @@ __all__ = [
     "JsonMask",
     "KVCache",
     "Manifest",
+    "MemoryPlan",
+    "MemoryPlanError",
     "Method",
+    "Outline",
     "Patch",
     "PatchRecord",
     "PromptTooLongError",
@@ -114,8 +120,10 @@ __all__ = [
     "TokenText",
     "ToolFormat",
     "Vocabulary",
+    "Wishes",
     "add_draft",
     "answer_counts",
+    "available_memory",
     "held_back",
     "interleaved_quartiles",
     "json_rule",
@@ -127,6 +135,7 @@ __all__ = [
     "methods",
     "parse_device",
     "parse_dtype",
+    "plan_memory",
     "prompt_vector",
     "public_name",
     "save_counts",

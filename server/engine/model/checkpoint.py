@@ -4,7 +4,7 @@ Config, tokenizer and generation defaults are transformers' in both cases, weigh
 Remote code is never run unless asked for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,10 +22,12 @@ from transformers import (
 
 from server.engine.config import DecoderConfig
 from server.engine.model.fingerprint import fingerprint
+from server.engine.model.footprint import Outline
+from server.engine.model.gguf.codes import MEMORY_BITS
 from server.engine.model.gguf.config import config_fields, rope_divisors, sampling_defaults
 from server.engine.model.gguf.file import GgufFile, open_gguf
 from server.engine.model.gguf.tokenizer import GgufVocabulary, build_tokenizer, end_ids, tokenizer_settings
-from server.engine.model.gguf.weights import own_dtype, read_gguf_weights
+from server.engine.model.gguf.weights import NOT_WEIGHTS, own_dtype, read_gguf_weights, weight_name
 from server.engine.model.hub import commit_of, local_model
 from server.engine.model.placement import ROUNDED_BITS, Quantization
 from server.engine.model.quantization.codes import QuantizedWeight
@@ -40,7 +42,8 @@ SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen
 class Checkpoint:
     """A loaded model: weights under their Hugging Face names, plus RoPE tables `rope` [2, max_length, head_dim].
 
-    Matrices of few bits are in `quantized`, all other tensors in `weights`.
+    Matrices of few bits are in `quantized`, all other tensors in `weights`; both are in the CPU's memory, so that a GPU
+    has each weight once, when a decoder puts it there.
 
     `path` is the folder or GGUF file that it was read from, `revision` its commit if that is one of the hub's, and
     `described` what transformers would make it of.
@@ -73,10 +76,9 @@ class Checkpoint:
         return head is embeddings
 
     def dense(self, name: str) -> Tensor:
-        """A weight in the checkpoint's dtype, dequantised where it is of few bits."""
-        if name in self.quantized:
-            return self.quantized[name].dense().to(self.device, self.dtype)
-        return self.weights[name].to(self.dtype)
+        """A weight in the checkpoint's dtype and on its device, dequantised where it is of few bits."""
+        weight = self.quantized[name].dense() if name in self.quantized else self.weights[name]
+        return weight.to(self.device, self.dtype)
 
     def dense_weights(self) -> dict[str, Tensor]:
         """All weights in the checkpoint's dtype; tied ones are one tensor."""
@@ -118,13 +120,15 @@ def load_checkpoint(
     trust_remote_code: bool = False,
     quantization: Quantization = "none",
     revision: str | None = None,
+    admit: Callable[[Outline], None] = lambda outline: None,
 ) -> Checkpoint:
     """Loads a folder, a GGUF file or either of the hub's, by the names that `hub.local_model` takes.
 
     dtype None keeps the checkpoint's own. A quantised file's is bfloat16, an F16 file's float32 on a CPU and float16
     elsewhere (`gguf.weights.own_dtype` says why). `quantization` auto keeps the weights of a quantised file at their
     bits, none dequantises them, and int8 or int4 rounds those of any model. `revision` names a hub model's commit,
-    branch or tag.
+    branch or tag. `admit` hears of its size before any weight is read, and may
+    raise what it likes.
 
     Raises `CheckpointError` where it is missing, incomplete or of an unsupported architecture.
     """
@@ -137,10 +141,11 @@ def load_checkpoint(
     if rope.shape[-1] != config.head_dim:
         raise CheckpointError(f"{path}: RoPE turns {rope.shape[-1]} numbers of a head's {config.head_dim}, not all")
     used_dtype = dtype or described.dtype
+    admit(outline_of(config, described, file, used_dtype, device, quantization))
     if file:
-        stored = read_gguf_weights(file, config, used_dtype, device, keeps_bits=quantization != "none")
+        stored = read_gguf_weights(file, config, used_dtype, keeps_bits=quantization != "none")
     else:
-        stored = read_weights(path, used_dtype, device)
+        stored = read_weights(path, used_dtype)
     if quantization in ROUNDED_BITS:
         stored.round(ROUNDED_BITS[quantization])
     if described.config.tie_word_embeddings:
@@ -160,6 +165,30 @@ def load_checkpoint(
         fingerprint=fingerprint(vars(config), stored.digests),
         dtype=used_dtype,
         device=device,
+    )
+
+
+def outline_of(
+    config: DecoderConfig,
+    described: Description,
+    file: GgufFile | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization,
+) -> Outline:
+    """A file's weights keep their bits unless they are dequantised or rounded; a folder's are read out of its files."""
+    keeps_bits = file is not None and quantization != "none"
+    named = (
+        {weight_name(file, name): t.type for name, t in file.tensors.items() if name not in NOT_WEIGHTS} if file else {}
+    )
+    return Outline(
+        config,
+        dtype,
+        device,
+        is_tied=bool(described.config.tie_word_embeddings),
+        is_converted=not keeps_bits and (file is not None or dtype != described.dtype),
+        few_bits={name: MEMORY_BITS[kind] for name, kind in named.items() if keeps_bits and kind in MEMORY_BITS},
+        rounded=ROUNDED_BITS.get(quantization),
     )
 
 

@@ -6,6 +6,7 @@ routing artifact was made for.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from server.engine.model.checkpoint import Checkpoint, load_checkpoint
+from server.engine.model.footprint import Outline
 from server.engine.model.placement import Quantization
 from server.engine.model.weights import CheckpointError
 
@@ -35,11 +37,16 @@ def load_model(
     trust_remote_code: bool = False,
     quantization: Quantization = "none",
     revision: str | None = None,
+    admit: Callable[[Outline], None] = lambda outline: None,
 ) -> Checkpoint:
-    """The named model, or the default one; raises `CheckpointError` with one sentence where it cannot be loaded."""
+    """The named model, or the default one; raises `CheckpointError` with one sentence where it cannot be loaded.
+
+    `admit` hears of its size first, as in `load_checkpoint`.
+    """
     if name is not None:
-        return load_checkpoint(name, dtype, device, trust_remote_code, quantization, revision)
-    return replace(load_checkpoint(str(default_model()), dtype, device, quantization=quantization), defaults=SAMPLING)
+        return load_checkpoint(name, dtype, device, trust_remote_code, quantization, revision, admit)
+    own = load_checkpoint(str(default_model()), dtype, device, quantization=quantization, admit=admit)
+    return replace(own, defaults=SAMPLING)
 
 
 def public_name(name: str | None) -> str:

@@ -51,8 +51,11 @@ class StoredWeights:
         check_shapes(config, {name: weight.shape for name, weight in self}, folder)
 
 
-def read_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> StoredWeights:
-    """All tensors of the folder's safetensors files, and their digests as they are on disk."""
+def read_weights(folder: Path, dtype: torch.dtype) -> StoredWeights:
+    """All tensors of the folder's safetensors files, and their digests as they are on disk.
+
+    Those that have this dtype there are the file's memory, which the system reads when it is used and may drop again.
+    """
     stored = StoredWeights()
     for path in weight_files(folder):
         try:
@@ -60,7 +63,7 @@ def read_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Stor
                 for name in file.keys():  # noqa: SIM118
                     tensor = file.get_tensor(name)
                     stored.digests[name] = digest_tensor(tensor)
-                    stored.weights[name] = tensor.to(device, dtype)
+                    stored.weights[name] = tensor.to(dtype)
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
     return stored

@@ -1,13 +1,11 @@
 """The context that is chosen where nobody says it."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from server.engine import Decoder, DecoderConfig, Engine, EngineConfig
 from server.engine.kvcache import budget
-from server.engine.kvcache.budget import fitting_length, memory_bytes, position_bytes
+from server.engine.kvcache.budget import fitting_length, position_bytes
 from tests.tiny import CPU
 
 GB = 2**30
@@ -22,21 +20,13 @@ LLAMA = DecoderConfig(32, 4096, 14336, 32, 8, 128, 128256, 131072, 1e-5)
 def test_all_slots_fit_a_quarter_of_the_memory(
     config: DecoderConfig, gigabytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "memory_bytes", lambda device: gigabytes * GB)
+    monkeypatch.setattr(budget, "available_memory", lambda device: gigabytes * GB)
     found = fitting_length(config, 8, torch.bfloat16, CPU)
     assert found == expected
     assert found == 1024 or 8 * found * position_bytes(config, torch.bfloat16) <= gigabytes * GB / 4
 
 
-def test_the_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = memory_bytes(CPU)
-    for text, expected in (("max\n", whole), ("1048576\n", 2**20), (f"{2 * whole}\n", whole)):
-        monkeypatch.setattr(budget, "CONTROL_GROUP", tmp_path / "memory.max")
-        (tmp_path / "memory.max").write_text(text)
-        assert memory_bytes(CPU) == expected
-
-
 def test_a_length_that_is_named_wins(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "memory_bytes", lambda device: 1)
+    monkeypatch.setattr(budget, "available_memory", lambda device: 1)
     assert Engine(model, EngineConfig(max_length=100)).max_length == 100
     assert Engine(model, EngineConfig(max_length=10**6)).max_length == model.config.max_length

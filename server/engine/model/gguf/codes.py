@@ -150,3 +150,19 @@ READERS: dict[GGMLQuantizationType, Callable[[Tensor], Codes]] = {
     GGMLQuantizationType.IQ4_NL: iq4_nl,
     GGMLQuantizationType.IQ4_XS: iq4_xs,
 }
+
+MEMORY_BITS: dict[GGMLQuantizationType, float] = {
+    GGMLQuantizationType.Q4_0: 4.5,
+    GGMLQuantizationType.Q4_1: 5,
+    GGMLQuantizationType.Q5_0: 5.5,
+    GGMLQuantizationType.Q5_1: 6,
+    GGMLQuantizationType.Q8_0: 8.5,
+    GGMLQuantizationType.Q2_K: 5.125,
+    GGMLQuantizationType.Q3_K: 4.5625,
+    GGMLQuantizationType.Q4_K: 4.625,
+    GGMLQuantizationType.Q5_K: 5.625,
+    GGMLQuantizationType.Q6_K: 6.5625,
+    GGMLQuantizationType.IQ4_NL: 8.5,
+    GGMLQuantizationType.IQ4_XS: 8.3125,
+}
+"""Bits that a weight takes in the kernels' format of these codes, scales included."""

@@ -68,7 +68,7 @@ class GgufWeight:
 
 
 def read_gguf_weights(
-    file: GgufFile, config: DecoderConfig, dtype: torch.dtype, device: torch.device, keeps_bits: bool = False
+    file: GgufFile, config: DecoderConfig, dtype: torch.dtype, keeps_bits: bool = False
 ) -> StoredWeights:
     """All weights, and their digests as they are on disk, which do not depend on `dtype`.
 
@@ -87,7 +87,7 @@ def read_gguf_weights(
                 stored.quantized[full_name] = GgufWeight(blocks, tensor.type, torch.Size(tensor.shape))
             else:
                 own = torch.float32 if keeps_bits and len(tensor.shape) == 1 else dtype
-                stored.weights[full_name] = dequantize(blocks, tensor.type, tensor.shape, own).to(device)
+                stored.weights[full_name] = dequantize(blocks, tensor.type, tensor.shape, own)
     return stored
 
 

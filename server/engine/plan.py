@@ -1,0 +1,158 @@
+"""The memory plan: what weights, drafts, cache and passes will take, before any of it is loaded.
+
+A machine that has too little says so by killing the process, in the middle of loading or hours later. So the sum is
+made first; what nobody has chosen is made to fit, and what was chosen and cannot fit is refused with the numbers.
+"""
+
+from dataclasses import dataclass, replace
+
+from server.engine.config import EngineConfig
+from server.engine.kvcache.budget import STEP, position_bytes
+from server.engine.model.footprint import Outline
+from server.engine.types import MAX_DRAFT
+
+MB = 1_000_000
+PROGRAM = {"cpu": 500 * MB, "cuda": 800 * MB}
+"""Python, torch and tokenizer; on a GPU what its driver and torch's products take of it."""
+MOST_SLOTS = EngineConfig().max_batch
+"""Slots where nobody says how many; fewer where their contexts would be short."""
+ENOUGH = 4096
+"""Tokens of a context for which there rather are fewer slots."""
+SHARE = 0.75
+"""Of the memory that is left, a cache whose size nobody has chosen takes this: others use the machine too."""
+
+
+class MemoryPlanError(ValueError):
+    """The memory does not hold what is asked for; the message has the numbers, and what to change."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was chosen of the cache; None is for the plan to choose."""
+
+    num_slots: int | None = None
+    max_length: int | None = None
+    cache_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of each part, in all of what there is, and the slots and the context that the cache is made of."""
+
+    available: int
+    weights: int
+    draft_weights: int
+    cache: int
+    scratch: int
+    loading: int
+    num_slots: int
+    max_length: int
+
+    @property
+    def needed(self) -> int:
+        """The most that there is at once: while loading there is no cache yet."""
+        return self.weights + self.draft_weights + max(self.cache + self.scratch, self.loading)
+
+    def __str__(self) -> str:
+        cache = f"cache {mb(self.cache)} ({slots(self.num_slots, self.max_length)})"
+        weights = f"weights {mb(self.weights)}, draft weights {mb(self.draft_weights)}"
+        return f"{weights}, {cache}, scratch {mb(self.scratch)}, of {mb(self.available)}"
+
+
+def plan_memory(outline: Outline, draft_bytes: int, config: EngineConfig, wishes: Wishes, available: int) -> MemoryPlan:
+    """The plan of a model and its copy to draft with; raises `MemoryPlanError` where not even the least fits."""
+    weights, scratch = outline.weight_bytes, scratch_bytes(outline, config, wishes.num_slots or MOST_SLOTS)
+    loading = outline.loading_bytes + PROGRAM[outline.device.type]
+    fixed = MemoryPlan(available, weights, draft_bytes, 0, scratch, loading, 0, 0)
+    if fixed.needed > available:
+        raise MemoryPlanError(f"{described(fixed)} do not fit: {advice(outline, draft_bytes)}")
+    left = available - weights - draft_bytes - scratch
+    room = round(SHARE * left) if wishes.cache_bytes is None else wishes.cache_bytes
+    if room > left:
+        raise MemoryPlanError(f"--cache-memory of {mb(room)} does not fit: {described(fixed)} leave {mb(left)} for it")
+    at_most = left if wishes.cache_bytes is None else room
+    num_slots, max_length = sized(outline, config.num_branches, wishes, room)
+    cache = (num_slots + config.num_branches) * max_length * position_bytes(outline.config, outline.dtype)
+    if cache > at_most:
+        asked = f"keys and values of {slots(num_slots, max_length)} take {mb(cache)}"
+        ways = smaller(outline, config.num_branches, num_slots, max_length, at_most)
+        ways += ["more memory" if wishes.cache_bytes is None else "a larger --cache-memory"]
+        raise MemoryPlanError(f"{asked}, and {described(fixed)} leave {mb(at_most)} for them: {alternatives(ways)}")
+    return replace(fixed, cache=cache, num_slots=num_slots, max_length=max_length)
+
+
+def sized(outline: Outline, num_branches: int, wishes: Wishes, room: int) -> tuple[int, int]:
+    """Slots and tokens of each: as chosen, else as many slots as have contexts that are long enough, and all the room.
+
+    The context is the model's at most; `num_branches` further slots have it too.
+    """
+    limit = outline.config.max_length
+    length = None if wishes.max_length is None else min(wishes.max_length, limit)
+    enough = min(limit, ENOUGH) if length is None else length
+    num_slots = wishes.num_slots
+    if num_slots is None:
+        num_slots = MOST_SLOTS
+        while num_slots > 1 and longest(outline, num_slots + num_branches, room) < enough:
+            num_slots //= 2
+    if length is None:
+        found = longest(outline, num_slots + num_branches, room) // STEP * STEP
+        length = min(found or min(STEP, limit), limit)
+    return num_slots, length
+
+
+def longest(outline: Outline, num_slots: int, num_bytes: int) -> int:
+    """Tokens of each slot that so many bytes hold."""
+    return num_bytes // (num_slots * position_bytes(outline.config, outline.dtype))
+
+
+def scratch_bytes(outline: Outline, config: EngineConfig, num_slots: int) -> int:
+    """What passes write beside the cache, the counts that drafts are taken from, and the program itself.
+
+    The logits of a check whose drafts have the longest length, for the model and its copy, are the most of it; in torch
+    the mask of attention too, which has a number for each token that a step reads, query head of a group and position.
+    """
+    shape = outline.config
+    rows = num_slots * (MAX_DRAFT + 1)
+    logits = 2 * 4 * rows * shape.vocabulary_size
+    widths = 4 * shape.hidden_size + 3 * shape.intermediate_size + 4 * shape.num_heads * shape.head_dim
+    activations = 4 * max(config.prefill_chunk, rows) * widths
+    mask = 0
+    if not outline.has_kernels:
+        context = min(config.max_length or ENOUGH, shape.max_length)
+        mask = config.prefill_chunk * shape.num_groups * context * outline.dtype.itemsize
+    return logits + activations + mask + config.history_bytes + PROGRAM[outline.device.type]
+
+
+def described(plan: MemoryPlan) -> str:
+    loading = f", {mb(plan.loading)} while loading" if plan.loading > plan.scratch else ""
+    parts = [f"weights ({mb(plan.weights)})", f"draft weights ({mb(plan.draft_weights)})" if plan.draft_weights else ""]
+    named = ", ".join(part for part in parts if part)
+    return f"{named} and scratch ({mb(plan.scratch)}{loading}) of {mb(plan.available)} memory"
+
+
+def smaller(outline: Outline, num_branches: int, num_slots: int, max_length: int, at_most: int) -> list[str]:
+    """What a user may change for the cache to fit."""
+    shorter = longest(outline, num_slots + num_branches, at_most)
+    fewer = at_most // (max_length * position_bytes(outline.config, outline.dtype)) - num_branches
+    return [f"--max-length {shorter}"] * (shorter > 1) + [f"--max-batch {fewer}"] * (fewer > 0)
+
+
+def slots(num_slots: int, max_length: int) -> str:
+    return f"{num_slots} slot{'s' * (num_slots != 1)} of {max_length:,} tokens"
+
+
+def advice(outline: Outline, draft_bytes: int) -> str:
+    """What a user may change for the weights to fit."""
+    ways = ["--draft-weights none"] if draft_bytes else []
+    if outline.has_kernels and outline.average_bits > 8.5:
+        ways += ["--quantization int8 or int4"]
+    return alternatives([*ways, "a smaller model", "more memory"])
+
+
+def alternatives(ways: list[str]) -> str:
+    """`use a, b or c`."""
+    return "use " + " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+
+
+def mb(num_bytes: int) -> str:
+    return f"{num_bytes / MB:,.0f} MB"

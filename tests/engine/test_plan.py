@@ -1,0 +1,167 @@
+"""The memory plan: arithmetic over the shapes of real models, and what is said where they do not fit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine import DecoderConfig, EngineConfig, MemoryPlan, MemoryPlanError, Outline, Wishes, plan_memory
+from server.engine.kvcache.budget import position_bytes
+from server.engine.model import kernels
+
+GB = 1_000_000_000
+LLAMA = DecoderConfig(32, 4096, 14336, 32, 8, 128, 128256, 131072, 1e-5)
+QWEN = DecoderConfig(28, 3584, 18944, 28, 4, 128, 152064, 32768, 1e-6)
+SMOL = DecoderConfig(30, 576, 1536, 9, 3, 64, 49152, 8192, 1e-5)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+Plan = Callable[..., MemoryPlan]
+
+
+@pytest.fixture(autouse=True)
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that has them, whatever this one is."""
+    monkeypatch.setattr(kernels, "is_supported", lambda config, dtype, device: device.type == "cpu")
+
+
+def outline(config: DecoderConfig, device: torch.device = CPU, bits: float | None = None) -> Outline:
+    names = config.weight_shapes if bits else ()
+    few_bits = dict.fromkeys(names, bits) if bits else {}
+    return Outline(config, torch.bfloat16, device, config is SMOL, False, few_bits)
+
+
+def plan(
+    model: Outline, available: float, wishes: Wishes | None = None, draft_bytes: int = 0, **config: int
+) -> MemoryPlan:
+    return plan_memory(model, draft_bytes, EngineConfig(**config), wishes or Wishes(), round(available))  # type: ignore[arg-type]
+
+
+def test_weights_are_counted_to_a_thousandth() -> None:
+    assert outline(LLAMA).weight_bytes == pytest.approx(16.06 * GB, rel=1e-3)
+    assert outline(QWEN).weight_bytes == pytest.approx(15.23 * GB, rel=1e-3)
+    assert outline(SMOL).num_weights == pytest.approx(134.5e6, rel=1e-3)
+    rounded = replace(outline(LLAMA), rounded=4)
+    assert rounded.weight_bytes == pytest.approx(8.03 * GB * 5 / 8, rel=1e-2)
+    assert rounded.copy_bytes("auto") == 0, "a copy of as many bits saves nothing"
+    assert outline(LLAMA).copy_bytes("auto") == pytest.approx(7.5 * GB * 5 / 8, rel=1e-2)
+    assert outline(LLAMA).copy_bytes("int8") == pytest.approx(7.5 * GB * 8.5 / 8, rel=1e-2)
+    assert outline(LLAMA, CUDA).copy_bytes("int8") == 0
+    assert replace(outline(LLAMA, CUDA), rounded=4).weight_bytes == outline(LLAMA).weight_bytes, "torch dequantises"
+
+
+@pytest.mark.parametrize(
+    ("config", "bits", "gigabytes", "expected"),
+    [
+        (LLAMA, 4.625, 8, (2, 5120)),
+        (LLAMA, 4.625, 16, (8, 6144)),
+        (LLAMA, 4.625, 24, (8, 11264)),
+        (LLAMA, None, 24, (8, 4096)),
+        (LLAMA, None, 80, (8, 39936)),
+        (QWEN, 4.625, 8, (4, 6144)),
+        (QWEN, 4.625, 16, (8, 13312)),
+        (QWEN, 4.625, 24, (8, 23552)),
+        (QWEN, None, 24, (8, 9216)),
+        (QWEN, None, 80, (8, 32768)),
+        (SMOL, 5.0, 8, (8, 8192)),
+    ],
+)
+def test_slots_and_context_follow_from_the_memory(
+    config: DecoderConfig, bits: float | None, gigabytes: int, expected: tuple[int, int]
+) -> None:
+    found = plan(outline(config, bits=bits), gigabytes * GB)
+    assert (found.num_slots, found.max_length) == expected
+    assert found.needed <= gigabytes * GB
+    assert found.cache == expected[0] * expected[1] * position_bytes(config, torch.bfloat16)
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN])
+@pytest.mark.parametrize("gigabytes", [8, 16])
+def test_weights_that_do_not_fit_are_refused_with_the_numbers(config: DecoderConfig, gigabytes: int) -> None:
+    with pytest.raises(MemoryPlanError) as caught:
+        plan(outline(config), gigabytes * GB, draft_bytes=4 * GB)
+    message = str(caught.value)
+    weights = f"weights ({outline(config).weight_bytes / 1e6:,.0f} MB), draft weights (4,000 MB)"
+    assert weights in message and f"of {gigabytes * 1000:,} MB memory do not fit" in message
+    assert "use --draft-weights none, --quantization int8 or int4, a smaller model or more memory" in message
+    with pytest.raises(MemoryPlanError, match="do not fit: use a smaller model or more memory"):
+        plan(outline(config, bits=4.625), 4 * GB)
+
+
+def test_numbers_of_another_type_than_the_files_are_counted_while_loading() -> None:
+    assert plan(outline(LLAMA), 32 * GB).num_slots == 8
+    with pytest.raises(MemoryPlanError, match=r"scratch \(985 MB, 18,662 MB while loading\)"):
+        plan(replace(outline(LLAMA), is_converted=True), 32 * GB)
+    assert plan(replace(outline(LLAMA, CUDA), is_converted=True), 24 * GB).num_slots == 8, "the CPU has them"
+
+
+def test_what_is_chosen_is_kept_or_refused_with_what_would_fit() -> None:
+    model, available = outline(LLAMA, bits=4.625), 16 * GB
+    assert plan(model, available, Wishes(2, 8192)).max_length == 8192
+    assert plan(model, available, Wishes(max_length=16384)).num_slots == 2
+    assert plan(model, available, Wishes(num_slots=1)).max_length == 53248
+    with pytest.raises(MemoryPlanError) as caught:
+        plan(model, available, Wishes(8, 32768))
+    message = str(caught.value)
+    assert "keys and values of 8 slots of 32,768 tokens take 38,655 MB" in message
+    length, batch = (int(message.split(flag)[1].split()[0].rstrip(",")) for flag in ("--max-length ", "--max-batch "))
+    assert plan(model, available, Wishes(8, length)).max_length == length
+    assert plan(model, available, Wishes(batch, 32768)).num_slots == batch
+    for over in (Wishes(8, length + 1), Wishes(batch + 1, 32768)):
+        with pytest.raises(MemoryPlanError):
+            plan(model, available, over)
+
+
+def test_slots_of_branches_count_too() -> None:
+    model = outline(LLAMA, bits=4.625)
+    without, found = plan(model, 16 * GB), plan(model, 16 * GB, num_branches=4)
+    assert found.num_slots == without.num_slots == 8 and found.max_length < without.max_length
+    assert found.cache == 12 * found.max_length * position_bytes(LLAMA, torch.bfloat16)
+
+
+def test_cache_memory_bounds_the_cache() -> None:
+    model, available = outline(LLAMA, bits=4.625), 16 * GB
+    found = plan(model, available, Wishes(cache_bytes=2 * GB))
+    assert found.cache <= 2 * GB and (found.num_slots, found.max_length) == (2, 6144)
+    with pytest.raises(MemoryPlanError, match="--cache-memory of 12,000 MB does not fit"):
+        plan(model, available, Wishes(cache_bytes=12 * GB))
+    with pytest.raises(MemoryPlanError, match="or a larger --cache-memory"):
+        plan(model, available, Wishes(8, 4096, 2 * GB))
+
+
+def test_the_log_says_the_plan() -> None:
+    line = str(plan(outline(SMOL, bits=5.0), 8 * GB))
+    assert line.startswith("weights 84 MB, draft weights 0 MB, cache 1,661 MB (8 slots of 8,192 tokens), scratch ")
+    assert line.endswith(", of 8,000 MB")
+    assert "(1 slot of 64 tokens)" in str(plan(outline(SMOL), 8 * GB, Wishes(1, 64)))
+
+
+@given(
+    st.sampled_from([LLAMA, QWEN, SMOL]),
+    st.sampled_from([None, 4.625, 8.5]),
+    st.floats(0.1, 200),
+    st.none() | st.integers(1, 64),
+    st.none() | st.integers(2, 200_000),
+    st.none() | st.integers(1, 100 * GB),
+)
+def test_a_plan_always_fits_and_keeps_what_was_chosen(
+    config: DecoderConfig,
+    bits: float | None,
+    gigabytes: float,
+    num_slots: int | None,
+    max_length: int | None,
+    cache: int | None,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "is_supported", lambda config, dtype, device: True)
+        try:
+            found = plan(outline(config, bits=bits), gigabytes * GB, Wishes(num_slots, max_length, cache))
+        except MemoryPlanError as error:
+            assert "MB" in str(error) and "\n" not in str(error)
+            return
+    assert found.needed <= found.available
+    assert num_slots in (None, found.num_slots)
+    assert max_length is None or found.max_length == min(max_length, config.max_length)
+    assert cache is None or found.cache <= cache
