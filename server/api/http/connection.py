@@ -14,12 +14,12 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-ACCEPTED_AT_ONCE = 64
+ACCEPTED_AT_ONCE = 16
 """Connections that asyncio accepts in a row; its limit is the one that it hands to `listen`, too."""
 BACKLOG = 2048
 """Connections that may wait in the kernel; `listen` is called again for it."""
-RESERVED_FILES = 64
-"""Open files beside connections: the model's, libraries, the log."""
+RESERVED_FILES = 64 + 4 * ACCEPTED_AT_ONCE
+"""Files open beside connections: the log, libraries, and connections that were accepted and are not begun yet."""
 ABORT = "abort"
 """Where a request's state has a function that closes its connection, sent or unsent."""
 
@@ -36,8 +36,7 @@ class ConnectionLimits:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if files == resource.RLIM_INFINITY:
             return self
-        reserved = ACCEPTED_AT_ONCE + RESERVED_FILES
-        return replace(self, max_connections=max(1, min(self.max_connections, files - reserved)))
+        return replace(self, max_connections=max(1, min(self.max_connections, files - RESERVED_FILES)))
 
 
 class Connection(H11Protocol):
