@@ -26,6 +26,7 @@ from server.engine import (
     TokenBatch,
     load_checkpoint,
 )
+from server.engine.config import LANES
 from tests.tiny import CPU, save_random_model, tiny_config
 
 HEAD_DIMS = {"torch": 8, "kernels": 16}
@@ -33,7 +34,10 @@ HEAD_DIMS = {"torch": 8, "kernels": 16}
 
 
 class PoisonedDecoder(Decoder):
-    """Overwrites, before every pass, all positions from each row's first on, in every layer."""
+    """Overwrites, before every pass, all positions from each row's first on, in every layer; whole panels of kernels.
+
+    A panel holds its positions side by side, so one in which a row begins has others that are needed.
+    """
 
     poison = math.nan
 
@@ -41,8 +45,9 @@ class PoisonedDecoder(Decoder):
         self, batch: TokenBatch, cache: KVCache, draft: DraftModel = FULL_MODEL, states: Tensor | None = None
     ) -> Tensor:
         for slot, start, _ in batch.rows:
-            cache.keys[:, slot, :, start:] = self.poison
-            cache.values[:, slot, :, start:] = self.poison
+            first = start + -start % LANES if self.native else start
+            cache.keys[:, slot, :, first:] = self.poison
+            cache.values[:, slot, :, first:] = self.poison
         return super().forward(batch, cache, draft, states)
 
 
