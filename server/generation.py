@@ -57,6 +57,10 @@ class Outcome:
     operation: Operation = "text_completion"
     cached_tokens: int = 0
     """Those of `prompt_tokens` that did not have to be read."""
+    stop: str | None = None
+    """The stop string that ended it."""
+    starts: tuple[int, ...] = ()
+    """The character at which the text of each token of the answer begins."""
 
 
 class ShownToken(NamedTuple):
@@ -77,6 +81,8 @@ class Piece:
     text: str
     outcome: Outcome | None = None
     tokens: tuple[ShownToken, ...] = ()
+    num_tokens: int = 0
+    """Tokens of the choice so far, those of this piece included."""
 
 
 class Generation:
@@ -121,11 +127,12 @@ class Generation:
         reason = FinishReason.STOP if self.text.is_stopped else emission.finish_reason
         if reason is None:
             self.seen = self.sequence.stats.copy()
-            return Piece(self.index, echoed + text, None, echoed_tokens + self.shown())
+            return Piece(self.index, echoed + text, None, echoed_tokens + self.shown(), len(self.sequence.output_ids))
         surplus = len(self.sequence.output_ids) - self.text.num_tokens if self.text.is_stopped else 0
         outcome = self.outcome(reason, len(emission.token_ids), surplus)
         text += self.text.flush()
-        return Piece(self.index, echoed + text, outcome, echoed_tokens + self.shown(is_end=True))
+        shown = echoed_tokens + self.shown(is_end=True)
+        return Piece(self.index, echoed + text, outcome, shown, outcome.completion_tokens)
 
     def echoed(self) -> tuple[str, tuple[ShownToken, ...]]:
         """Text and tokens of the prompt as the model read it; empty unless the request asked for an echo."""
@@ -167,6 +174,8 @@ class Generation:
             verify_seconds=self.verify_seconds,
             operation=self.operation,
             cached_tokens=sequence.num_cached,
+            stop=self.text.stopped_by,
+            starts=tuple(self.text.starts),
         )
 
 

@@ -120,6 +120,8 @@ class Settings(BaseSettings):
     """File with one key a line; the keys are added to those of --api-keys."""
     cors_origins: str = ""
     """Comma-separated origins that browsers may call from; * allows all."""
+    tokenizer_info: bool = False
+    """Show the tokenizer's chat template and special tokens at /tokenizer_info."""
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """OTLP/HTTP collector that traces are sent to, as http://127.0.0.1:4318; needs the extra otel."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -206,6 +208,7 @@ class Settings(BaseSettings):
             max_sequences=self.max_sequences,
             request_timeout=self.request_timeout,
             shares_history=self.share_history,
+            shows_tokenizer=self.tokenizer_info,
         )
 
 

@@ -1,11 +1,12 @@
-"""The endpoints: validate -> reserve a place -> encode -> submit -> reply. Also models, health and metrics.
+"""The endpoints: validate -> reserve a place -> encode -> submit -> reply. Also health and metrics.
 
 FastAPI has validated the body when an endpoint is called; `Api.generate` is the way of every request that
-generates text, whichever of the three endpoints it came to.
+generates text, whichever of the endpoints it came to.
 """
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,23 +14,26 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.answers.chat import ChatTranscript
-from server.api.answers.drafts import DraftCard
-from server.api.answers.models import ChatCompletion, ModelCard, ModelList, TextCompletion
-from server.api.answers.tool_parser import CallReader
+from server.api.answers.models import ChatCompletion, TextCompletion
+from server.api.answers.parts import new_reader
 from server.api.answers.transcript import AnswerStart, TextTranscript, TranscriptFactory
+from server.api.catalog import CatalogApi
 from server.api.errors import ErrorBody
 from server.api.http.auth import OWNER
 from server.api.http.reply import Reply
-from server.api.prepare.generation import check_body, check_ids, check_model, check_size, check_total, prompts, sampling
+from server.api.messages.answers import MessageAnswer
+from server.api.messages.schema import MessagesBody
+from server.api.messages.stream import MessagesTranscript
+from server.api.prepare.generation import check_body, check_ids, check_size, check_total, prompts, sampling
 from server.api.prepare.grammar import compiled
 from server.api.prepare.lanes import Lane, Lanes
-from server.api.prepare.prompts import PromptSource, chat_source, predicted_ids, text_source
+from server.api.prepare.prompts import PromptSource, predicted_ids, source_of, text_source
 from server.api.responses.answers import ResponseAnswer, repeated_fields
 from server.api.responses.schema import ResponseBody
 from server.api.responses.stream import ResponseTranscript
 from server.api.schema.generation import ChatBody, CompletionBody, GenerationBody
 from server.api.tokenization import TokenizationApi
-from server.served_model import ServedModel
+from server.engine import Thinking
 from server.worker import Worker
 
 CHARACTERS_PER_TOKEN = 4
@@ -45,13 +49,15 @@ class RequestRules:
     """What holds for every request.
 
     The most choices of a prompt and the most sequences in all that it may ask for, the seconds after which it is ended
-    with an error, and whether answers draft for those to the requests of other keys.
+    with an error, whether answers draft for those to the requests of other keys, and whether clients may see the
+    tokenizer's template and special tokens.
     """
 
     max_choices: int
     max_sequences: int
     timeout: float
     shares_history: bool = False
+    shows_tokenizer: bool = False
 
 
 class Api:
@@ -63,31 +69,25 @@ class Api:
         self.lanes = lanes
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
-        tools = body.toolset
-        source = chat_source(body.messages, "messages", tools)
-        if tools is None:
-            return await self.generate(body, request, source, ChatTranscript)
-        form, names = self.worker.check_available().codec.tool_format, tools.names
-
-        def begin(start: AnswerStart) -> ChatTranscript:
-            return ChatTranscript(start, [CallReader(form, names) for _ in range(start.num_choices)])
-
-        return await self.generate(body, request, source, begin)
+        return await self.generate(body, request, source_of(body, "messages"), ChatTranscript)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
-        return await self.generate(body, request, text_source(body.prompts), TextTranscript)
+        return await self.generate(body, request, text_source(body.prompts, body.suffix or ""), TextTranscript)
 
     async def respond(self, body: ResponseBody, request: Request) -> Response:
-        chat = body.as_chat
+        chat = body.chat
         applied = sampling(chat, self.worker.check_available().checkpoint.defaults)
         repeated = repeated_fields(body, applied)
-        source = chat_source(chat.messages, "input")
+        source = source_of(chat, "input")
         return await self.generate(chat, request, source, lambda start: ResponseTranscript(start, repeated))
+
+    async def converse(self, body: MessagesBody, request: Request) -> Response:
+        return await self.generate(body.chat, request, source_of(body.chat, "messages"), MessagesTranscript)
 
     async def generate(
         self, body: GenerationBody, request: Request, source: PromptSource, begin: TranscriptFactory
     ) -> Response:
-        """Hands a request to the worker; the reply then reads what comes back, for all three endpoints alike."""
+        """Hands a request to the worker; the reply then reads what comes back, for all endpoints alike."""
         served = self.worker.check_available()
         check_body(body, served, self.rules.max_choices)
         num_choices = source.num_prompts * body.choices_per_prompt
@@ -103,10 +103,12 @@ class Api:
             check_ids(encoded, source.field, served.vocabulary_size)
             check_total(encoded, body.choices_per_prompt, source.field, served, self.worker.tickets.limits)
             prediction = await ticket.in_time(self.lanes.run(lane, predicted_ids, body.predicted, served))
-            grammar = await ticket.in_time(self.lanes.run(Lane.GRAMMARS, compiled, body, served))
+            thinking = served.codec.thinking_after(encoded[0]) if source.is_chat else Thinking.NONE
+            grammar = await ticket.in_time(self.lanes.run(Lane.GRAMMARS, compiled, body, served, thinking))
             # 3) The engine's part begins: one sequence for each choice.
             owner = self.owner(request)
-            self.worker.submit(ticket, prompts(body, encoded, served, grammar, owner, prediction, client))
+            ready = prompts(body, encoded, served, grammar, owner, prediction, client, thinking)
+            self.worker.submit(ticket, ready)
         except BaseException:
             self.worker.release(ticket)
             raise
@@ -118,30 +120,13 @@ class Api:
             num_prompts=len(encoded),
             num_choices=num_choices,
             vocabulary=None if body.num_logprobs is None else served.codec.vocabulary,
+            new_reader=partial(new_reader, thinking, body.toolset, served.codec),
         )
-        return Reply(self.worker, ticket, begin(start), self.lanes, bool(body.stream), body.includes_usage)
+        return Reply(self.worker, ticket, begin(start), self.lanes, bool(body.stream), body.streaming)
 
     def owner(self, request: Request) -> str | None:
         """Whose texts may draft for this one and be its beginning; None: those of all that have none."""
         return None if self.rules.shares_history else getattr(request.state, OWNER, None)
-
-    async def models(self) -> ModelList:
-        return ModelList(data=[self.card(self.worker.check_available())])
-
-    async def model(self, name: str) -> ModelCard:
-        served = self.worker.check_available()
-        check_model(name, served)
-        return self.card(served)
-
-    def card(self, served: ServedModel) -> ModelCard:
-        return ModelCard(
-            id=served.name,
-            created=served.created,
-            max_model_len=served.max_length,
-            revision=served.checkpoint.revision,
-            domains=served.domains,
-            drafts={domain: DraftCard.of(draft) for domain, draft in served.drafts.items()},
-        )
 
     async def health(self) -> Response:
         """200 as long as the engine's thread lives, also while it loads or drains; else 503: restart the server."""
@@ -164,14 +149,15 @@ class Api:
             ("/v1/chat/completions", self.chat, ChatCompletion),
             ("/v1/completions", self.complete, TextCompletion),
             ("/v1/responses", self.respond, ResponseAnswer),
+            ("/v1/messages", self.converse, MessageAnswer),
         ):
             documented: Documented = {200: {"model": answer, "content": EVENTS}, **errors}
             router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=documented)
         tokenization = TokenizationApi(self.worker, self.lanes, self.rules.timeout)
+        router.add_api_route("/v1/messages/count_tokens", tokenization.count, methods=["POST"], responses=errors)
         router.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"], responses=errors)
         router.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"], responses=errors)
-        router.add_api_route("/v1/models", self.models, responses=errors)
-        router.add_api_route("/v1/models/{name:path}", self.model, responses=errors)
+        CatalogApi(self.worker, self.rules.shows_tokenizer).add_to(router, errors)
         unhealthy: Documented = {503: {"description": "Not yet, or not any more"}}
         router.add_api_route("/health", self.health, response_model=None, responses=unhealthy)
         router.add_api_route("/ready", self.ready, response_model=None, responses=unhealthy)

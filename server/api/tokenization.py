@@ -5,10 +5,16 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
+from server.api.messages.answers import TokenCount
+from server.api.messages.schema import CountBody
 from server.api.prepare.generation import check_characters, check_model, check_vocabulary
 from server.api.prepare.lanes import Lane, Lanes
+from server.api.prepare.prompts import PromptSource, chat_source, source_of
 from server.api.schema.base import Body, Text, TokenId, refusal
-from server.api.schema.messages import Counted, Message
+from server.api.schema.messages import Counted, Message, check_continued
+from server.api.schema.template import TemplateBody
+from server.api.schema.tools import Toolset
+from server.api.schema.unsupported import NOT_HONOURED_IN_TOKENIZATION
 from server.served_model import ServedModel
 from server.tickets import QueueLimits, Tickets
 from server.worker import Worker
@@ -19,8 +25,10 @@ LIMITS = QueueLimits(max_sequences=256, max_tokens=1 << 20)
 """Most requests at once, and their characters together; alone, any text that the context could hold is taken."""
 
 
-class TokenizeBody(Body):
-    """A text, or messages that the chat template turns into one; a request with the same has the same ids."""
+class TokenizeBody(TemplateBody):
+    """A text, or messages and tools that the chat template turns into one; a request with the same has the same ids."""
+
+    not_honoured = NOT_HONOURED_IN_TOKENIZATION
 
     model: str | None = None
     prompt: Text | None = None
@@ -33,6 +41,12 @@ class TokenizeBody(Body):
             raise refusal("prompt", "Give either prompt or messages.")
         if self.messages is not None and self.add_special_tokens:
             raise refusal("add_special_tokens", "Only with prompt: a chat template writes its own special tokens.")
+        for name in TemplateBody.model_fields if self.messages is None else ():
+            if getattr(self, name):
+                raise refusal(name, "Only with messages.")
+        if self.messages and self.continue_final_message:
+            check_continued(self.messages)
+        Toolset.check(self.tools or [], None)
         return self
 
 
@@ -52,7 +66,7 @@ class Detokenized(BaseModel):
 
 
 class TokenizationApi:
-    """Both endpoints; they need the tokenizer only, so that a busy engine does not delay them.
+    """The endpoints; they need the tokenizer only, so that a busy engine does not delay them.
 
     They have tickets of their own: long texts wait for each other, and no chat for them.
     """
@@ -68,9 +82,9 @@ class TokenizationApi:
         check_model(body.model or served.name, served)
         text = body.prompt or ""
         if body.messages is not None:
-            turns = [message.for_template for message in body.messages]
-            num_characters = sum(len(turn["content"]) for turn in turns)
-            ids = await self.run(num_characters, served, served.codec.encode_chat, turns)
+            toolset = Toolset.of(body.tools or [], None, True)
+            source = chat_source(body.messages, "messages", toolset, body.variables, bool(body.continue_final_message))
+            ids = await self.chat_ids(source, served)
         else:
             ids = await self.run(len(text), served, served.codec.encode, text, body.add_special_tokens is not False)
         return Tokens(count=len(ids), max_model_len=served.max_length, tokens=ids)
@@ -81,6 +95,17 @@ class TokenizationApi:
         check_model(body.model or served.name, served)
         check_vocabulary(body.tokens, "tokens", served.vocabulary_size)
         return Detokenized(prompt=await self.run(len(body.tokens), served, served.codec.vocabulary.decode, body.tokens))
+
+    async def count(self, body: CountBody) -> TokenCount:
+        """POST /v1/messages/count_tokens, in Anthropic's form."""
+        served = self.worker.check_available()
+        check_model(body.model, served)
+        ids = await self.chat_ids(source_of(body.chat, "messages"), served)
+        return TokenCount(input_tokens=len(ids))
+
+    async def chat_ids(self, source: PromptSource, served: ServedModel) -> list[int]:
+        (ids,) = await self.run(source.longest, served, source.encode, served)
+        return ids
 
     async def run(self, size: int, served: ServedModel, work: Callable[..., Result], *arguments: object) -> Result:
         """What the work gives, in its turn; `size` is in characters or tokens."""

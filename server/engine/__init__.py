@@ -23,10 +23,18 @@ from server.engine.model.timing import interleaved_quartiles
 from server.engine.model.weights import CheckpointError
 from server.engine.plan import MemoryPlan, MemoryPlanError, Wishes, plan_memory
 from server.engine.requests import GenerationRequest, PromptTooLongError
-from server.engine.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler, GrammarError, json_rule
+from server.engine.sampling.grammar import (
+    CompiledGrammar,
+    Grammar,
+    GrammarCompiler,
+    GrammarError,
+    can_enforce_pattern,
+    json_rule,
+)
 from server.engine.sequence import Emission, Sequence
 from server.engine.speculation.base import Method, method_named, methods
 from server.engine.text.codec import ChatError, TextCodec, TextStream, held_back
+from server.engine.text.thinking import THINK_BEGIN, THINK_END, Thinking
 from server.engine.text.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat
 from server.engine.text.vocabulary import TokenText, Vocabulary
 from server.engine.types import (
@@ -49,6 +57,7 @@ from server.engine.types import (
     SkipMask,
     StepStats,
     StopConditions,
+    ThinkingBudget,
     TokenLogprobs,
 )
 
@@ -64,6 +73,8 @@ __all__ = [
     "MISTRAL",
     "OTHER_DOMAIN",
     "PLAIN",
+    "THINK_BEGIN",
+    "THINK_END",
     "UNADJUSTED",
     "UNROUTED",
     "Activations",
@@ -115,6 +126,8 @@ __all__ = [
     "StopConditions",
     "TextCodec",
     "TextStream",
+    "Thinking",
+    "ThinkingBudget",
     "TokenBatch",
     "TokenLogprobs",
     "TokenText",
@@ -124,6 +137,7 @@ __all__ = [
     "add_draft",
     "answer_counts",
     "available_memory",
+    "can_enforce_pattern",
     "held_back",
     "interleaved_quartiles",
     "json_rule",

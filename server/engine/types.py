@@ -131,6 +131,37 @@ LONGEST_GROWTH = 4
 
 
 @dataclass(frozen=True)
+class ThinkingBudget:
+    """Most tokens of thinking, and the token ids that mark it.
+
+    An answer whose thinking is open from the start has no `begin`. Where the budget is used up before `end`
+    came, the ids of `closing` follow.
+    """
+
+    limit: int
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    closing: tuple[int, ...]
+
+    @property
+    def places(self) -> range:
+        """Numbers of tokens of the answer before those places at which a token may be forced."""
+        first = len(self.begin) + self.limit
+        return range(first, first + len(self.closing))
+
+    def forced_after(self, answer: list[int]) -> int | None:
+        """The only id that may follow these of the answer; None where the model is free."""
+        if len(answer) not in self.places or tuple(answer[: len(self.begin)]) != self.begin:
+            return None
+        thought = answer[len(self.begin) : self.places.start]
+        return None if contains(thought, self.end) else self.closing[len(answer) - self.places.start]
+
+
+def contains(ids: list[int], wanted: tuple[int, ...]) -> bool:
+    return any(tuple(ids[i : i + len(wanted)]) == wanted for i in range(len(ids) - len(wanted) + 1))
+
+
+@dataclass(frozen=True)
 class Adjustments:
     """Changes of the logits before temperature; the defaults change nothing.
 
@@ -142,6 +173,7 @@ class Adjustments:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    thinking: ThinkingBudget | None = None
 
 
 UNADJUSTED = Adjustments()

@@ -1,13 +1,14 @@
 """OpenAI's own types as a strict check: nothing missing, nothing of a wrong type, nothing that they do not know."""
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import openai
 from openai.types import Completion, CompletionChoice, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
-from openai.types.responses import Response
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.responses import Response, ResponseStreamEvent, ResponseTextDeltaEvent
 
 Form = TypeVar("Form", bound=openai.BaseModel)
 Keys = dict[type[openai.BaseModel], set[str]]
@@ -25,12 +26,24 @@ NULLABLE: Keys = {
 
 EXTENSIONS: Keys = {
     ChatCompletion: {"metrics"},
-    ChatCompletionChunk: {"metrics"},
+    ChatCompletionChunk: {"metrics", "obfuscation"},
+    ChatCompletionMessage: {"reasoning_content"},
+    ChoiceDelta: {"reasoning_content"},
     Completion: {"metrics"},
-    Model: {"max_model_len", "revision", "domains", "drafts"},
+    Model: {"max_model_len", "context_length", "capabilities", "revision", "domains", "drafts"},
     Response: {"metrics", "store"},
+    ResponseTextDeltaEvent: {"obfuscation"},
 }
 """Fields that this server adds; `store` is OpenAI's own, though its types do without."""
+
+EVENTS: dict[str, type[openai.BaseModel]] = {
+    get_args(event.model_fields["type"].annotation)[0]: event for event in get_args(get_args(ResponseStreamEvent)[0])
+}
+"""The forms of a response's events by their type."""
+
+
+def check_event(data: Any) -> openai.BaseModel:
+    return check(data, EVENTS[data["type"]])
 
 
 def check(data: Any, form: type[Form]) -> Form:

@@ -14,20 +14,22 @@ from server.api.answers.models import (
     Delta,
 )
 from server.api.answers.tool_calls import CalledFunction, FunctionDelta, ToolCall, ToolCallDelta
-from server.api.answers.tool_parser import CallReader, Part
+from server.api.answers.tool_parser import Part
 from server.api.answers.transcript import AnswerStart, ChoicesTranscript
 from server.generation import Piece, ShownToken
 
 
 class MessageBuilder:
-    """Puts the message of one choice together: its content, and its calls of tools."""
+    """Puts the message of one choice together: its thoughts, its content, and its calls of tools."""
 
     def __init__(self) -> None:
-        self.content = ""
+        self.thoughts = self.content = ""
         self.calls: list[ToolCall] = []
 
     def add(self, part: Part) -> None:
-        if part.call is None:
+        if part.is_thought:
+            self.thoughts += part.text
+        elif part.call is None:
             self.content += part.text
         elif part.name is not None and part.id is not None:
             self.calls.append(ToolCall(id=part.id, function=CalledFunction(name=part.name, arguments=part.text)))
@@ -38,10 +40,12 @@ class MessageBuilder:
     def message(self) -> AssistantMessage:
         """The message so far; its content is null, not "", where it has calls and no text."""
         content = None if self.calls and not self.content else self.content
-        return AssistantMessage(content=content, tool_calls=self.calls or None)
+        return AssistantMessage(content=content, reasoning_content=self.thoughts or None, tool_calls=self.calls or None)
 
 
 def delta_of(part: Part) -> Delta:
+    if part.is_thought:
+        return Delta(reasoning_content=part.text)
     if part.call is None:
         return Delta(content=part.text)
     function = FunctionDelta(name=part.name, arguments=part.text)
@@ -50,43 +54,41 @@ def delta_of(part: Part) -> Delta:
 
 
 class ChatTranscript(ChoicesTranscript):
-    """POST /v1/chat/completions.
-
-    Where tools are offered, `readers` holds one reader for each choice, which finds the calls in its text.
-    """
+    """POST /v1/chat/completions; a reader for each choice finds thoughts and calls in its text."""
 
     id_prefix = "chatcmpl-"
 
-    def __init__(self, start: AnswerStart, readers: Sequence[CallReader] = ()) -> None:
+    def __init__(self, start: AnswerStart) -> None:
         super().__init__(start)
-        self.readers = readers
+        self.readers = [start.new_reader() for _ in range(start.num_choices)]
         self.messages = [MessageBuilder() for _ in range(start.num_choices)]
         self.new_parts: list[Part] = []
 
     def take(self, piece: Piece) -> None:
         super().take(piece)
-        self.new_parts = [Part(piece.text)] if piece.text else []
-        if self.readers:
-            reader = self.readers[piece.index]
-            self.new_parts = reader.push(piece.text) + (reader.flush() if piece.outcome else [])
+        self.new_parts = self.readers[piece.index].read(piece)
         for part in self.new_parts:
             self.messages[piece.index].add(part)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return sum(self.readers[index].num_thoughts(outcome) for index, outcome in self.outcomes.items())
 
     def finish_reason(self, index: int) -> ChoiceEnd | None:
         """A call that a stop string cut short is not to be made: the choice ends with "stop" then."""
         reason = super().finish_reason(index)
-        has_calls = self.messages[index].calls and not self.readers[index].is_inside
+        has_calls = self.messages[index].calls and not self.readers[index].is_inside_call
         return "tool_calls" if reason == "stop" and has_calls else reason
 
     def chunks(self, piece: Piece) -> list[Answer]:
         index = piece.index
         deltas = [delta_of(part) for part in self.new_parts]
         if piece.tokens and not deltas:
-            deltas = [Delta() if self.readers else Delta(content="")]
+            deltas = [Delta(content=None if self.readers[index].calls else "")]
         choices = [ChunkChoice(index=index, delta=delta) for delta in deltas]
         if piece.tokens:
             choices[0].logprobs = self.logprobs(piece.tokens)
-        if index not in self.begun and (choices or piece.outcome or not self.readers):
+        if index not in self.begun:
             self.begun.add(index)
             choices.insert(0, ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
         if piece.outcome:

@@ -29,15 +29,22 @@ class CompletionTokensDetails(BaseModel):
     audio_tokens: int = 0
 
 
-class Usage(BaseModel):
+class Usage(Sparse):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+    """Both are known at the end of an answer only."""
 
     @classmethod
-    def of(cls, prompt_tokens: int, num_prompts: int, outcomes: list[Outcome]) -> Self:
+    def so_far(cls, prompt_tokens: int, completion_tokens: int) -> Self:
+        """Usage of an answer that goes on."""
+        total_tokens = prompt_tokens + completion_tokens
+        return cls(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total_tokens)
+
+    @classmethod
+    def of(cls, prompt_tokens: int, num_prompts: int, outcomes: list[Outcome], reasoning_tokens: int = 0) -> Self:
         """Usage of a request: its prompts counted once, its choices, which are in the prompts' order, added up."""
         each = max(len(outcomes) // num_prompts, 1)
         cached = sum(
@@ -52,7 +59,9 @@ class Usage(BaseModel):
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
             completion_tokens_details=CompletionTokensDetails(
-                accepted_prediction_tokens=accepted, rejected_prediction_tokens=drafted - accepted
+                accepted_prediction_tokens=accepted,
+                rejected_prediction_tokens=drafted - accepted,
+                reasoning_tokens=reasoning_tokens,
             ),
         )
 
@@ -133,13 +142,16 @@ class AssistantMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    reasoning_content: str | None = None
+    """The thoughts before the content, where a model has them: an extension that others have too."""
     tool_calls: list[ToolCall] | None = None
 
     @model_serializer(mode="wrap")
-    def without_calls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The field `tool_calls` is left out, rather than null, where there are none, as OpenAI does."""
+    def without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that few messages have are left out, rather than null, as OpenAI does."""
         fields: dict[str, Any] = serialize(self)
-        return fields if self.tool_calls else {name: fields[name] for name in fields if name != "tool_calls"}
+        absent = {name for name in ("reasoning_content", "tool_calls") if not fields[name]}
+        return {name: fields[name] for name in fields if name not in absent}
 
 
 class ChatChoice(BaseModel):
@@ -161,6 +173,7 @@ class Delta(Sparse):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 
@@ -201,6 +214,22 @@ class TextCompletion(Answer):
     choices: list[TextChoice]
 
 
+class Capabilities(BaseModel):
+    """What requests to the model may ask for.
+
+    `tools` are native where its chat template knows them, and else described to it in words. `infill` is text between
+    a prompt and a suffix.
+    """
+
+    input: list[str] = ["text"]
+    chat: bool
+    tools: Literal["native", "described"]
+    structured_outputs: bool = True
+    thinking: bool
+    infill: bool
+    embeddings: bool = False
+
+
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -209,6 +238,9 @@ class ModelCard(BaseModel):
     max_model_len: int
     revision: str | None = None
     """The commit of a model of the hub."""
+    context_length: int
+    """The same, under the name that others have for it."""
+    capabilities: Capabilities
     domains: list[str]
     drafts: dict[str, DraftCard]
     """By domain."""

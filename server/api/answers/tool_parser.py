@@ -20,12 +20,13 @@ BETWEEN = " \t\r\n,;[]"
 
 
 class Part(NamedTuple):
-    """New content; or new arguments of call number `call`, whose `name` and `id` come with the first of them."""
+    """New content, or a thought; or new arguments of call number `call`, with whose first come its `name` and `id`."""
 
     text: str
     call: int | None = None
     name: str | None = None
     id: str | None = None
+    is_thought: bool = False
 
 
 class State(Enum):

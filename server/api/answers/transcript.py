@@ -22,7 +22,10 @@ from server.api.answers.models import (
     TextCompletion,
     Usage,
 )
+from server.api.answers.obfuscation import padded
+from server.api.answers.parts import AnswerReader
 from server.api.errors import ApiError, BadRequestError
+from server.api.schema.generation import StreamOptions
 from server.engine import FinishReason, Vocabulary
 from server.generation import Outcome, Piece, ShownToken
 
@@ -44,6 +47,8 @@ class AnswerStart:
     num_prompts: int
     num_choices: int
     vocabulary: Vocabulary | None
+    new_reader: Callable[[], AnswerReader] = AnswerReader
+    """Makes a reader of one choice, of a chat."""
 
 
 class Transcript(ABC):
@@ -56,6 +61,7 @@ class Transcript(ABC):
         self.id = f"{self.id_prefix}{uuid.uuid4().hex}"
         self.texts = [""] * start.num_choices
         self.tokens: list[list[ShownToken]] = [[] for _ in range(start.num_choices)]
+        self.num_tokens = [0] * start.num_choices
         self.begun: set[int] = set()
         self.outcomes: dict[int, Outcome] = {}
 
@@ -64,7 +70,7 @@ class Transcript(ABC):
         """The answer, once every choice has ended."""
 
     @abstractmethod
-    def frames(self, pieces: AsyncIterator[Piece], includes_usage: bool) -> AsyncIterator[str]:
+    def frames(self, pieces: AsyncIterator[Piece], options: StreamOptions) -> AsyncIterator[str]:
         """Server-sent events; none before the first piece, so that until then an error has its own status."""
 
     def failure(self, error: ApiError) -> str:
@@ -75,6 +81,7 @@ class Transcript(ABC):
         """Adds a piece to its choice; raises `BadRequestError` where the choice's grammar grew too complex."""
         self.texts[piece.index] += piece.text
         self.tokens[piece.index] += piece.tokens
+        self.num_tokens[piece.index] = piece.num_tokens
         if piece.outcome:
             self.outcomes[piece.index] = piece.outcome
             if piece.outcome.finish_reason is FinishReason.ERROR:
@@ -124,25 +131,39 @@ class ChoicesTranscript(Transcript):
         outcome = self.outcomes.get(index)
         return CHOICE_ENDS[outcome.finish_reason] if outcome else None
 
+    @property
+    def reasoning_tokens(self) -> int:
+        return 0
+
     def seal(self, answer: Answer) -> Answer:
         """The answer with its usage and metrics, which are known at the end only."""
         outcomes = [self.outcomes[i] for i in sorted(self.outcomes)]
-        usage = Usage.of(self.start.prompt_tokens, self.start.num_prompts, outcomes)
+        usage = Usage.of(self.start.prompt_tokens, self.start.num_prompts, outcomes, self.reasoning_tokens)
         return answer.model_copy(update={"usage": usage, "metrics": self.metrics})
 
-    async def frames(self, pieces: AsyncIterator[Piece], includes_usage: bool) -> AsyncIterator[str]:
-        """The last chunk carries the metrics, and the usage where it was asked for."""
-        hidden = {"metrics"} if includes_usage else {"metrics", "usage"}
+    def frame(self, answer: Answer, options: StreamOptions, is_last: bool = False) -> str:
+        """One event; the last one carries the metrics, and the usage where it was asked for."""
+        hidden = {"metrics", "usage"}
+        if is_last:
+            answer, hidden = self.seal(answer), set() if options.include_usage else {"usage"}
+        elif options.include_usage:
+            hidden = {"metrics"}
+            if options.continuous_usage_stats:
+                usage = Usage.so_far(self.start.prompt_tokens, sum(self.num_tokens))
+                answer = answer.model_copy(update={"usage": usage})
+        data = answer.model_dump_json(exclude=hidden)
+        return f"data: {padded(data) if options.include_obfuscation else data}\n\n"
+
+    async def frames(self, pieces: AsyncIterator[Piece], options: StreamOptions) -> AsyncIterator[str]:
+        """Usage, where it was asked for, comes in a chunk of its own after all choices."""
         async for piece in pieces:
             self.take(piece)
             chunks = self.chunks(piece)
-            for chunk in chunks[:-1]:
-                yield frame(chunk, hidden)
-            is_end = len(self.outcomes) == len(self.texts) and not includes_usage
-            for last in chunks[-1:]:
-                yield frame(self.seal(last), {"usage"}) if is_end else frame(last, hidden)
-        if includes_usage:
-            yield frame(self.seal(self.empty_chunk()), set())
+            is_end = len(self.outcomes) == len(self.texts) and not options.include_usage
+            for i, chunk in enumerate(chunks, 1):
+                yield self.frame(chunk, options, is_last=is_end and i == len(chunks))
+        if options.include_usage:
+            yield self.frame(self.empty_chunk(), options, is_last=True)
         yield DONE
 
 
@@ -171,7 +192,3 @@ class TextTranscript(ChoicesTranscript):
     def logprobs(self, tokens: Sequence[ShownToken]) -> TextLogprobs | None:
         vocabulary = self.start.vocabulary
         return TextLogprobs.of(tokens, vocabulary) if vocabulary else None
-
-
-def frame(answer: Answer, hidden: set[str]) -> str:
-    return f"data: {answer.model_dump_json(exclude=hidden)}\n\n"

@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.api.errors import AuthenticationError
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+ANTHROPIC_HEADER = "x-api-key"
+"""Where Anthropic's clients send their key."""
 OWNER = "owner"
 """Where a request's state has the name of its key, which is not the key."""
 
@@ -38,7 +40,9 @@ class KeyGuard:
         So the time taken tells nothing.
         """
         scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            given = headers.get(ANTHROPIC_HEADER, "")
         matches = [hmac.compare_digest(given.strip().encode("latin-1"), key) for key in self.keys]
-        if scheme.lower() != "bearer" or not any(matches):
+        if not any(matches):
             return None
         return f"key {matches.index(True)}"

@@ -10,6 +10,7 @@ from server.api.answers.transcript import Transcript
 from server.api.errors import api_error
 from server.api.http.connection import ABORT
 from server.api.prepare.lanes import Lane, Lanes
+from server.api.schema.generation import StreamOptions
 from server.tickets import Ticket
 from server.worker import Worker
 
@@ -30,7 +31,7 @@ class Reply(Response):
         transcript: Transcript,
         lanes: Lanes,
         is_streamed: bool,
-        includes_usage: bool,
+        options: StreamOptions,
     ) -> None:
         super().__init__()
         self.worker = worker
@@ -38,7 +39,7 @@ class Reply(Response):
         self.transcript = transcript
         self.lanes = lanes
         self.is_streamed = is_streamed
-        self.includes_usage = includes_usage
+        self.options = options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self.send_all(scope, receive, send))
@@ -65,7 +66,7 @@ class Reply(Response):
             content = await self.lanes.run(Lane.ANSWERS, self.transcript.whole_json)
             await Response(content, media_type="application/json")(scope, receive, send)
             return
-        frames = self.transcript.frames(pieces, self.includes_usage)
+        frames = self.transcript.frames(pieces, self.options)
         # Until there is something to say, an error still gets its own status.
         first = await anext(frames)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -5,7 +5,15 @@ from dataclasses import replace
 from server.api.errors import BadRequestError, ContextLengthError, NotFoundError
 from server.api.schema.generation import GenerationBody
 from server.api.schema.sampling import Speculation
-from server.engine import Adjustments, CompiledGrammar, GenerationRequest, Route, SamplingParams, StopConditions
+from server.engine import (
+    Adjustments,
+    CompiledGrammar,
+    GenerationRequest,
+    Route,
+    SamplingParams,
+    StopConditions,
+    Thinking,
+)
 from server.generation import Prompt
 from server.served_model import ServedModel
 from server.tickets import QueueLimits
@@ -73,15 +81,18 @@ def prompts(
     owner: str | None = None,
     prediction: tuple[int, ...] = (),
     client: str | None = None,
+    thinking: Thinking = Thinking.NONE,
 ) -> list[Prompt]:
     """One prompt for each choice; two texts with `n: 3` make six, the three of the first text first.
 
     The choices of a text count up from the body's seed: 7, 8, 9.
     """
     speculation = body.speculation or Speculation()
+    budget = None if body.most_thoughts is None else served.codec.thinking_budget(body.most_thoughts, thinking)
+    drawn = sampling(body, served.checkpoint.defaults)
     template = GenerationRequest(
         prompt_ids=[],
-        sampling=sampling(body, served.checkpoint.defaults),
+        sampling=replace(drawn, adjustments=replace(drawn.adjustments, thinking=budget)),
         stop=stop_conditions(body, served),
         method=method(speculation, served),
         route=route(speculation, served),

@@ -2,7 +2,8 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from server.api.answers.logprobs import ChatTokenLogprob
 from server.api.answers.models import RequestMetrics
@@ -30,12 +31,13 @@ class ResponseUsage(BaseModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, prompt_tokens: int, outcome: Outcome) -> Self:
+    def of(cls, prompt_tokens: int, outcome: Outcome, reasoning_tokens: int) -> Self:
         output_tokens = outcome.completion_tokens
         return cls(
             input_tokens=prompt_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=outcome.cached_tokens),
             output_tokens=output_tokens,
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning_tokens),
             total_tokens=prompt_tokens + output_tokens,
         )
 
@@ -47,12 +49,42 @@ class OutputText(BaseModel):
     logprobs: list[ChatTokenLogprob] = []
 
 
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
 class OutputMessage(BaseModel):
     id: str
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
-    status: Literal["in_progress", "completed", "incomplete"] = "in_progress"
-    content: list[OutputText] = []
+    status: ItemStatus
+    content: list[OutputText]
+
+
+class ReasoningText(BaseModel):
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class ReasoningItem(BaseModel):
+    """Thoughts before the answer, in full: there is no summary of them."""
+
+    id: str
+    type: Literal["reasoning"] = "reasoning"
+    summary: list[Any] = []
+    content: list[ReasoningText]
+    status: ItemStatus
+
+
+class FunctionCall(BaseModel):
+    id: str
+    type: Literal["function_call"] = "function_call"
+    call_id: str
+    name: str
+    arguments: str
+    status: ItemStatus
+
+
+OutputItem = OutputMessage | ReasoningItem | FunctionCall
 
 
 class IncompleteDetails(BaseModel):
@@ -82,18 +114,18 @@ class ResponseAnswer(BaseModel):
     max_tool_calls: None = None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage] = []
-    parallel_tool_calls: bool = True
+    output: list[OutputItem] = []
+    parallel_tool_calls: bool
     previous_response_id: None = None
     prompt_cache_key: str | None
-    reasoning: dict[str, None] = Field(default={"effort": None, "summary": None})
+    reasoning: dict[str, str | None]
     safety_identifier: str | None
     service_tier: Literal["default"] = "default"
     store: bool = False
     temperature: float
     text: dict[str, Any]
-    tool_choice: Literal["auto"] = "auto"
-    tools: list[Any] = []
+    tool_choice: Any
+    tools: list[Any]
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"] = "disabled"
@@ -113,10 +145,14 @@ def repeated_fields(body: ResponseBody, sampling: SamplingParams) -> dict[str, A
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         "safety_identifier": body.safety_identifier,
         "temperature": sampling.temperature,
-        "text": {"format": format_of(body), "verbosity": "medium"},
+        "text": {"format": format_of(body), "verbosity": (body.text and body.text.verbosity) or "medium"},
+        "tool_choice": "auto" if body.tool_choice is None else to_jsonable_python(body.tool_choice),
+        "tools": [tool.repeated for tool in body.tools or []],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": sampling.top_p,
         "user": body.user,

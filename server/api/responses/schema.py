@@ -1,18 +1,24 @@
 """The body of POST /v1/responses, and the chat that it stands for."""
 
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from server.api.schema.base import Body, NoEffect, Text, refusal, text_or_list
-from server.api.schema.generation import ChatBody
-from server.api.schema.messages import Counted, Message, TextPart
+from server.api.responses.input import STATELESS, InputItem, turns
+from server.api.responses.tools import FunctionTool, FunctionToolChoice, chat_choice
+from server.api.schema.base import Body, Identifier, NoEffect, Text, refusal, text_or_list, translated
+from server.api.schema.generation import ChatBody, StreamOptions
+from server.api.schema.messages import Counted, Message
 from server.api.schema.response_format import JsonSchema, ResponseFormat
-from server.api.schema.sampling import Identifier, SamplingBody
+from server.api.schema.sampling import SamplingBody
+from server.api.schema.template import Effort
+from server.api.schema.unsupported import NOT_HONOURED_BEYOND_OPENAI
 
 LOGPROBS = "message.output_text.logprobs"
 
 NOT_HONOURED: NoEffect = {
+    **NOT_HONOURED_BEYOND_OPENAI,
     "access_programs": (None,),
     "background": (None, False),
     "context_management": (None, []),
@@ -20,45 +26,15 @@ NOT_HONOURED: NoEffect = {
     "image": (None,),
     "max_tool_calls": (None,),
     "moderation": (None,),
-    "parallel_tool_calls": (None, True, False),
     "previous_response_id": (None,),
     "prompt": (None,),
     "prompt_cache_options": (None,),
     "prompt_cache_retention": (None,),
     "service_tier": (None, "auto", "default"),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "truncation": (None, "disabled"),
 }
-STATELESS = "This server keeps no answers; send the turns so far as input."
-
-
-class InputPart(Body):
-    """A text of a message; the log-probabilities of an earlier answer may come back with it, and change nothing."""
-
-    not_honoured: ClassVar[NoEffect] = {"annotations": (None, [])}
-    type: Literal["input_text", "output_text"]
-    text: Text
-    logprobs: list[Any] | None = None
-
-
-class InputMessage(Body):
-    """A turn of the conversation: written by the client, or taken from the `output` of an earlier answer."""
-
-    not_honoured: ClassVar[NoEffect] = {"type": (None, "message"), "phase": (None, "commentary", "final_answer")}
-    reasons: ClassVar[dict[str, str]] = {"type": "This server takes messages only."}
-    id: Identifier = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[Text, Tag("<text>")] | Annotated[list[InputPart], Tag("<list>")], Discriminator(text_or_list)
-    ]
-
-    @property
-    def as_chat(self) -> Message:
-        if isinstance(self.content, str):
-            return Message(role=self.role, content=self.content)
-        return Message(role=self.role, content=[TextPart(type="text", text=part.text) for part in self.content])
+CHAT_FIELDS = {"messages": "input", "tool_choice.function.name": "tool_choice.name"}
+"""Fields of this body by those of the chat that it stands for, where names differ."""
 
 
 class PlainFormat(Body):
@@ -85,7 +61,7 @@ def kind_of(value: Any) -> str:
 
 
 class TextOptions(Body):
-    not_honoured: ClassVar[NoEffect] = {"verbosity": (None, "medium")}
+    verbosity: Literal["low", "medium", "high"] | None = None
     format: (
         Annotated[
             Annotated[PlainFormat, Tag("<plain>")] | Annotated[SchemaFormat, Tag("<schema>")], Discriminator(kind_of)
@@ -97,15 +73,19 @@ class TextOptions(Body):
 class ReasoningOptions(Body):
     not_honoured: ClassVar[NoEffect] = {
         "context": (None,),
-        "effort": (None, "none"),
         "generate_summary": (None,),
         "mode": (None,),
         "summary": (None, "auto"),
     }
+    effort: Effort | None = None
 
 
 class ObfuscationOptions(Body):
-    not_honoured: ClassVar[NoEffect] = {"include_obfuscation": (None, False)}
+    include_obfuscation: bool | None = None
+
+
+SAME = ("top_logprobs", "parallel_tool_calls", "chat_template_kwargs", "thinking_budget")
+"""Fields that mean the same in chats."""
 
 
 class ChatOfResponse(ChatBody):
@@ -120,7 +100,7 @@ class ResponseBody(SamplingBody):
     not_honoured = NOT_HONOURED
     reasons: ClassVar[dict[str, str]] = {"previous_response_id": STATELESS, "conversation": STATELESS}
     input: Annotated[
-        Annotated[Text, Tag("<text>")] | Annotated[list[InputMessage], Field(min_length=1), Tag("<list>")],
+        Annotated[Text, Tag("<text>")] | Annotated[list[InputItem], Field(min_length=1), Tag("<list>")],
         Discriminator(text_or_list),
         Counted,
     ]
@@ -132,6 +112,11 @@ class ResponseBody(SamplingBody):
     reasoning: ReasoningOptions | None = None
     stream_options: ObfuscationOptions | None = None
     prompt_cache_key: Identifier = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tool_choice: FunctionToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[Text, Any] | None = None
+    thinking_budget: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def check_logprobs(self) -> Self:
@@ -145,23 +130,38 @@ class ResponseBody(SamplingBody):
 
     @property
     def is_constrained(self) -> bool:
-        return bool(self.text and self.text.format and self.text.format.type != "text")
+        is_free = self.text is None or self.text.format is None or self.text.format.type == "text"
+        return not is_free or bool(self.tools and self.tool_choice != "none")
+
+    @model_validator(mode="after")
+    def check_chat(self) -> Self:
+        """What is wrong only for the chat as a whole, as two tools of one name."""
+        try:
+            self.chat  # noqa: B018
+        except ValidationError as error:
+            raise translated(error, CHAT_FIELDS) from error
+        return self
 
     @property
     def messages(self) -> list[Message]:
-        turns = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         first = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
-        return first + [turn.as_chat for turn in turns]
+        if isinstance(self.input, str):
+            return [*first, Message(role="user", content=self.input)]
+        return [*first, *turns(self.input)]
 
-    @property
-    def as_chat(self) -> ChatBody:
+    @cached_property
+    def chat(self) -> ChatBody:
         """The chat with the same answer; prompt, sampling and grammar are prepared from it as for any chat."""
-        shared = {name: getattr(self, name) for name in SamplingBody.model_fields}
+        shared = {name: getattr(self, name) for name in (*SamplingBody.model_fields, *SAME)}
         return ChatOfResponse(
             **shared,
             messages=self.messages,
             response_format=self.text.format.as_chat if self.text and self.text.format else None,
             max_completion_tokens=self.max_output_tokens,
             logprobs=self.has_logprobs,
-            top_logprobs=self.top_logprobs,
+            tools=[tool.as_chat for tool in self.tools or []],
+            tool_choice=chat_choice(self.tool_choice),
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
+            verbosity=self.text.verbosity if self.text else None,
+            stream_options=StreamOptions(**dict(self.stream_options)) if self.stream_options and self.stream else None,
         )

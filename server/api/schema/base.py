@@ -1,8 +1,9 @@
 """The base of all request bodies: exact types, no unknown fields, encodable text, and errors that name the field."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 NoEffect = dict[str, tuple[Any, ...]]
@@ -51,6 +52,11 @@ def check_encodable(text: str, *, field: str = "") -> str:
 
 Text = Annotated[str, AfterValidator(check_encodable)]
 
+Identifier = Annotated[Text, Field(max_length=512)] | None
+
+Echoed = dict[str, Any] | None
+"""An object that clients send along, as `cache_control`, and that changes nothing."""
+
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -67,3 +73,11 @@ def invalid(field: str, message: str) -> PydanticCustomError:
 def refusal(field: str, message: str) -> PydanticCustomError:
     """The error for a value that this server does not support, or not together with the other fields."""
     return PydanticCustomError("unsupported", "{reason}", {"field": field, "reason": message})
+
+
+def translated(error: ValidationError, names: Mapping[str, str]) -> PydanticCustomError:
+    """The first mistake of a body that was made of another one; `names` are the fields of that by those of this."""
+    first = error.errors()[0]
+    path = [*map(str, first["loc"]), str(first.get("ctx", {}).get("field", ""))]
+    field = next((part for part in path if part), "")
+    return invalid(names.get(field, field), first["msg"])

@@ -8,13 +8,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.api.schema.base import Body, NoEffect, Text, TokenId, refusal, text_or_list
-from server.api.schema.messages import Content, Counted, Message
-from server.api.schema.response_format import ResponseFormat
-from server.api.schema.sampling import Identifier, SamplingBody
-from server.api.schema.tools import Tool, ToolChoice, Toolset
+from server.api.schema.base import Body, Identifier, Text, TokenId, refusal, text_or_list
+from server.api.schema.messages import Content, Counted, Message, check_continued
+from server.api.schema.response_format import AnswerForm, ResponseFormat
+from server.api.schema.sampling import SamplingBody
+from server.api.schema.structured_outputs import StructuredOutputs
+from server.api.schema.template import TemplateBody
+from server.api.schema.tools import ToolChoice, Toolset
 from server.api.schema.unsupported import (
-    INSTEAD_IN_COMPLETIONS,
+    INSTEAD,
     NOT_HONOURED_IN_CHAT,
     NOT_HONOURED_IN_COMPLETIONS,
 )
@@ -24,8 +26,15 @@ COMPLETION_TOKENS = 16
 
 
 class StreamOptions(Body):
-    not_honoured: ClassVar[NoEffect] = {"include_obfuscation": (None, False), "continuous_usage_stats": (None, False)}
+    """What the events of a stream carry beside the answer.
+
+    `continuous_usage_stats` has the usage so far in every chunk of a stream that includes usage; `include_obfuscation`
+    pads the events.
+    """
+
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class GenerationBody(SamplingBody):
@@ -36,10 +45,11 @@ class GenerationBody(SamplingBody):
     stream_options: StreamOptions | None = None
     schema_field: ClassVar[str] = "response_format.json_schema.schema"
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def check_stream_options(self) -> Self:
-        if self.stream_options and not self.stream:
+        if not self.stream and any(dict(self.streaming).values()):
             raise refusal("stream_options", "Only with stream: true.")
         return self
 
@@ -57,10 +67,27 @@ class GenerationBody(SamplingBody):
         """The tools that may be called; None where there are none."""
         return None
 
+    @model_validator(mode="after")
+    def check_form(self) -> Self:
+        if self.structured_outputs and self.response_format and self.response_format.form:
+            raise refusal("structured_outputs", "Not together with a response_format.")
+        return self
+
+    @property
+    def form(self) -> AnswerForm | None:
+        """What the answer has to be, where it calls no tool; None where any text will do."""
+        if self.structured_outputs:
+            return self.structured_outputs.form
+        return self.response_format.form if self.response_format else None
+
+    @property
+    def form_field(self) -> str:
+        """The field that says what the answer has to be, as errors name it."""
+        return "structured_outputs" if self.structured_outputs else self.schema_field
+
     @property
     def is_constrained(self) -> bool:
-        is_free = self.response_format is None or self.response_format.schema_of_answer is None
-        return self.toolset is not None or not is_free
+        return self.toolset is not None or self.form is not None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -78,8 +105,13 @@ class GenerationBody(SamplingBody):
         return ""
 
     @property
-    def includes_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def most_thoughts(self) -> int | None:
+        """Most tokens that the model may think before its answer; None where it is free."""
+        return None
+
+    @property
+    def streaming(self) -> StreamOptions:
+        return self.stream_options or StreamOptions()
 
 
 class Prediction(Body):
@@ -93,17 +125,18 @@ class Prediction(Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatBody(GenerationBody):
+class ChatBody(TemplateBody, GenerationBody):
     """POST /v1/chat/completions"""
 
     operation = "chat"
     not_honoured = NOT_HONOURED_IN_CHAT
+    reasons = INSTEAD
     messages: Annotated[list[Message], Field(min_length=1), Counted]
+    thinking_budget: Annotated[int, Field(ge=0)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     prompt_cache_key: Identifier = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
@@ -114,6 +147,12 @@ class ChatBody(GenerationBody):
             raise refusal("max_tokens", "It differs from max_completion_tokens, its newer name.")
         if self.top_logprobs and not self.logprobs:
             raise refusal("top_logprobs", "Only with logprobs: true.")
+        return self
+
+    @model_validator(mode="after")
+    def check_last(self) -> Self:
+        if self.continue_final_message:
+            check_continued(self.messages)
         return self
 
     @model_validator(mode="after")
@@ -132,6 +171,11 @@ class ChatBody(GenerationBody):
     @property
     def num_logprobs(self) -> int | None:
         return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def most_thoughts(self) -> int | None:
+        """Zero where thinking is turned off: a template may not know how to."""
+        return 0 if self.reasoning_effort == "none" else self.thinking_budget
 
     @property
     def predicted(self) -> str:
@@ -153,10 +197,11 @@ class CompletionBody(GenerationBody):
 
     operation = "text_completion"
     not_honoured = NOT_HONOURED_IN_COMPLETIONS
-    reasons = INSTEAD_IN_COMPLETIONS
+    reasons = INSTEAD
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
+    suffix: Text | None = None
     prompt: Annotated[
         Annotated[Text, Tag("<text>")]
         | Annotated[list[Text], Field(min_length=1, max_length=128), Tag("<list>")]
@@ -164,6 +209,12 @@ class CompletionBody(GenerationBody):
         | Annotated[list[TokenIds], Field(max_length=128), Tag("<ids of several>")],
         Discriminator(text_or_ids),
     ]
+
+    @model_validator(mode="after")
+    def check_suffix(self) -> Self:
+        if self.suffix and (self.is_echoed or text_or_ids(self.prompt).startswith("<ids")):
+            raise refusal("suffix", "Only with prompts of text, and without echo.")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -57,7 +57,19 @@ ENFORCED = frozenset(
     ]
 )
 ANNOTATIONS = frozenset(
-    ("$comment", "$id", "$schema", "default", "deprecated", "description", "examples", "readOnly", "title", "writeOnly")
+    (
+        "$comment",
+        "$id",
+        "$schema",
+        "default",
+        "deprecated",
+        "description",
+        "discriminator",
+        "examples",
+        "readOnly",
+        "title",
+        "writeOnly",
+    )
 )
 OF_ONE = ("additionalProperties", "items")
 OF_SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -79,7 +91,7 @@ def check_schema(schema: dict[str, Any], field: str, is_lenient: bool = False) -
     check_encodable(json.dumps(schema, ensure_ascii=False), field=field)
     num_copies = 0
     for place, part in parts(schema, field):
-        if isinstance(part, bool):
+        if isinstance(part, bool) or (is_lenient and isinstance(part, list)):
             continue
         if not isinstance(part, dict):
             raise invalid(place, "A schema is an object or a boolean")
@@ -96,6 +108,10 @@ def check_schema(schema: dict[str, Any], field: str, is_lenient: bool = False) -
 def parts(schema: Any, place: str) -> Iterator[tuple[str, Any]]:
     """The schema and all schemas inside it, each with its place, as in `schema.items.anyOf[0]`."""
     yield place, schema
+    if isinstance(schema, list):
+        # Older schemas have a list of `items`, for tuples.
+        for i, part in enumerate(schema):
+            yield from parts(part, f"{place}[{i}]")
     if not isinstance(schema, dict):
         return
     for name in OF_ONE:

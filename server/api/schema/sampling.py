@@ -6,12 +6,11 @@ from typing import Annotated, ClassVar, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
-from server.api.schema.base import Body, Text, TokenId, invalid, refusal, text_or_list
+from server.api.schema.base import Body, Identifier, Text, TokenId, invalid, refusal, text_or_list
 from server.engine import MAX_DRAFT, method_named, methods
 from server.generation import Operation
 
 StopString = Annotated[Text, Field(min_length=1, max_length=1024)]
-Identifier = Annotated[Text, Field(max_length=512)] | None
 
 BiasedId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
 """A token id as a key of a JSON object."""

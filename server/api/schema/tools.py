@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.api.schema.base import Body, Text, check_encodable, invalid, refusal
+from server.api.schema.base import Body, Echoed, Text, check_encodable, invalid, refusal
 from server.api.schema.json_schema import MAX_CHARACTERS, MAX_DEPTH, check_schema, depth
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -41,6 +41,7 @@ class FunctionDefinition(Body):
 class Tool(Body):
     type: Literal["function"]
     function: FunctionDefinition
+    cache_control: Echoed = None
 
     @property
     def for_template(self) -> dict[str, Any]:
@@ -50,6 +51,9 @@ class Tool(Body):
         if function.description is not None:
             shown["description"] = function.description
         return {"type": "function", "function": {**shown, "parameters": function.parameters or NO_PARAMETERS}}
+
+
+Tools = Annotated[list[Tool], Field(max_length=128)]
 
 
 class FunctionChoice(Body):
@@ -90,8 +94,9 @@ class CalledFunction(Body):
 
 
 class ToolCall(Body):
-    """A call that an earlier answer made, sent back as part of the conversation."""
+    """A call that an earlier answer made, sent back as part of the conversation, with its `index` in the stream."""
 
+    index: Annotated[int, Field(ge=0)] | None = None
     id: Annotated[Text, Field(max_length=256)]
     type: Literal["function"]
     function: CalledFunction

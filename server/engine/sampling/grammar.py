@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 KEPT_GRAMMARS = 64
 """Compiled grammars kept for later requests, each of some kilobytes, the largest of a few megabytes."""
+KEPT_PATTERNS = 1024
+"""Patterns of which it is remembered whether they have a grammar."""
 JSON_LAYOUT: "JsonCompileOptions" = {"whitespace_pattern": r"( |\r?\n[ \t]{0,32})"}
 """A space, or a line and its indentation: without an end of blanks small models lose themselves in them."""
 LIMITS = LLParserLimits(
@@ -62,6 +64,17 @@ class Grammar:
 def json_rule(schema: Mapping[str, Any], is_lenient: bool = False) -> str:
     """The right side of a rule in Lark's syntax; a lenient one passes over keywords that cannot be enforced."""
     return "%json " + json.dumps({**schema, "x-guidance": {**JSON_LAYOUT, "lenient": is_lenient}})
+
+
+@lru_cache(KEPT_PATTERNS)
+def can_enforce_pattern(pattern: str) -> bool:
+    """Whether a regular expression has a grammar; those with look-around or references to groups have none.
+
+    One that is no regular expression at all is not excused: its error is the client's to hear of.
+    """
+    has_look_around = re.search(r"\(\?<?[=!]|\\[bB1-9]", pattern) is not None
+    schema = json.dumps({"type": "string", "pattern": pattern})
+    return not has_look_around or not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
 
 
 class GrammarTokens:

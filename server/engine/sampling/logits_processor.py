@@ -1,4 +1,4 @@
-"""What a request changes of its logits before temperature: bias, penalties, grammar, no end before `min_tokens`.
+"""What a request changes of its logits before temperature: bias, penalties, grammar, ends, thinking.
 
 Draft and full model are adjusted alike, and each row by exactly the tokens before it, drafted ones
 included. So a row's token is the one that plain decoding would choose there.
@@ -35,6 +35,13 @@ def forbid(logits: Tensor, token_ids: Tensor) -> None:
     rest[:, token_ids] = float("-inf")
     has_choice = (rest > float("-inf")).any(-1, keepdim=True)
     logits.copy_(torch.where(has_choice, rest, logits))
+
+
+def force(row: Tensor, token_id: int | None) -> None:
+    """Makes one token of the logits [vocabulary] the only possible one, if there is one to be forced."""
+    if token_id is not None:
+        row.fill_(float("-inf"))
+        row[token_id] = 0
 
 
 class TokenCounts:
@@ -106,6 +113,11 @@ class LogitsProcessor:
             # A checkpoint may name ends that its model cannot write.
             ends = [token for token in self.stop.token_ids if token < logits.shape[-1]]
             forbid(logits[:num_endless], torch.tensor(ends, dtype=torch.long, device=logits.device))
+        if budget := self.adjustments.thinking:
+            for i, row in enumerate(logits):
+                if num_before + i in budget.places:
+                    answer = [*ids[self.prompt_length :], *drafted][: num_before + i]
+                    force(row, budget.forced_after(answer))
 
     def penalize(self, logits: Tensor, ids: list[int], drafted: list[int]) -> None:
         if self.counts is None:

@@ -5,17 +5,30 @@ The engine itself never imports this module.
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from server.engine.text.thinking import CLOSING, THINK_BEGIN, THINK_END, Thinking, thinking_after, thinks
 from server.engine.text.tool_format import GENERIC, ToolFormat, tool_format, without_tools
 from server.engine.text.vocabulary import REPLACEMENT, Vocabulary
+from server.engine.types import ThinkingBudget
 
 MAX_PENDING = 8
 """More ids than a character's bytes can need: what still is no character then never becomes one."""
+INFILL_MARKS = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),
+    ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),
+)
+"""Tokens before prompt, suffix and answer, as Qwen, StarCoder, Granite, DeepSeek and GLM have them."""
+MAX_MARKER = 32
+"""More ids at the end of a prompt than the marker of thinking there can have."""
 
 
 class ChatError(ValueError):
@@ -53,15 +66,73 @@ class TextCodec:
         is_special = found is not None and self.tokenizer.added_tokens_decoder[found].special
         return found if is_special else None
 
-    def encode_chat(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """The prompt's ids, ending where the assistant's answer begins; raises `ChatError`."""
+    @cached_property
+    def template(self) -> str:
+        """The text of the chat template; empty where there is none."""
+        try:
+            return str(self.tokenizer.get_chat_template())
+        except ValueError:
+            return ""
+
+    @property
+    def has_thoughts(self) -> bool:
+        """Whether the model thinks before it answers, and marks that by text."""
+        return thinks(self.template) and self.special_id(THINK_END) is None
+
+    @property
+    def special_tokens(self) -> dict[str, str | list[str]]:
+        """Special tokens by their names, as `eos_token`."""
+        return dict(self.tokenizer.special_tokens_map)
+
+    @cached_property
+    def infill_ids(self) -> tuple[int, int, int] | None:
+        """Tokens before prompt, suffix and answer, of a model that fills in the middle."""
+        known = self.tokenizer.added_tokens_encoder
+        for before, between, after in INFILL_MARKS:
+            if before in known and between in known and after in known:
+                return known[before], known[between], known[after]
+        return None
+
+    def thinking_after(self, prompt_ids: Sequence[int]) -> Thinking:
+        """Where an answer to the prompt begins: with, before or without thoughts."""
+        if not self.has_thoughts:
+            return Thinking.NONE
+        return thinking_after(self.vocabulary.decode(list(prompt_ids[-MAX_MARKER:])))
+
+    def thinking_budget(self, limit: int, thinking: Thinking) -> ThinkingBudget | None:
+        """The budget over ids of tokens; None where there is nothing to be limited."""
+        if thinking is Thinking.NONE:
+            return None
+        begin = tuple(self.encode(THINK_BEGIN, False)) if thinking is Thinking.POSSIBLE else ()
+        end = tuple(self.encode(THINK_END, False))
+        if len(end) > 1:
+            # Its last letter may be one token with what follows.
+            end = tuple(self.encode(THINK_END[:-1], False))
+        return ThinkingBudget(limit, begin, end, tuple(self.encode(CLOSING, False)))
+
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] = (),
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        is_continued: bool = False,
+    ) -> list[int]:
+        """The prompt's ids, ending where the assistant's answer begins, or goes on; raises `ChatError`.
+
+        `variables` are for the template, as `enable_thinking`.
+        """
         if not self.tokenizer.chat_template:
             raise ChatError("this model has no chat template; use /v1/completions")
         try:
             if not self.tool_format.is_native:
                 messages, tools = without_tools(messages, list(tools)), ()
             text = self.tokenizer.apply_chat_template(
-                messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+                messages,
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=not is_continued,
+                continue_final_message=is_continued,
+                **variables,
             )
         except Exception as error:
             # A template is a program of the checkpoint's authors: it may fail in any way.
@@ -71,6 +142,13 @@ class TextCodec:
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, with the special tokens that the tokenizer itself puts around it."""
         return self.encode(text, add_special_tokens=True)
+
+    def encode_infill(self, before: str, after: str) -> list[int]:
+        """A prompt for what stands between two texts; raises `ChatError` where the model was not made for that."""
+        if self.infill_ids is None:
+            raise ChatError("this model has no tokens for filling in the middle; it only continues a prompt")
+        first, second, last = self.infill_ids
+        return [first, *self.encode(before, False), second, *self.encode(after, False), last]
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -99,10 +177,14 @@ class TextStream:
         self.context: list[int] = []
         self.pending: list[int] = []
         self.held = ""
-        self.is_stopped = False
+        self.stopped_by: str | None = None
         self.starts: list[int] = []
         """Where the text of each id begins, up to and including the one that completed a stop string."""
         self.num_released = 0
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_by is not None
 
     @property
     def num_tokens(self) -> int:
@@ -145,10 +227,10 @@ class TextStream:
 
     def release(self, new: str) -> str:
         self.held += new
-        found = [position for text in self.stop if (position := self.held.find(text)) >= 0]
+        found = [(position, text) for text in self.stop if (position := self.held.find(text)) >= 0]
         if found and self.num_tokens > self.min_tokens:
-            self.is_stopped = True
-            safe, self.held = self.held[: min(found)], ""
+            position, self.stopped_by = min(found)
+            safe, self.held = self.held[:position], ""
         else:
             keep = held_back(self.held, self.stop)
             safe, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]

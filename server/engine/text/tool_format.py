@@ -73,7 +73,8 @@ def plain_turn(message: Message) -> Message:
         return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
     calls = [written(call["function"]) for call in message.get("tool_calls", ())]
     content = "\n".join([*([message["content"]] if message["content"] or not calls else []), *calls])
-    return {"role": message["role"], "content": content}
+    kept = {name: value for name, value in message.items() if name != "tool_calls"}
+    return {**kept, "content": content}
 
 
 def written(function: Message) -> str:

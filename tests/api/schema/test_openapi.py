@@ -25,17 +25,23 @@ OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
+    ("GET", "/version"),
     ("GET", "/health"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
 ]
 
 
-LENGTHS = {"/v1/chat/completions": {"max_tokens": 8}, "/v1/responses": {"max_output_tokens": 8}}
+LENGTHS = {
+    "/v1/chat/completions": {"max_tokens": 8},
+    "/v1/responses": {"max_output_tokens": 8},
+}
 BOTH = list(schemathesis.GenerationMode)
 MODES = [(method, path, mode) for method, path in OPERATIONS for mode in BOTH[: 2 if method == "POST" else 1]]
 """Nothing can be wrong with a request that has no body."""

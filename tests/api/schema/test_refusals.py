@@ -52,8 +52,14 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
         ({"stop_token_ids": [262]}, "stop_token_ids", "invalid_value"),
         ({"stop_token_ids": [3, -1]}, "stop_token_ids[1]", "invalid_value"),
         ({"ignore_eos": 1}, "ignore_eos", "invalid_value"),
-        ({"echo": True}, "echo", "unknown_parameter"),
-        ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
+        ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"priority": 1}, "priority", "unsupported_parameter"),
+        ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"skip_special_tokens": False}, "skip_special_tokens", "unsupported_parameter"),
+        ({"chat_template": "{{ messages }}"}, "chat_template", "unsupported_parameter"),
+        ({"messages": [USER | {"name": 5}]}, "messages[0].name", "invalid_value"),
+        ({"messages": [USER | {"audio": {"id": "a"}}]}, "messages[0].audio", "unsupported_parameter"),
+        ({"messages": [USER | {"annotations": [{}]}]}, "messages[0].annotations", "unsupported_parameter"),
         ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "unsupported_parameter"),
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens", "unsupported_parameter"),
@@ -67,7 +73,7 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0].type",
-            "invalid_value",
+            "unsupported_parameter",
         ),
         ({"messages": [USER | {"tool_calls": [{}]}]}, "messages[0].tool_calls[0].id", "missing_required_parameter"),
         ({"messages": [USER | {"content": "\ud800"}]}, "messages[0].content", "invalid_value"),
@@ -118,7 +124,7 @@ def test_completions_refuse(base_url: str, changes: dict[str, Any], param: str) 
     check_error(httpx.post(f"{base_url}/v1/completions", json=TEXT | changes), 400, param, "invalid_value")
 
 
-@pytest.mark.parametrize(("field", "value", "hint"), [("best_of", 2, "with n"), ("suffix", "end", "insert")])
+@pytest.mark.parametrize(("field", "value", "hint"), [("best_of", 2, "with n"), ("suffix", "end", "middle")])
 def test_what_completions_refuse_they_explain(base_url: str, field: str, value: Any, hint: str) -> None:
     response = httpx.post(f"{base_url}/v1/completions", json=TEXT | {field: value})
     assert hint in check_error(response, 400, field, "unsupported_parameter")["message"]
@@ -149,6 +155,9 @@ def test_tokenization_refuses(base_url: str, path: str, body: dict[str, Any], pa
         {"n": 1, "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "stop": None},
         {"temperature": 0.0, "top_p": 0, "top_k": -1, "min_p": 1, "seed": -5, "max_completion_tokens": 2},
         {"temperature": 1e-30, "stream": None, "stream_options": None, "messages": [USER | {"name": None}]},
+        {"stream_options": {"include_usage": False}, "priority": 0, "best_of": 1, "add_generation_prompt": True},
+        {"skip_special_tokens": True, "chat_template_kwargs": {}, "length_penalty": 1.0, "bad_words": []},
+        {"use_beam_search": False, "spaces_between_special_tokens": True, "echo": False, "documents": []},
     ],
 )
 def test_fields_without_effect_are_accepted(base_url: str, changes: dict[str, Any]) -> None:

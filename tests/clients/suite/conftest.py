@@ -1,0 +1,50 @@
+"""A server for real clients: the one at CLIENTS_URL, or the default model on a free port."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+
+class Served(NamedTuple):
+    url: str
+    model: str
+
+    @property
+    def v1(self) -> str:
+        return f"{self.url}/v1"
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    if url := os.environ.get("CLIENTS_URL"):
+        yield Served(url, model_at(url))
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "server", "--port", str(port), "--log-level", "warning"])
+    url = f"http://127.0.0.1:{port}"
+    try:
+        yield Served(url, model_at(url))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def model_at(url: str) -> str:
+    """The name of the model, once it is loaded."""
+    for _ in range(300):
+        try:
+            if httpx.get(f"{url}/ready").status_code == 200:
+                return str(httpx.get(f"{url}/v1/models").json()["data"][0]["id"])
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError("the server did not start")

@@ -1,0 +1,53 @@
+"""pydantic-ai, over chats, responses and Anthropic's messages."""
+
+import pytest
+
+from tests.clients.suite.conftest import Served
+from tests.clients.suite.questions import BOAT, GREETING, WEATHER, Boat, get_weather
+
+pydantic_ai = pytest.importorskip("pydantic_ai")
+
+
+def model_of(served: Served, kind: str, name: str | None = None):
+    if kind == "messages":
+        anthropic = pytest.importorskip("pydantic_ai.models.anthropic")
+        from pydantic_ai.providers.anthropic import AnthropicProvider
+
+        provider = AnthropicProvider(base_url=served.url, api_key="none")
+        return anthropic.AnthropicModel(name or served.model, provider=provider)
+    from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    form = OpenAIChatModel if kind == "chat" else OpenAIResponsesModel
+    return form(name or served.model, provider=OpenAIProvider(base_url=served.v1, api_key="none"))
+
+
+KINDS = pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
+SETTINGS = {"temperature": 0, "max_tokens": 200}
+
+
+@KINDS
+def test_plain_and_streamed(served: Served, kind: str) -> None:
+    agent = pydantic_ai.Agent(model_of(served, kind), model_settings=SETTINGS)
+    whole = agent.run_sync(GREETING).output
+    assert whole and agent.run_stream_sync(GREETING).get_output() == whole
+
+
+@KINDS
+def test_a_tool_over_two_turns(served: Served, kind: str) -> None:
+    agent = pydantic_ai.Agent(model_of(served, kind), model_settings=SETTINGS, tools=[get_weather])
+    assert agent.run_sync(WEATHER).output
+
+
+@KINDS
+def test_an_object(served: Served, kind: str) -> None:
+    """As a call of a tool, which must be made."""
+    agent = pydantic_ai.Agent(model_of(served, kind), model_settings=SETTINGS, output_type=Boat)
+    assert isinstance(agent.run_sync(BOAT).output, Boat)
+
+
+@KINDS
+def test_an_error(served: Served, kind: str) -> None:
+    with pytest.raises(pydantic_ai.exceptions.ModelHTTPError) as caught:
+        pydantic_ai.Agent(model_of(served, kind, "absent")).run_sync(GREETING)
+    assert caught.value.status_code == 404
