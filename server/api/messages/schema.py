@@ -82,6 +82,11 @@ class SchemaFormat(Body):
     type: Literal["json_schema"]
     content: Annotated[dict[str, Any], Field(alias="schema")]
 
+    @property
+    def as_chat(self) -> ResponseFormat:
+        named = JsonSchema.model_validate({"name": "answer", "schema": self.content})
+        return ResponseFormat(type="json_schema", json_schema=named)
+
 
 class OutputOptions(Body):
     effort: Effort | None = None
@@ -139,11 +144,7 @@ class CountBody(Body):
             "thinking_budget": self.thinking.budget_tokens if self.thinking else None,
             "chat_template_kwargs": self.chat_template_kwargs,
             "continue_final_message": is_begun(messages[-1]) or None,
-            "response_format": ResponseFormat(
-                type="json_schema", json_schema=JsonSchema(name="answer", schema=form.content)
-            )
-            if form
-            else None,
+            "response_format": form.as_chat if form else None,
         }
 
     @cached_property

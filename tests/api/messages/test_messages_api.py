@@ -172,11 +172,10 @@ def test_the_prompt_is_the_chats(base_url: str) -> None:
         {"role": "tool", "tool_call_id": "t1", "content": "done"},
         {"role": "user", "content": "Go on"},
     ]
-    tools = [
-        {"type": "function", "function": {**tool, "parameters": tool["input_schema"]}} for tool in map(dict, TOOLS)
-    ]
-    for tool in tools:
-        del tool["function"]["input_schema"]
+    functions: list[dict[str, Any]] = [{**tool, "parameters": tool["input_schema"]} for tool in map(dict, TOOLS)]
+    for function in functions:
+        del function["input_schema"]
+    tools = [{"type": "function", "function": function} for function in functions]
     same = httpx.post(f"{base_url}/tokenize", json={"messages": messages, "tools": tools})
     assert checked(counted.json(), MessageTokensCount).input_tokens == same.json()["count"]
 
