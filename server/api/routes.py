@@ -22,6 +22,7 @@ from server.api.errors import ErrorBody
 from server.api.http.auth import OWNER
 from server.api.http.reply import Reply
 from server.api.messages.answers import MessageAnswer
+from server.api.messages.errors import MessagesErrorBody
 from server.api.messages.schema import MessagesBody
 from server.api.messages.stream import MessagesTranscript
 from server.api.prepare.generation import check_body, check_ids, check_size, check_total, prompts, sampling
@@ -144,17 +145,20 @@ class Api:
     @property
     def router(self) -> APIRouter:
         router = APIRouter()
-        errors: Documented = {status: {"model": ErrorBody} for status in (400, 401, 404, 413, 429, 500, 503, 504)}
+        statuses = (400, 401, 404, 413, 429, 500, 503, 504)
+        errors: Documented = {status: {"model": ErrorBody} for status in statuses}
+        own_errors: Documented = {status: {"model": MessagesErrorBody} for status in statuses}
         for path, endpoint, answer in (
             ("/v1/chat/completions", self.chat, ChatCompletion),
             ("/v1/completions", self.complete, TextCompletion),
             ("/v1/responses", self.respond, ResponseAnswer),
             ("/v1/messages", self.converse, MessageAnswer),
         ):
-            documented: Documented = {200: {"model": answer, "content": EVENTS}, **errors}
+            failures = own_errors if answer is MessageAnswer else errors
+            documented: Documented = {200: {"model": answer, "content": EVENTS}, **failures}
             router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=documented)
         tokenization = TokenizationApi(self.worker, self.lanes, self.rules.timeout)
-        router.add_api_route("/v1/messages/count_tokens", tokenization.count, methods=["POST"], responses=errors)
+        router.add_api_route("/v1/messages/count_tokens", tokenization.count, methods=["POST"], responses=own_errors)
         router.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"], responses=errors)
         router.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"], responses=errors)
         CatalogApi(self.worker, self.rules.shows_tokenizer).add_to(router, errors)
