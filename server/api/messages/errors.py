@@ -1,8 +1,9 @@
 """Errors in Anthropic's form, for the paths of its interface."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +16,19 @@ KINDS = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+
+
+class MessagesErrorDetail(BaseModel):
+    type: str
+    message: str
+
+
+class MessagesErrorBody(BaseModel):
+    """Anthropic's error body."""
+
+    type: Literal["error"]
+    error: MessagesErrorDetail
+    request_id: str | None
 
 
 def anthropic_error(status: int, message: str) -> dict[str, Any]:

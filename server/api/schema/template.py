@@ -55,7 +55,7 @@ class TemplateBody(Body):
         return self
 
     @model_validator(mode="after")
-    def check_end(self) -> Self:
+    def check_beginning(self) -> Self:
         """An answer begins anew, or goes on with the assistant's last message; a prompt has no other end."""
         if self.add_generation_prompt is not None and self.add_generation_prompt is bool(self.continue_final_message):
             raise refusal("add_generation_prompt", "It is the opposite of continue_final_message.")
