@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 
 from server.api.answers.chat import ChatTranscript
 from server.api.answers.models import ChatCompletion, TextCompletion
@@ -145,20 +146,17 @@ class Api:
     @property
     def router(self) -> APIRouter:
         router = APIRouter()
-        statuses = (400, 401, 404, 413, 429, 500, 503, 504)
-        errors: Documented = {status: {"model": ErrorBody} for status in statuses}
-        own_errors: Documented = {status: {"model": MessagesErrorBody} for status in statuses}
-        for path, endpoint, answer in (
-            ("/v1/chat/completions", self.chat, ChatCompletion),
-            ("/v1/completions", self.complete, TextCompletion),
-            ("/v1/responses", self.respond, ResponseAnswer),
-            ("/v1/messages", self.converse, MessageAnswer),
+        errors, others = errors_of(ErrorBody), errors_of(MessagesErrorBody)
+        for path, endpoint, answer, refused in (
+            ("/v1/chat/completions", self.chat, ChatCompletion, errors),
+            ("/v1/completions", self.complete, TextCompletion, errors),
+            ("/v1/responses", self.respond, ResponseAnswer, errors),
+            ("/v1/messages", self.converse, MessageAnswer, others),
         ):
-            failures = own_errors if answer is MessageAnswer else errors
-            documented: Documented = {200: {"model": answer, "content": EVENTS}, **failures}
+            documented: Documented = {200: {"model": answer, "content": EVENTS}, **refused}
             router.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=documented)
         tokenization = TokenizationApi(self.worker, self.lanes, self.rules.timeout)
-        router.add_api_route("/v1/messages/count_tokens", tokenization.count, methods=["POST"], responses=own_errors)
+        router.add_api_route("/v1/messages/count_tokens", tokenization.count, methods=["POST"], responses=others)
         router.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"], responses=errors)
         router.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"], responses=errors)
         CatalogApi(self.worker, self.rules.shows_tokenizer).add_to(router, errors)
@@ -173,3 +171,8 @@ def client_of(request: Request) -> str | None:
     """Who takes turns with others: the name of the request's key; where there are no keys, the address it came from."""
     key: str | None = getattr(request.state, OWNER, None)
     return key or (request.client.host if request.client else None)
+
+
+def errors_of(form: type[BaseModel]) -> Documented:
+    """The statuses of errors for the OpenAPI document, in the form of an interface."""
+    return {status: {"model": form} for status in (400, 401, 404, 413, 429, 500, 503, 504)}

@@ -24,11 +24,11 @@ class MessagesErrorDetail(BaseModel):
 
 
 class MessagesErrorBody(BaseModel):
-    """What these paths answer where something went wrong."""
+    """Anthropic's error body."""
 
     type: Literal["error"]
     error: MessagesErrorDetail
-    request_id: str | None = None
+    request_id: str | None
 
 
 def anthropic_error(status: int, message: str) -> dict[str, Any]:

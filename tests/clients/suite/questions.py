@@ -14,10 +14,13 @@ class Boat(BaseModel):
     length: int
 
 
+SUNNY = "It is sunny in Paris."
+
+
 def get_weather(city: str) -> str:
     """Returns the weather of a city.
 
     Args:
         city: Name of the city.
     """
-    return f"It is sunny in {city}."
+    return SUNNY

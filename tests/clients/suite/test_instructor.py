@@ -7,7 +7,7 @@ from tests.clients.suite.conftest import Served
 from tests.clients.suite.questions import BOAT, Boat
 
 instructor = pytest.importorskip("instructor")
-MODES = ("TOOLS", "TOOLS_STRICT", "JSON", "JSON_SCHEMA", "RESPONSES_TOOLS")
+MODES = ("TOOLS", "TOOLS_STRICT", "JSON_SCHEMA", "RESPONSES_TOOLS")
 
 
 @pytest.mark.parametrize("mode", MODES)

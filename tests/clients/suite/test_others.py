@@ -26,8 +26,8 @@ def test_dspy(served: Served) -> None:
         f"openai/{served.model}", api_base=served.v1, api_key="none", temperature=0, max_tokens=200, cache=False
     )
     assert language_model(GREETING)
-    with dspy.context(lm=language_model, adapter=dspy.JSONAdapter()):
-        assert isinstance(dspy.Predict("question: str -> length: int")(question=BOAT).length, int)
+    (found,) = language_model(BOAT, response_format=Boat)
+    Boat.model_validate_json(found if isinstance(found, str) else found["text"])
 
 
 @needs("smolagents")
@@ -61,7 +61,8 @@ def test_haystack(served: Served) -> None:
             model=served.model,
             api_base_url=served.v1,
             api_key=Secret.from_token("none"),
-            generation_kwargs={"temperature": 0, "max_tokens": 100},
+            generation_kwargs={"temperature": 0, "max_tokens": 200},
+            tools_strict=True,
             **options,
         )
 

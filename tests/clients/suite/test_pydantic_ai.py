@@ -1,4 +1,4 @@
-"""pydantic-ai, over chats, responses and Anthropic's messages."""
+"""pydantic-ai, over chats and responses."""
 
 import pytest
 
@@ -9,12 +9,6 @@ pydantic_ai = pytest.importorskip("pydantic_ai")
 
 
 def model_of(served: Served, kind: str, name: str | None = None):
-    if kind == "messages":
-        anthropic = pytest.importorskip("pydantic_ai.models.anthropic")
-        from pydantic_ai.providers.anthropic import AnthropicProvider
-
-        provider = AnthropicProvider(base_url=served.url, api_key="none")
-        return anthropic.AnthropicModel(name or served.model, provider=provider)
     from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -22,7 +16,7 @@ def model_of(served: Served, kind: str, name: str | None = None):
     return form(name or served.model, provider=OpenAIProvider(base_url=served.v1, api_key="none"))
 
 
-KINDS = pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
+KINDS = pytest.mark.parametrize("kind", ["chat", "responses"])
 SETTINGS = {"temperature": 0, "max_tokens": 200}
 
 
