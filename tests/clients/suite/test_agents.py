@@ -20,7 +20,7 @@ def model(request, served: Served):
 
 
 def settings(**changes):
-    return agents.ModelSettings(temperature=0, max_tokens=100, **changes)
+    return agents.ModelSettings(temperature=0, max_tokens=400, **changes)
 
 
 def test_plain_and_streamed(model) -> None:
