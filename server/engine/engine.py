@@ -153,7 +153,7 @@ class Engine:
         emissions = self.decode(plan.decoding, stats) if plan.decoding else []
         # 5) Read on in prompts, for no longer than those who decode can wait; who is at its end has a first token.
         emissions += self.prefill(plan.chunks, stats) if plan.chunks else []
-        self.pace.learn(stats.prefill_tokens, stats.prefill_seconds, stats.decode_seconds)
+        self.pace.learn(stats.prefill_tokens, stats.prefill_seconds, stats.decode_seconds, plan.crowd)
         stats.num_running, stats.num_waiting = self.num_running, self.num_waiting
         return emissions, stats
 

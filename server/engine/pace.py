@@ -10,8 +10,8 @@ ALONE_SECONDS = 0.1
 """What a step reads for while nobody decodes: so long waits, at most, who has just come."""
 FEWEST_ALONE = 64
 """Rows of a pass share its reading of the weights; of fewer ones a large model would read most of the time."""
-FEWEST_BESIDE = 8
-"""A few rows take nearly as long as eight: they read the same weights and keys."""
+FEWEST_BESIDE = 16
+"""Of fewer rows each takes longer, for they read the same weights and keys."""
 RATE = 1 / 16
 """By so much the middle of decoding times is moved at each step, up or down."""
 
@@ -49,12 +49,17 @@ class Pace:
         """Tokens that the next step reads at most."""
         return self.beside.tokens if is_decoding else self.alone.tokens
 
-    def learn(self, num_read: int, read_seconds: float, decode_seconds: float) -> None:
-        """Of a step that read so many tokens in so many seconds; `decode_seconds` 0 is one that decoded nothing."""
+    def learn(self, num_read: int, read_seconds: float, decode_seconds: float, crowd: float = 1.0) -> None:
+        """Of a step that read so many tokens in so many seconds; `decode_seconds` 0 is one that decoded nothing.
+
+        `crowd` is the number of prompts for each running answer. Seven that wait beside one answer get seven times what
+        one gets, up to `ALONE_SECONDS`: nobody is served by an answer that runs alone.
+        """
         if decode_seconds:
             known = self.decode_seconds or decode_seconds
             self.decode_seconds = known * (1 + RATE if decode_seconds > known else 1 - RATE)
         if num_read and decode_seconds:
-            self.beside.learn(num_read, read_seconds, self.ratio * self.decode_seconds)
+            share = self.ratio * self.decode_seconds
+            self.beside.learn(num_read, read_seconds, max(share, min(crowd * share, ALONE_SECONDS)))
         elif num_read:
             self.alone.learn(num_read, read_seconds, ALONE_SECONDS)

@@ -26,6 +26,13 @@ class StepPlan(NamedTuple):
 
     decoding: list[Sequence]
     chunks: list[Chunk]
+    num_reading: int
+    """Prompts that are not read yet, those without a chunk in this step too."""
+
+    @property
+    def crowd(self) -> float:
+        """Prompts for each running answer."""
+        return self.num_reading / max(len(self.decoding), 1)
 
 
 class Scheduler:
@@ -65,7 +72,8 @@ class Scheduler:
         """Admits what fits, and says what the next step does."""
         self.admit()
         decoding = [sequence for sequence in self.running if sequence.is_prefilled]
-        return StepPlan(decoding, self.chunks(self.pace.budget(bool(decoding))))
+        chunks = self.chunks(self.pace.budget(bool(decoding)))
+        return StepPlan(decoding, chunks, len(self.running) - len(decoding))
 
     def admit(self) -> None:
         while self.waiting and self.free_slots:

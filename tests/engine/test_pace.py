@@ -30,6 +30,20 @@ def test_beside_others_it_reads_for_its_share_of_the_step() -> None:
     assert pace.budget(False) == 512, "a budget of its own"
 
 
+def test_a_crowd_of_prompts_gets_more_but_no_more_than_alone() -> None:
+    budgets = []
+    for crowd in (0.1, 1.0, 4.0, 100.0):
+        pace = Pace(512, 0.5)
+        for _ in range(20):
+            budget = pace.budget(True)
+            pace.learn(budget, budget * 0.001, 0.02, crowd)
+        budgets.append(pace.budget(True))
+    assert budgets == pytest.approx([20, 20, 80, 100], rel=0.1)
+    for _ in range(90):
+        pace.learn(pace.budget(True), pace.budget(True) * 0.001, 0.3, 100.0)
+    assert pace.budget(True) == pytest.approx(300, rel=0.1), "where a decode takes longer, its share is more"
+
+
 def test_it_at_most_doubles_and_a_short_read_says_nothing_of_a_long_one() -> None:
     pace = Pace(512, 0.75)
     pace.learn(FEWEST_BESIDE, 0.001, 0.1)

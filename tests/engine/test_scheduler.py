@@ -40,6 +40,15 @@ def test_half_of_a_step_is_the_oldest_prompts_and_the_rest_the_shortests(model: 
     assert read_in(engine, four) == [10, 7, 3, 0], "what the shortest leaves is the next one's"
 
 
+def test_prompts_are_counted_for_each_answer(model: Decoder) -> None:
+    engine = new_engine(model, 4, prefill_chunk=4)
+    engine.add(request(prompt(4), 30))
+    engine.step()
+    for seed in range(3):
+        engine.add(request(prompt(30, seed), 1))
+    assert engine.scheduler.plan().crowd == 3.0
+
+
 def test_no_prompt_waits_for_ever_while_short_ones_keep_coming(model: Decoder) -> None:
     engine = new_engine(model, 2, prefill_chunk=16)
     long = engine.add(request(prompt(160, 1), 1))
