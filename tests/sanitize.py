@@ -29,15 +29,17 @@ MODULES = (f"server.engine.model.native.{kernel_build()}", "server.engine.histor
 def copy_project() -> None:
     shutil.rmtree(COPY, ignore_errors=True)
     for folder in ("server", "tests"):
-        shutil.copytree(ROOT / folder, COPY / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(ROOT / folder, COPY / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", COPY)
 
 
 def build(module: dict[str, Any]) -> None:
     """Compiles an extension of pyproject.toml with the sanitizers in place of its optimisation."""
     flags = [flag for flag in module["extra-compile-args"] if flag != "-O3"]
-    library = module["name"].replace(".", "/") + ".so"
-    run("g++", *flags, *WATCHED, "-shared", "-fPIC", *module["sources"], "-o", library)
+    library = Path(module["name"].replace(".", "/") + ".so")
+    for ordinary in (COPY / library).parent.glob(f"{library.stem}.*so"):
+        ordinary.unlink()
+    run("g++", *flags, *WATCHED, "-shared", "-fPIC", *module["sources"], "-o", str(library))
 
 
 def run(*command: str, **variables: str) -> None:
