@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+
+from server.engine import Decoder, load_checkpoint
+from server.engine.model import kernels
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
@@ -67,3 +71,10 @@ def tiny_config(**changes: object) -> LlamaConfig:
             **changes,
         }
     )
+
+
+def torch_decoder(folder: Path) -> Decoder:
+    """The model of a folder in fp32 as it runs where there are no kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "is_supported", lambda *_: False)
+        return Decoder(load_checkpoint(str(folder), torch.float32, CPU))

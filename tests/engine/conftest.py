@@ -8,7 +8,7 @@ import torch
 from server.engine import Decoder, add_draft, load_checkpoint
 from server.engine.model import kernels
 from tests.batches import Models
-from tests.tiny import CPU, save_random_model, tiny_config
+from tests.tiny import CPU, save_random_model, tiny_config, torch_decoder
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     @cache
     def model(name: str) -> Decoder:
         if name == "torch":
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(kernels, "is_supported", lambda *_: False)
-                return Decoder(load_checkpoint(str(folder), torch.float32, CPU))
+            return torch_decoder(folder)
         if kernels.build() is None:
             pytest.skip("no kernels for this processor")
         checkpoint = load_checkpoint(str(folder), getattr(torch, name.split()[0]), CPU)

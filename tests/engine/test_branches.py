@@ -22,7 +22,7 @@ from server.engine import (
 )
 from server.engine.branches import Branches
 from server.engine.model import kernels
-from tests.tiny import CPU, save_random_model, tiny_config
+from tests.tiny import CPU, save_random_model, tiny_config, torch_decoder
 
 VOCABULARY = 12
 """So few tokens that each has several successors."""
@@ -39,9 +39,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = tiny_config(vocab_size=VOCABULARY, head_dim=16)
     folder = save_random_model(tmp_path_factory.mktemp("twelve"), config, seed=9)
     if request.param == "torch":
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernels, "is_supported", lambda *_: False)
-            return Decoder(load_checkpoint(str(folder), torch.float32, CPU))
+        return torch_decoder(folder)
     if kernels.build() is None:
         pytest.skip("no kernels for this processor")
     return Decoder(load_checkpoint(str(folder), getattr(torch, request.param), CPU))

@@ -32,7 +32,7 @@ from server.engine.model import kernels
 from server.engine.sampling.distribution import probabilities
 from server.engine.speculation.base import methods
 from server.engine.speculation.verification import Verification
-from tests.tiny import CPU, save_random_model, tiny_config
+from tests.tiny import CPU, save_random_model, tiny_config, torch_decoder
 
 SIZE, LENGTH, DRAWS = 5, 3, 1000
 """So few tokens that each text of three is drawn often enough to count."""
@@ -74,9 +74,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     @cache
     def model(name: str) -> Decoder:
         if name == "torch":
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(kernels, "is_supported", lambda *_: False)
-                return Decoder(load_checkpoint(str(folder), torch.float32, CPU))
+            return torch_decoder(folder)
         if kernels.build() is None:
             pytest.skip("no kernels for this processor")
         checkpoint = load_checkpoint(str(folder), torch.bfloat16, CPU, quantization="int8")
