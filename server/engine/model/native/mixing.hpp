@@ -18,7 +18,7 @@ class Mixing {
   void resize(const Rows& rows, int ranks) {
     queries_.resize(size_t(rows.count) * shape_.heads * shape_.head_dim);
     mixed_.resize(queries_.size());
-    scores_.resize(size_t(ranks) * TILE * (rows.max_length + LANES));
+    scores_.resize(size_t(ranks) * TILE * stride(rows));
     shares_.resize(scores_.size());
   }
 
@@ -49,11 +49,14 @@ class Mixing {
   }
 
  private:
+  // Numbers of a query's scores: all positions of a table, and a panel that may be read past a sequence's end.
+  static int stride(const Rows& rows) { return rows.table_size * BLOCK_LENGTH + LANES; }
+
   // Query i of a tile is head `kv_head * groups + i % groups` of row `first_row + i / groups`, counted from
   // `first_query`.
   template <int Q>
   void mix(const Rows& rows, int layer, int first_row, int first_query, int kv_head, int rank) {
-    const int dim = shape_.head_dim, groups = shape_.groups(), stride = rows.max_length + LANES;
+    const int dim = shape_.head_dim, groups = shape_.groups(), stride = this->stride(rows);
     const HeadCache<T> cache(shape_, rows, layer, first_row, kv_head);
     const Activation<T>* queries = this->queries(rows.count, first_row, kv_head) + first_query * dim;
     float* scores = &scores_[size_t(rank) * TILE * stride];
@@ -61,8 +64,8 @@ class Mixing {
     const auto row = [&](int i) { return first_row + (first_query + i) / groups; };
     const int longest = rows.positions[row(Q - 1)] + 1, num_panels = panels(longest);
     int p = 0;
-    for (; p + WIDE <= num_panels; p += WIDE) score<Q, WIDE>(queries, cache.keys, p, scores, stride);
-    for (; p < num_panels; p++) score<Q, 1>(queries, cache.keys, p, scores, stride);
+    for (; p + WIDE <= num_panels; p += WIDE) score<Q, WIDE>(queries, cache, p, scores, stride);
+    for (; p < num_panels; p++) score<Q, 1>(queries, cache, p, scores, stride);
     float scale[Q];
     for (int i = 0; i < Q; i++) {
       const float total = soften(scores + i * stride, rows.positions[row(i)] + 1, longest, shares + i * stride);
@@ -72,19 +75,20 @@ class Mixing {
     for (int i = 0; i < Q; i++)
       out[i] = &mixed_[(size_t(row(i)) * shape_.heads + kv_head * groups + (first_query + i) % groups) * dim];
     for (p = 0; p + WIDE <= dim / LANES; p += WIDE)
-      gather<Q, WIDE>(shares, stride, cache.values, p, longest, scale, out);
-    for (; p < dim / LANES; p++) gather<Q, 1>(shares, stride, cache.values, p, longest, scale, out);
+      gather<Q, WIDE>(shares, stride, cache, p, longest, scale, out);
+    for (; p < dim / LANES; p++) gather<Q, 1>(shares, stride, cache, p, longest, scale, out);
   }
 
   // Scores of Q queries at the positions of P panels of keys.
   template <int Q, int P>
-  void score(const Activation<T>* queries, const T* keys, int panel, float* scores, int stride) const {
+  void score(const Activation<T>* queries, const HeadCache<T>& cache, int panel, float* scores, int stride) const {
     const int dim = shape_.head_dim;
     const float scale = 1.0f / std::sqrt(float(dim));
     for (int lane = 0; lane < LANES; lane += WIDTH) {
       floats acc[Q][P] = {};
-      const T* first = keys + size_t(panel) * LANES * dim + Pair<T>::element(0, lane);
-      accumulate<false>(acc, queries, dim, first, 2 * LANES, size_t(LANES) * dim, dim);
+      const T* keys[P];
+      for (int p = 0; p < P; p++) keys[p] = cache.keys(panel + p) + Pair<T>::element(0, lane);
+      accumulate(acc, queries, dim, keys, 2 * LANES, dim);
       for (int i = 0; i < Q; i++)
         for (int p = 0; p < P; p++) *(floats*)(scores + i * stride + (panel + p) * LANES + lane) = acc[i][p] * scale;
     }
@@ -112,12 +116,15 @@ class Mixing {
 
   // The values of P panels of dimensions, summed by the shares of Q queries.
   template <int Q, int P>
-  void gather(const Activation<T>* shares, int stride, const T* values, int panel, int longest, const float (&scale)[Q],
-              float* const (&out)[Q]) const {
+  void gather(const Activation<T>* shares, int stride, const HeadCache<T>& cache, int panel, int longest,
+              const float (&scale)[Q], float* const (&out)[Q]) const {
     for (int lane = 0; lane < LANES; lane += WIDTH) {
       floats acc[Q][P] = {};
-      const T* first = values + panel * 2 * LANES + Pair<T>::element(0, lane);
-      accumulate<false>(acc, shares, stride, first, 2 * shape_.head_dim, 2 * LANES, longest);
+      for (int t = 0; t < longest; t += BLOCK_LENGTH) {
+        const T* first = cache.values(t / BLOCK_LENGTH) + panel * 2 * LANES + Pair<T>::element(0, lane);
+        const int length = std::min(BLOCK_LENGTH, longest - t);
+        accumulate<false>(acc, shares + t, stride, first, 2 * shape_.head_dim, 2 * LANES, length);
+      }
       for (int i = 0; i < Q; i++)
         for (int p = 0; p < P; p++) *(floats*)(out[i] + (panel + p) * LANES + lane) = acc[i][p] * scale[i];
     }
