@@ -199,7 +199,7 @@ def test_the_plan_is_announced_and_followed(
     with caplog.at_level("INFO", "server"):
         served = load(settings.source, settings.engine_config, settings.wishes)
     (line,) = (message for message in caplog.messages if message.startswith("memory: "))
-    assert "weights 0 MB" in line and "cache 1 MB (1,376 tokens, 8 slots of up to 256)" in line
+    assert "weights 0 MB" in line and "cache 1 MB (1,600 tokens, 8 slots of up to 256)" in line
     assert (served.engine.config.max_batch, served.max_length) == (8, 256)
     assert served.engine.cache.nbytes <= 2**20
 

@@ -56,15 +56,15 @@ def test_weights_are_counted_to_a_thousandth() -> None:
 @pytest.mark.parametrize(
     ("config", "bits", "gigabytes", "expected"),
     [
-        (LLAMA, 4.625, 8, (5120, 10)),
-        (LLAMA, 4.625, 16, (24576, 49)),
-        (LLAMA, 4.625, 24, (45056, 90)),
-        (LLAMA, None, 24, (16384, 34)),
+        (LLAMA, 4.625, 8, (5120, 12)),
+        (LLAMA, 4.625, 16, (25600, 52)),
+        (LLAMA, 4.625, 24, (46080, 93)),
+        (LLAMA, None, 24, (17408, 35)),
         (LLAMA, None, 80, (131072, 320)),
-        (QWEN, 4.625, 8, (12288, 25)),
-        (QWEN, 4.625, 16, (32768, 107)),
-        (QWEN, 4.625, 24, (32768, 189)),
-        (QWEN, None, 24, (32768, 75)),
+        (QWEN, 4.625, 8, (12288, 26)),
+        (QWEN, 4.625, 16, (32768, 110)),
+        (QWEN, 4.625, 24, (32768, 193)),
+        (QWEN, None, 24, (32768, 80)),
         (QWEN, None, 80, (32768, 262)),
         (SMOL, 5.0, 8, (8192, 65)),
     ],
@@ -136,7 +136,7 @@ def test_cache_memory_bounds_the_cache() -> None:
 def test_the_log_says_the_plan() -> None:
     line = str(plan(outline(SMOL, bits=5.0), 8 * GB))
     assert line.startswith(
-        "weights 84 MB, draft weights 0 MB, cache 1,661 MB (65,536 tokens, 8 slots of up to 8,192), scratch "
+        "weights 84 MB, draft weights 0 MB, cache 1,662 MB (65,536 tokens, 8 slots of up to 8,192), scratch "
     )
     assert line.endswith(", of 8,000 MB")
     assert "(64 tokens, 1 slot of up to 64)" in str(plan(outline(SMOL), 8 * GB, Wishes(1, 64)))

@@ -144,4 +144,4 @@ def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return reserve(math.prod(shape) * dtype.itemsize, is_huge=False).view(dtype).view(shape)
+    return reserve(math.prod(shape) * dtype.itemsize, is_huge=True).view(dtype).view(shape)

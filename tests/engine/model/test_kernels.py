@@ -201,6 +201,31 @@ def test_any_number_of_threads_gives_the_same_tokens(
     assert all(text == texts[0] for text in texts)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_threads_that_share_the_heads_of_a_long_text_give_the_same_bits(
+    build: str, dtype: torch.dtype, threads: Callable[[int], None], tmp_path: Path
+) -> None:
+    """Three heads of keys, which two, four and five threads cannot deal out evenly; in fp32 torch agrees."""
+    config = tiny_config(max_position_embeddings=1024, num_attention_heads=6, num_key_value_heads=3, head_dim=32)
+    folder = save_random_model(tmp_path, config)
+    ids = torch.randint(3, 262, (620,), generator=torch.Generator().manual_seed(1)).tolist()
+    found = []
+    for num_threads in (1, 2, 4, 5):
+        threads(num_threads)
+        native, plain = decoders(folder, dtype)
+        cache = native.new_cache(3, 640)
+        whole = native.forward(TokenBatch([(1, 0, ids)], cache), cache)[-9:]
+        rows = [native.forward(TokenBatch([(1, 611 + i, ids[611 + i : 612 + i])], cache), cache) for i in range(9)]
+        assert torch.equal(torch.cat(rows), whole)
+        found.append(whole)
+    assert all(torch.equal(each, found[0]) for each in found)
+    if dtype == torch.float32:
+        cache = plain.new_cache(1, 640)
+        expected = plain.forward(TokenBatch([(0, 0, ids)], cache), cache)[-9:]
+        torch.testing.assert_close(found[0], expected, rtol=2e-4, atol=2e-4)
+
+
 @torch.inference_mode()
 def test_a_decoders_threads_end_with_it(threads: Callable[[int], None], tmp_path: Path) -> None:
     checkpoint = load_checkpoint(str(save_random_model(tmp_path, tiny_config(head_dim=16))), torch.float32, CPU)
