@@ -207,7 +207,7 @@ def test_threads_that_share_the_heads_of_a_long_text_give_the_same_bits(
     build: str, dtype: torch.dtype, threads: Callable[[int], None], tmp_path: Path
 ) -> None:
     """Three heads of keys, which two, four and five threads cannot deal out evenly; in fp32 torch agrees."""
-    config = tiny_config(max_position_embeddings=1024, num_attention_heads=6, num_key_value_heads=3, head_dim=32)
+    config = tiny_config(max_position_embeddings=1024, num_attention_heads=6, num_key_value_heads=3, hidden_size=96)
     folder = save_random_model(tmp_path, config)
     ids = torch.randint(3, 262, (620,), generator=torch.Generator().manual_seed(1)).tolist()
     found = []
