@@ -17,7 +17,7 @@ from server.engine.config import EngineConfig
 from server.engine.history.history import History
 from server.engine.kvcache.batch import TokenBatch
 from server.engine.kvcache.budget import fitting_length
-from server.engine.kvcache.cache import blocks_of
+from server.engine.kvcache.cache import BLOCK_LENGTH, blocks_of
 from server.engine.kvcache.pool import BlockPool
 from server.engine.kvcache.tables import BlockTables
 from server.engine.kvcache.tree import PrefixTree
@@ -37,7 +37,7 @@ from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
 from server.engine.speculation.policy import DraftPolicy
 from server.engine.speculation.speculator import Speculator
 from server.engine.speculation.verification import Verification, count_agreeing, verify
-from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats
+from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats, TracedStep
 
 
 class CheckedDraft(NamedTuple):
@@ -105,6 +105,16 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         return self.scheduler.num_waiting
+
+    @property
+    def num_held(self) -> int:
+        """Tokens that used and kept blocks hold, or have room for."""
+        return (self.tables.pool.num_blocks - len(self.tables.pool.free)) * BLOCK_LENGTH
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that all blocks hold."""
+        return self.tables.pool.num_blocks * BLOCK_LENGTH
 
     def add(self, request: GenerationRequest) -> Sequence:
         """Queues a request.
@@ -178,7 +188,7 @@ class Engine:
         drafts = {number: each.draft for number, each in found.items() if each.draft is not NO_DRAFT}
         self.speculator.learn(decoding, drafts, checks, stats)
         # 4) Hand out the tokens, and end what is at its end.
-        emissions = [self.emit(s, c.emitted, found[s.id].own.logits) for s, c in zip(decoding, checks, strict=True)]
+        emissions = [self.emit_checked(s, found[s.id], c) for s, c in zip(decoding, checks, strict=True)]
         stats.decode_seconds = time.perf_counter() - started
         return emissions
 
@@ -233,7 +243,8 @@ class Engine:
         logits = self.model.logits(torch.stack([state for _, state in going]))
         first = sample(logits, [sequence.span([]) for sequence, _ in going])
         for (sequence, _), sampled in zip(going, first, strict=True):
-            emissions.append(self.emit(sequence, *sampled))
+            step = TracedStep() if sequence.request.is_traced else None
+            emissions.append(self.emit(sequence, *sampled, step))
         return emissions
 
     def route(self, sequence: Sequence, stats: StepStats) -> None:
@@ -241,6 +252,8 @@ class Engine:
         started = time.perf_counter()
         source = self.mask_source(sequence)
         sequence.route = sequence.request.route or (source.first_route(sequence) if source else UNROUTED)
+        if sequence.request.is_traced and self.router and sequence.prompt_vector is not None:
+            sequence.place = self.router.place(sequence.prompt_vector)
         stats.routes.append(sequence.route)
         stats.route_seconds += time.perf_counter() - started
 
@@ -308,7 +321,13 @@ class Engine:
             sequence.last_state = accepted[-1]
         return check
 
-    def emit(self, sequence: Sequence, token_ids: list[int], logits: Tensor) -> Emission:
+    def emit_checked(self, sequence: Sequence, found: CheckedDraft, check: Verification) -> Emission:
+        step = self.speculator.traced(sequence, found.draft, check)
+        return self.emit(sequence, check.emitted, found.own.logits, step)
+
+    def emit(
+        self, sequence: Sequence, token_ids: list[int], logits: Tensor, step: TracedStep | None = None
+    ) -> Emission:
         """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context.
 
         `logits` are the rows that the ids were drawn from, and may have more.
@@ -323,7 +342,7 @@ class Engine:
         num_top, logprobs = sequence.request.num_logprobs, []
         if num_top is not None:
             logprobs = score(logits[: len(token_ids)], token_ids, num_top)
-        return Emission(sequence, token_ids, sequence.finish_reason, logprobs)
+        return Emission(sequence, token_ids, sequence.finish_reason, logprobs, step)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
