@@ -16,9 +16,10 @@ export class Narrator {
   tell(text, isEnd = false) {
     for (;;) {
       SENTENCE.lastIndex = this.told;
+      const isLong = text.length - this.told > LONGEST;
       const sentence = SENTENCE.exec(text.slice(0, this.told + LONGEST))?.[0];
-      if (!sentence) break;
-      this.say(sentence);
+      if (!sentence && !isLong) break;
+      this.say(sentence ?? text.slice(this.told, this.told + LONGEST));
     }
     if (isEnd && this.told < text.length) this.say(text.slice(this.told, this.told + LONGEST));
   }

@@ -21,24 +21,18 @@ export function showStep(step, element) {
       make("b", { class: "own-token" }, shown(step.own)), "."),
   );
   place(card, element.getClientRects());
-  say(card.innerText);
+  find("spoken-step").textContent = card.innerText;
 }
 
 const shown = (text) => text.replaceAll("\n", "↵").replaceAll(" ", "\u00a0") || "…";
 
-/** Under the step's first line, or over it where there is no room; always inside of the window. */
+/** Under the step's last line, or over its first where there is no room; always inside of the window. */
 function place(card, lines) {
   const first = lines[0];
   const last = lines[lines.length - 1];
   const { width, height } = card.getBoundingClientRect();
   const isBelow = last.bottom + height + 12 < document.documentElement.clientHeight;
   const left = Math.min(Math.max(first.left, 8), document.documentElement.clientWidth - width - 8);
-  card.style.left = `${Math.max(left, 8)}px`;
-  card.style.top = `${isBelow ? last.bottom + 6 : Math.max(first.top - height - 6, 8)}px`;
-}
-
-/** Tells those who do not see the card. */
-export function say(text) {
-  const spoken = find("spoken");
-  spoken.replaceChildren(make("p", {}, text));
+  card.style.left = `${Math.max(left, 8) + scrollX}px`;
+  card.style.top = `${(isBelow ? last.bottom + 6 : Math.max(first.top - height - 6, 8)) + scrollY}px`;
 }

@@ -57,7 +57,7 @@ export class TokenView {
   }
 
   walk(event) {
-    const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (event.key === "Escape") this.look(null);
     if (!move || this.steps.length === 0) return;
     event.preventDefault();

@@ -1,0 +1,34 @@
+"""What `speculation: {"trace": true}` adds to an answer: where its tokens came from, and where its prompt lies."""
+
+from pydantic import BaseModel
+
+from server.api.answers.drafts import DraftStrip
+
+
+class TraceStep(BaseModel):
+    """One step of the engine for one choice, in texts of tokens.
+
+    `origin` is the drafter, `patch` where a matrix stood in place of layers, `plain` where nothing was drafted.
+    `accepted` are the drafted tokens that the model agreed with, `own` is its own token after them, and `rejected` are
+    the drafted ones from the first wrong one on. A token that is only a part of a character has "", and the character
+    comes with its last token. All `accepted` and `own` of a choice, joined, are its text.
+    """
+
+    origin: str
+    accepted: list[str]
+    own: str
+    rejected: list[str]
+
+
+class RouteCard(BaseModel):
+    """Where the router put the prompt.
+
+    `point` is its place in the plane of `/map`, and `nearest` are the nearest anchors, each as domain and number
+    among that domain's anchors there; null and empty without a routing artifact.
+    """
+
+    domain: str
+    similarity: float | None
+    point: tuple[float, float] | None
+    nearest: list[tuple[str, int]]
+    draft: DraftStrip
