@@ -31,6 +31,7 @@ class AppConfig:
     request_timeout: float = 600.0
     shares_history: bool = False
     shows_tokenizer: bool = False
+    grafana_url: str | None = None
 
 
 def create_app(worker: Worker, config: AppConfig) -> FastAPI:
@@ -52,6 +53,7 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
         config.request_timeout,
         config.shares_history,
         config.shows_tokenizer,
+        config.grafana_url,
     )
     app.include_router(Api(worker, rules, lanes).router)
     add_page(app)

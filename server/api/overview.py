@@ -1,8 +1,18 @@
 """What the page shows of the server beside answers: where prompts can lie, and what is going on now."""
 
+import time
+from typing import Any
+
+from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.api.answers.drafts import DraftStrip
+from server.engine import UNROUTED, methods
+from server.served_model import ServedModel
+from server.telemetry.metrics import own_version
+from server.telemetry.window import SECONDS, Totals
+from server.tickets import FailureReason
+from server.worker import UnavailableError, Worker
 
 
 class MapDomain(BaseModel):
@@ -30,7 +40,11 @@ class MethodCard(BaseModel):
 
 
 class DomainFigures(BaseModel):
-    """A domain's answers over the last minutes; the speed is that of one answer, the speed-up over plain decoding."""
+    """A domain's answers over the last minutes.
+
+    `tokens_per_second` is the speed of one answer, without its first token; 0 where nothing was decoded. `speedup` is
+    that over plain decoding, as in the metrics; null until it is known.
+    """
 
     name: str
     answers: int
@@ -42,7 +56,10 @@ class DomainFigures(BaseModel):
 
 
 class Now(BaseModel):
-    """The server as it is now, and its figures of the last `window_seconds`."""
+    """The server as it is now, and its figures of the last `window_seconds`.
+
+    `tokens_per_second` is of all answers together while any is decoded; 0 where none was.
+    """
 
     model: str
     version: str
@@ -59,3 +76,66 @@ class Now(BaseModel):
     tokens_per_second: float
     domains: list[DomainFigures]
     grafana: str | None
+
+
+class OverviewApi:
+    """The endpoints; `grafana_url` is where more can be seen."""
+
+    def __init__(self, worker: Worker, grafana_url: str | None) -> None:
+        self.worker = worker
+        self.grafana_url = grafana_url
+        self.started_at = time.monotonic()
+
+    @property
+    def served(self) -> ServedModel:
+        """The model, also while the server drains; raises `UnavailableError`, which is no request that was refused."""
+        if self.worker.served is None or not self.worker.is_alive:
+            raise UnavailableError(self.worker.unavailable or FailureReason.LOADING)
+        return self.worker.served
+
+    async def now(self) -> Now:
+        served = self.served
+        engine, max_batch = served.engine, served.engine.config.max_batch
+        gained = self.worker.metrics.window.gained()
+        decoded = sum(value for (figure, _), value in gained.items() if figure == "tokens")
+        return Now(
+            model=served.name,
+            version=own_version(),
+            uptime_seconds=time.monotonic() - self.started_at,
+            method=engine.config.method,
+            methods=[
+                MethodCard(name=name, summary=method.summary, lacks=engine.lacks(name))
+                for name, method in methods().items()
+            ],
+            running=engine.num_running,
+            slots=max_batch,
+            waiting=engine.num_waiting,
+            max_waiting=self.worker.tickets.limits.max_sequences - max_batch,
+            tokens_cached=engine.num_held,
+            max_tokens_cached=max_batch * served.max_length,
+            window_seconds=SECONDS,
+            tokens_per_second=rate(decoded, gained["decode", ""]),
+            domains=[self.figures(domain, gained) for domain in served.domains or [UNROUTED.domain]],
+            grafana=self.grafana_url,
+        )
+
+    def figures(self, domain: str, gained: Totals) -> DomainFigures:
+        answers = int(gained["answers", domain])
+        decoded = int(gained["tokens", domain])
+        return DomainFigures(
+            name=domain,
+            answers=answers,
+            # Each has its first token from the reading of its prompt.
+            tokens=answers + decoded,
+            drafted=int(gained["drafted", domain]),
+            accepted=int(gained["accepted", domain]),
+            tokens_per_second=rate(decoded, gained["seconds", domain]),
+            speedup=self.worker.metrics.speedups.of(domain),
+        )
+
+    def add_to(self, router: APIRouter, errors: dict[int | str, dict[str, Any]]) -> None:
+        router.add_api_route("/now", self.now, responses=errors)
+
+
+def rate(count: float, seconds: float) -> float:
+    return count / seconds if seconds else 0.0

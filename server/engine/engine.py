@@ -97,6 +97,11 @@ class Engine:
     def num_waiting(self) -> int:
         return self.scheduler.num_waiting
 
+    @property
+    def num_held(self) -> int:
+        """Tokens that the slots hold."""
+        return self.scheduler.num_held
+
     def add(self, request: GenerationRequest) -> Sequence:
         """Queues a request.
 

@@ -65,6 +65,12 @@ class Scheduler:
     def num_waiting(self) -> int:
         return sum(map(len, self.waiting.values()))
 
+    @property
+    def num_held(self) -> int:
+        """Tokens that slots hold, those of ended sequences as well."""
+        kept = sum(len(content.ids) for content in list(self.prefixes.contents.values()))
+        return kept + sum(sequence.cursor for sequence in list(self.running))
+
     def add(self, sequence: Sequence) -> None:
         self.waiting.setdefault(sequence.request.client, deque()).append(sequence)
 
