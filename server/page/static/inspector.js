@@ -7,7 +7,10 @@ import { percent, plural, rate, seconds, times } from "./numbers.js";
 import { originOf } from "./origins.js";
 import { inWords, strip } from "./sublayers.js";
 
-/** The panel beside the chat. It shows one answer at a time, and draws at most once a frame. */
+/** Milliseconds between two drawings of an answer that grows. */
+const EVERY = 120;
+
+/** The panel beside the chat. It shows one answer at a time. */
 export class Inspector {
   constructor(node) {
     this.node = node;
@@ -30,10 +33,10 @@ export class Inspector {
   refresh() {
     if (this.isDue) return;
     this.isDue = true;
-    requestAnimationFrame(() => {
+    setTimeout(() => {
       this.isDue = false;
       this.draw();
-    });
+    }, EVERY);
   }
 
   draw() {
@@ -87,7 +90,7 @@ function figures(answer, speedup) {
   const perSecond = answer.tokensPerSecond;
   const cells = [
     [perSecond === null ? "–" : rate(perSecond), "tokens a second"],
-    [speedup ? times(speedup) : "–", "over plain, in this domain"],
+    [speedup ? times(speedup) : "–", "as fast as plain, now"],
     [drafted ? percent(accepted / drafted) : "–", "of drafts accepted"],
     [answer.steps.length && answer.isTraced ? (answer.tokens / answer.steps.length).toFixed(2) : "–", "tokens a pass"],
   ];

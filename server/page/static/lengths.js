@@ -47,15 +47,19 @@ function told(steps) {
 
 /** How many drafts had 0, 1, 2, … tokens accepted; from the steps, or from the server's own histogram where there are none. */
 export function histogram(steps, counted) {
-  const counts = counted?.slice() ?? [];
-  if (!counted) {
-    for (const step of steps.filter(isDrafted)) counts[step.accepted.length] = (counts[step.accepted.length] ?? 0) + 1;
-  }
+  const counts = counted?.slice() ?? countsOf(steps.filter(isDrafted).map((step) => step.accepted.length));
   while (counts.length > 1 && !counts.at(-1)) counts.pop();
-  const most = Math.max(...counts.map((count) => count ?? 0), 1);
-  return make("ol", { class: "histogram", start: 0 }, Array.from(counts, (count = 0, length) => {
+  const most = Math.max(...counts, 1);
+  return make("ol", { class: "histogram", start: 0 }, counts.map((count, length) => {
     const meter = make("span", { class: "meter" }, make("i"));
     meter.firstChild.style.width = `${(count / most) * 100}%`;
     return make("li", {}, make("span", { class: "length" }, length), meter, make("span", { class: "count" }, count));
   }));
+}
+
+/** How often each number from 0 to the largest comes: [2, 0, 1] of 0, 0 and 2. */
+function countsOf(numbers) {
+  const counts = new Array(Math.max(...numbers, 0) + 1).fill(0);
+  for (const number of numbers) counts[number] += 1;
+  return counts;
 }
