@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.api.answers.drafts import DraftStrip
-from server.engine import UNROUTED, methods
+from server.engine import UNROUTED, Route, Router, methods
 from server.served_model import ServedModel
 from server.telemetry.metrics import own_version
 from server.telemetry.window import SECONDS, Totals
@@ -119,6 +119,17 @@ class OverviewApi:
             grafana=self.grafana_url,
         )
 
+    async def map(self) -> Map:
+        served = self.served
+        router = served.engine.router
+        domains = [self.mapped(route, router) for route in router.all] if router else []
+        return Map(num_layers=served.checkpoint.config.num_layers, domains=domains)
+
+    def mapped(self, route: Route, router: Router) -> MapDomain:
+        name, anchors = route.domain, router.map.get(route.domain, [])
+        draft, threshold = DraftStrip.of(route.draft), router.threshold(route.domain)
+        return MapDomain(name=name, draft=draft, threshold=threshold, anchors=anchors)
+
     def figures(self, domain: str, gained: Totals) -> DomainFigures:
         answers = int(gained["answers", domain])
         decoded = int(gained["tokens", domain])
@@ -135,6 +146,7 @@ class OverviewApi:
 
     def add_to(self, router: APIRouter, errors: dict[int | str, dict[str, Any]]) -> None:
         router.add_api_route("/now", self.now, responses=errors)
+        router.add_api_route("/map", self.map, responses=errors)
 
 
 def rate(count: float, seconds: float) -> float:

@@ -242,6 +242,17 @@ class Route:
     similarity: float | None = None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt lies among the anchors: its point in their plane, and the nearest ones, the very nearest first.
+
+    An anchor is a domain and a number within it: ("sql", 0) is the first of that domain.
+    """
+
+    point: tuple[float, float]
+    nearest: tuple[tuple[str, int], ...]
+
+
 OTHER_DOMAIN = "other"
 UNROUTED = Route("none", FULL_MODEL)
 """Route of an engine without a routing artifact: everything runs plainly."""

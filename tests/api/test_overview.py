@@ -83,3 +83,27 @@ def test_a_dead_server_has_no_now(checkpoint: Checkpoint) -> None:
         wait_until(lambda: not worker.is_alive)
         response = httpx.get(f"{url}/now")
         assert response.status_code == 503 and response.json()["error"]["code"] == "unavailable"
+
+
+def test_the_map_has_each_domain_with_its_anchors_and_draft(http: httpx.Client) -> None:
+    found = http.get("/map").json()
+    assert found["num_layers"] == 4
+    stories, sql, other = found["domains"]
+    assert [(d["name"], d["threshold"]) for d in (stories, sql, other)] == [
+        ("stories", -1.0),
+        ("sql", -1.0),
+        ("other", None),
+    ]
+    assert sorted(abs(d["anchors"][0][0]) for d in (stories, sql)) == [pytest.approx(1)] * 2
+    assert stories["anchors"][0][0] * sql["anchors"][0][0] < 0 and other["anchors"] == []
+    assert (sql["draft"]["attention"], sql["draft"]["mlp"]) == ([3], [1, 3])
+    (card,) = http.get("/v1/models").json()["data"]
+    for domain in found["domains"]:
+        assert card["drafts"][domain["name"]].items() <= domain["draft"].items()
+    assert http.get("/map").json() == found
+
+
+def test_without_an_artifact_there_is_no_map(checkpoint: Checkpoint) -> None:
+    worker, _ = make_worker(checkpoint, None)
+    with serve(worker) as url:
+        assert httpx.get(f"{url}/map").json() == {"num_layers": 4, "domains": []}
