@@ -45,7 +45,9 @@ class Page:
         self.driver.refresh()
 
     def resize(self, width: int, height: int) -> None:
-        self.command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
 
     def command(self, name: str, **arguments: Any) -> dict[str, Any]:
         """A command of Chrome's own protocol."""

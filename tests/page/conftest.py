@@ -1,10 +1,12 @@
-"""One Chromium for all tests of the page; they are skipped where there is none."""
+"""One Chromium for all tests of the page, which are skipped where there is none; and a server that they only read from."""
 
 from collections.abc import Iterator
 
 import pytest
 from selenium import webdriver
 
+from server.engine import Checkpoint, RoutingArtifact
+from tests.api.live import make_worker, serve
 from tests.page.browser import CHROMIUM, DRIVER, Page, start_browser
 
 
@@ -26,3 +28,10 @@ def page(driver: webdriver.Chrome) -> Iterator[Page]:
     faults = page.faults()
     driver.get("about:blank")
     assert faults == []
+
+
+@pytest.fixture(scope="session")
+def base_url(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> Iterator[str]:
+    worker, _ = make_worker(checkpoint, tiny_artifact)
+    with serve(worker) as url:
+        yield url

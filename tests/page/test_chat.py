@@ -35,7 +35,9 @@ def whole_answer(url: str, turns: list[str], **fields: object) -> str:
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
     body = {"model": "tiny", "messages": messages, "temperature": 0, **fields}
-    return str(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).json()["choices"][0]["message"]["content"])
+    return str(
+        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).json()["choices"][0]["message"]["content"]
+    )
 
 
 def hold(engine: GatedEngine) -> Turnstile:

@@ -20,17 +20,20 @@ let isTraced = true;
 
 /** The chunks of a streamed chat. A server that knows no traces is asked once more without. */
 export async function* chat(body, signal) {
-  let response;
-  try {
-    response = await post(isTraced ? traced(body) : body, signal);
-  } catch (error) {
-    if (!(isTraced && error.status === 400 && error.message.includes("trace"))) throw error;
-    isTraced = false;
-    response = await post(body, signal);
-  }
+  const response = isTraced ? await tracedPost(body, signal) : await post(body, signal);
   for await (const event of events(response.body)) {
     if (event.error) throw new Refusal(0, event.error.message);
     yield event;
+  }
+}
+
+async function tracedPost(body, signal) {
+  try {
+    return await post(traced(body), signal);
+  } catch (error) {
+    if (error.status !== 400 || !error.message.includes("trace")) throw error;
+    isTraced = false;
+    return post(body, signal);
   }
 }
 
