@@ -93,8 +93,8 @@ def serve(
 ) -> Iterator[str]:
     """The base URL of a running server; it is stopped at the end, and its thread with it.
 
-    `send_buffer` is how many bytes its system keeps for a client that does not read. Unless it is awaited, its model may
-    still be loading.
+    `send_buffer` is how many bytes its system keeps for a client that does not read. A server that is not awaited
+    may still be loading its model.
     """
     listener = listen("127.0.0.1", 0)
     if send_buffer:

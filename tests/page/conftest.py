@@ -1,4 +1,4 @@
-"""One Chromium for all tests of the page, which are skipped where there is none; and a server that they only read from."""
+"""One Chromium for all tests of the page, skipped where there is none; and a server that they only read from."""
 
 from collections.abc import Iterator
 

@@ -12,6 +12,11 @@ from tests.page.browser import Page
 AXE = Path(os.environ.get("AXE_CORE", Path(__file__).parent / "npm" / "node_modules" / "axe-core" / "axe.min.js"))
 VIEWS = ["chat", "drafts", "race", "now"]
 MOST_BYTES = 200_000
+OUTSIDE = """
+return [...document.querySelectorAll("button, input, select, textarea")]
+  .filter((e) => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1)
+  .map((e) => e.outerHTML)
+"""
 
 
 def fill(page: Page, url: str, width: int, *, is_dark: bool = False) -> None:
@@ -39,11 +44,7 @@ def test_nothing_is_wider_than_the_window(page: Page, base_url: str, width: int)
     for view in VIEWS:
         page.view(view)
         assert not page.is_too_wide(), view
-        outside = page.run(
-            "return [...document.querySelectorAll('button, input, select, textarea')].filter((e) => e.checkVisibility())"
-            ".filter((e) => e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML)"
-        )
-        assert outside == [], view
+        assert page.run(OUTSIDE) == [], view
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: make browser")

@@ -76,9 +76,9 @@ def test_a_model_that_loads_is_waited_for(page: Page, checkpoint: Checkpoint) ->
 
 def test_an_engine_that_dies_is_told_and_what_came_stays(page: Page, checkpoint: Checkpoint) -> None:
     worker, engine = make_worker(checkpoint, None)
-    lose_model(worker)
     engine.fatal_step = 12
     with serve(worker) as url:
+        lose_model(worker)
         page.open(url)
         page.ask("hi")
         page.wait(lambda: page.says(".answer .trouble", "engine"))

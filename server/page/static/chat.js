@@ -24,7 +24,8 @@ export class Chat {
     return this.stopping !== null;
   }
 
-  async send(text) {
+  /** Sends a message and gives whether it could. */
+  send(text) {
     if (this.isBusy || !text.trim() || wrongField()) return false;
     this.turns.push({ role: "user", content: text });
     find("welcome").hidden = true;

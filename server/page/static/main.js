@@ -82,8 +82,10 @@ function wireComposer() {
   const [form, prompt] = [find("composer"), find("prompt")];
   const submit = async () => {
     if (!model) await connect();
-    if (model && await chat.send(prompt.value)) prompt.value = "";
+    if (!model || !chat.send(prompt.value)) return;
+    prompt.value = "";
     fit(prompt);
+    openSettings(false);
   };
   form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
   prompt.addEventListener("input", () => fit(prompt));

@@ -53,7 +53,7 @@ export class Now {
   }
 }
 
-const tile = (name, value, picture) => make("div", { class: "tile" }, make("h3", {}, name), make("p", { class: "big" }, value), picture);
+const tile = (name, value, picture) => make("div", { class: "tile" }, make("p", { class: "note" }, name), make("p", { class: "big" }, value), picture);
 
 function meter(value, most, name) {
   const share = most > 0 ? Math.min(value / most, 1) : 0;
