@@ -35,6 +35,8 @@ export class Answer {
 
   take(chunk) {
     this.route = chunk.route ?? this.route;
+    // A traced answer says its route first; a step may come later than its text, when it is certain.
+    this.isTraced ||= Boolean(chunk.route);
     this.metrics = chunk.metrics ?? this.metrics;
     this.usage = chunk.usage ?? this.usage;
     for (const choice of chunk.choices ?? []) this.takeChoice(choice);
@@ -46,10 +48,9 @@ export class Answer {
     this.text += text;
     this.thoughts += delta.reasoning_content ?? "";
     this.finish = finish ?? this.finish;
-    if (trace) this.isTraced = true;
-    if (trace) this.steps.push(...trace);
+    this.steps.push(...(trace ?? []));
     // Without a trace all text is shown as it comes, from nowhere in particular.
-    else if (text && !this.isTraced) this.steps.push({ origin: "", accepted: [], own: text, rejected: [] });
+    if (text && !this.isTraced) this.steps.push({ origin: "", accepted: [], own: text, rejected: [] });
     if (this.firstAt === null && (text || trace?.length)) this.firstAt = performance.now();
   }
 

@@ -63,17 +63,21 @@ export class Inspector {
   }
 
   routeOf(route) {
-    const threshold = this.map?.domains.find((domain) => domain.name === route.domain)?.threshold;
-    const likeness = route.similarity === null ? "no anchors to compare with" : `similarity ${route.similarity.toFixed(2)}`;
-    const needed = threshold === null || threshold === undefined ? "" : `, needs ${threshold.toFixed(2)}`;
     const layers = this.map?.num_layers;
     return [
-      make("p", { class: "domain" }, make("strong", {}, route.domain), make("span", { class: "note" }, `${likeness}${needed}`)),
+      make("p", { class: "domain" }, make("strong", {}, route.domain), make("span", { class: "note" }, this.likeness(route))),
       layers && strip(route.draft, layers),
       layers && make("p", { class: "key" }, ...["kept", "skipped", "patched"].map((state) =>
         make("span", {}, make("i", { class: state }), ` ${state}`))),
       make("p", { class: "note" }, `Its draft: ${inWords(route.draft, layers ?? 0)}.`),
     ].filter(Boolean);
+  }
+
+  likeness({ domain, similarity }) {
+    if (similarity === null) return "nothing to compare with";
+    const threshold = this.map?.domains.find(({ name }) => name === domain)?.threshold;
+    const needed = typeof threshold === "number" ? `${threshold.toFixed(2)} is enough` : "like none of the known kinds";
+    return `similarity ${similarity.toFixed(2)}, ${needed}`;
   }
 }
 

@@ -2,6 +2,7 @@
 
 import { get, inWords } from "./api.js";
 import { Chat } from "./chat.js";
+import { EXAMPLES } from "./examples.js";
 import { find, make } from "./element.js";
 import { Inspector } from "./inspector.js";
 import { askKey, key } from "./key.js";
@@ -10,13 +11,6 @@ import { Race } from "./race.js";
 import { listMethods, openSettings } from "./settings.js";
 import { wireTheme } from "./appearance.js";
 import { showStep } from "./stepcard.js";
-
-const EXAMPLES = [
-  ["A SQL query", "Write a SQL query that lists the names of all customers with more than three orders, the newest customer first."],
-  ["A story", "Tell me a short story about a lighthouse keeper who finds a letter."],
-  ["A sum, step by step", "Tom has 12 apples. He gives a third of them to Ann and buys 5 more. How many has he now? Explain step by step."],
-  ["A translation", "Translate into French: The weather is fine today, and we are going to the sea."],
-];
 
 let model = "";
 const inspector = new Inspector(find("inspector"));

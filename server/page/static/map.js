@@ -52,7 +52,7 @@ function rays(map, route, [x1, y1]) {
 }
 
 function told(map, route) {
-  const names = map.domains.map((domain) => domain.name).join(", ");
+  const names = map.domains.filter(({ anchors }) => anchors.length > 0).map(({ name }) => name).join(", ");
   if (!route) return `Map of the domains ${names}.`;
   const near = (route.nearest ?? []).map(([name]) => name).join(", ");
   return `Map of the domains ${names}. This prompt was taken for ${route.domain}. Its nearest anchors, nearest first: ${near || "none"}.`;

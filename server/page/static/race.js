@@ -3,12 +3,11 @@
 import { Answer } from "./answer.js";
 import { chat, inWords } from "./api.js";
 import { make } from "./element.js";
+import { STORY } from "./examples.js";
 import { plural, rate, seconds, times } from "./numbers.js";
 import { listMethods } from "./settings.js";
 import { showStep } from "./stepcard.js";
 import { TokenView } from "./tokens.js";
-
-const PROMPT = "Write a SQL query that lists the names and salaries of all employees in the sales department, ordered by salary.";
 
 /** One method's side of the race. */
 class Lane {
@@ -54,13 +53,14 @@ export class Race {
   constructor(node, model) {
     this.model = model;
     this.lanes = [new Lane("plain"), new Lane("drafted")];
-    this.prompt = make("textarea", { id: "race-prompt", rows: 3 });
-    this.prompt.value = PROMPT;
+    this.prompt = make("textarea", { id: "race-prompt", rows: 5 });
+    this.prompt.value = STORY;
     this.tokens = make("input", { type: "number", min: 1, step: 1, value: 160, required: true });
     this.temperature = make("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0, required: true });
     this.order = make("select", {}, make("option", { value: "together" }, "both at once"),
       make("option", { value: "alone" }, "one after the other"));
     this.start = make("button", { type: "submit", class: "main" }, "Start the race");
+    this.tracks = make("div", { class: "lanes" }, this.lanes.map((lane) => lane.node));
     this.verdict = make("p", { class: "verdict", role: "status" });
     const form = make("form", { class: "race-form", onsubmit: (event) => this.submit(event) },
       make("label", { class: "wide" }, "Prompt", this.prompt),
@@ -69,7 +69,7 @@ export class Race {
     node.append(make("h1", { id: "race-title" }, "The race"),
       make("p", { class: "lead" }, "One prompt, two methods, the same text. At once they share the machine, so both are slower than alone; " +
         "one after the other each has it to itself, the second with the prompt and the first answer fresh in memory."),
-      form, this.verdict, make("div", { class: "lanes" }, this.lanes.map((lane) => lane.node)));
+      form, this.verdict, this.tracks);
     this.running = null;
   }
 
@@ -90,6 +90,7 @@ export class Race {
     this.start.textContent = "Stop";
     this.verdict.textContent = "";
     for (const lane of this.lanes) lane.reset();
+    this.tracks.scrollIntoView({ block: "nearest" });
     const body = this.body();
     const ticking = setInterval(() => this.lanes.forEach((lane) => lane.answer?.isOpen && lane.tick()), 50);
     const laps = this.lanes.map((lane) => () => lane.run(body, this.running.signal));

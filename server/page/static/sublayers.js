@@ -26,7 +26,7 @@ export function inWords(draft, layers) {
   if (patched === layers) parts.push(`one matrix in place of all ${layers} layers`);
   else if (patched > 0) parts.push(`one matrix in place of the last ${plural(patched, "layer")}`);
   const skipped = draft.skipped_attention + draft.skipped_mlp;
-  if (skipped > 0) parts.push(`without ${plural(draft.skipped_attention, "attention")} and ${draft.skipped_mlp} MLP sub-layers`);
+  if (skipped > 0) parts.push(`without ${draft.skipped_attention} attention and ${draft.skipped_mlp} MLP sub-layers`);
   if (patched === 0 && skipped === 0) parts.push("all layers");
   if (draft.is_low_bit) parts.push("in fewer bits");
   if (draft.vocabulary_size) parts.push(`${whole(draft.vocabulary_size)} of the tokens scored`);

@@ -40,7 +40,7 @@ export class TokenView {
     this.ground = null;
     const { style } = originOf(step.origin);
     const accepted = step.accepted.map((text) => make("span", { class: `token${lineClass(text)}` }, text));
-    const rejected = step.rejected.length > 0 && make("del", {}, step.rejected.map(visible).join(""));
+    const rejected = step.rejected.length > 0 && make("del", {}, clipped(step.rejected.map(visible).join("")));
     const own = make("span", { class: "own" }, step.own);
     this.steps.push(step);
     this.node.append(make("span", { class: `step ${style}`, "data-step": this.steps.length - 1 }, accepted, rejected, own));
@@ -76,3 +76,6 @@ export class TokenView {
 /** Line breaks have a sign, so that a drafted one is seen; it is not part of the text that is copied. */
 const lineClass = (text) => (text.includes("\n") ? " broken" : "");
 const visible = (text) => text.replaceAll("\n", "↵");
+
+/** The beginning of a long draft is enough between the words of an answer; its card has all of it. */
+const clipped = (text) => (text.length > 16 ? `${text.slice(0, 14)}…` : text);
