@@ -54,7 +54,7 @@ class Page:
         return cast("dict[str, Any]", self.driver.execute_cdp_cmd(name, arguments))
 
     def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)  # type: ignore[no-untyped-call]
+        return self.driver.execute_script(script, *arguments)
 
     def find(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)

@@ -1,6 +1,6 @@
 """Takes the README's pictures of the page: the default model answers, a real browser shows it.
 
-    PYTHONPATH=. .venv/bin/python tests/page/pictures.py [FOLDER]
+PYTHONPATH=. .venv/bin/python tests/page/pictures.py [FOLDER]
 """
 
 import io
@@ -20,8 +20,6 @@ from tests.api.live import serve
 from tests.page.browser import Page, start_browser
 
 FOLDER = Path(__file__).parents[2] / "server" / "page" / "pictures"
-NUM_COLOURS = 128
-"""A palette makes a picture a third as large; text and flat grounds need few."""
 
 
 def main(folder: Path) -> None:
@@ -34,26 +32,34 @@ def main(folder: Path) -> None:
             page = Page(driver)
             for name, shoot in PICTURES.items():
                 shoot(page, url)
-                save(page, folder / f"{name}.png")
+                save(page, folder / f"{name}.webp")
     finally:
         driver.quit()
 
 
 def save(page: Page, path: Path) -> None:
-    picture = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
-    picture.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB").save(path, lossless=True, method=6)
     print(f"{path}: {path.stat().st_size // 1024} KB")
 
 
-def converse(page: Page, example: int, max_tokens: int = 160) -> None:
-    """Asks one of the page's own examples, greedily, and lets the answer end."""
+QUERY = "Write a SQL query that lists the names of all customers with more than three orders."
+
+
+def converse(page: Page, text: str, max_tokens: int = 160) -> None:
+    """Asks greedily and lets the answer end."""
     before = len(page.all(".answer"))
     page.set("temperature", "0")
     page.set("max_tokens", str(max_tokens))
-    page.run("document.querySelectorAll('#examples button')[arguments[0]].click()", example)
+    page.run("const field = document.getElementById('prompt'); field.value = arguments[0]; field.focus()", text)
     page.find("#send").click()
     page.wait(lambda: len(page.all(".answer")) > before and page.is_idle())
     settle(page)
+
+
+def story(page: Page) -> str:
+    """The page's own example."""
+    page.run("document.querySelectorAll('#examples button')[1].click()")
+    return str(page.run("return document.getElementById('prompt').value"))
 
 
 def settle(page: Page) -> None:
@@ -63,22 +69,21 @@ def settle(page: Page) -> None:
 
 
 def chat(page: Page, url: str) -> None:
-    page.open(url, 1280, 880)
+    page.open(url, 1280, 1000)
     page.wait(page.is_connected)
-    converse(page, 1, 60)
-    page.find("#new-chat").click()
-    converse(page, 0)
+    converse(page, story(page))
     page.run("scrollTo(0, 0)")
-    step = page.all(".answer .step:has(.token + .token)")[1]
+    step = page.all(".answer .step:has(.token + .token)")[-1]
     page.run("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", step)
     settle(page)
 
 
 def race(page: Page, url: str) -> None:
-    page.open(url, 1280, 760, is_dark=True)
+    page.open(url, 1280, 1000, is_dark=True)
     page.wait(page.is_connected)
     page.view("race")
     page.wait(lambda: len(page.all(".lane option")) > 4)
+    page.run("document.getElementById('race-prompt').value = arguments[0]", QUERY)
     page.find(".race-form .main").click()
     page.wait(lambda: page.says(".verdict", "as fast"))
     settle(page)
@@ -87,16 +92,21 @@ def race(page: Page, url: str) -> None:
 def phone(page: Page, url: str) -> None:
     page.open(url, 390, 844, is_dark=True)
     page.wait(page.is_connected)
-    converse(page, 2)
+    converse(page, QUERY)
+    page.run("scrollTo(0, 0)")
+    settle(page)
 
 
 def phone_drafts(page: Page, url: str) -> None:
+    converse(page, story(page), 60)
     page.view("drafts")
+    page.run("scrollTo(0, 0)")
     settle(page)
 
 
 def phone_map(page: Page, url: str) -> None:
     page.run("document.querySelector('.map').scrollIntoView({block: 'end'})")
+    page.run("scrollBy(0, 999)")
     settle(page)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine import Checkpoint
+from server.engine import Checkpoint, StepTexts
 from server.generation import Piece
 from server.tickets import Ticket
 from server.worker import Worker
@@ -29,7 +29,7 @@ REPEATED = ["[", "*", "`a", ">", "**a", "- ", "|", "_a", "[a](", "~~", "# ", "1.
 
 
 class ScriptedWorker(Worker):
-    """A worker whose model writes the script, whatever it really wrote."""
+    """A worker whose model writes the script, whatever it really wrote, and whose drafts were as hostile."""
 
     script = ""
 
@@ -37,10 +37,11 @@ class ScriptedWorker(Worker):
         rest = self.script
         async for piece in super().pieces(ticket):
             while rest:
-                yield replace(piece, text=rest[:PIECE], outcome=None)
-                rest = rest[PIECE:]
+                text, rest = rest[:PIECE], rest[PIECE:]
+                step = StepTexts("<b>", (text[:9], text[9:]), "", ("<b>drafted</b>",))
+                yield replace(piece, text=text, outcome=None, steps=(step,))
             if piece.outcome:
-                yield replace(piece, text="")
+                yield replace(piece, text="", steps=())
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def answered(page: Page, scripted: tuple[ScriptedWorker, str], script: str, widt
 
 def test_markup_is_shown_and_never_run(page: Page, scripted: tuple[ScriptedWorker, str]) -> None:
     with answered(page, scripted, SCRIPTS):
-        assert page.answer() == SCRIPTS
+        assert page.answer() == SCRIPTS and page.says(".answer del", "<b>drafted</b>")
         page.run("document.querySelector('[name=shown][value=prose]').click()")
         page.wait(lambda: page.is_shown(".answer .prose"))
         for text in ("<script>window.hacked = 1</script>", "&lt;script&gt; &amp;amp; &#60;b&#62;", "<svg onload="):

@@ -51,4 +51,4 @@ def test_markdown_becomes_nodes(page: Page, base_url: str) -> None:
     page.open(base_url)
     page.driver.set_script_timeout(20)
     script = page.driver.execute_async_script
-    assert {text: script(RENDER, text) for text in CASES} == CASES  # type: ignore[no-untyped-call]
+    assert {text: script(RENDER, text) for text in CASES} == CASES

@@ -1,6 +1,6 @@
 /** Talks to the server: JSON and streams, the key, and what goes wrong in plain words. */
 
-import { events } from "./events.js";
+import { asGone, events, Gone } from "./events.js";
 import { askKey, key } from "./key.js";
 
 /** What the server refused, with its status and its own words. */
@@ -50,7 +50,7 @@ async function request(path, options) {
   for (;;) {
     const sent = key();
     const headers = { ...options.headers, ...(sent && { authorization: `Bearer ${sent}` }) };
-    const response = await fetch(path, { ...options, headers });
+    const response = await fetch(path, { ...options, headers }).catch(asGone);
     if (response.ok) return response;
     const refusal = await refusalOf(response);
     // Another request may have got a better key in the meantime.
@@ -74,6 +74,6 @@ export function inWords(error) {
     if (error.status === 429) return "The server has too many requests in its queue. Try again in a moment.";
     return error.message;
   }
-  if (error instanceof TypeError) return "The server cannot be reached any more. Is it still running?";
+  if (error instanceof Gone) return "The server cannot be reached any more. Is it still running?";
   return `This page has a fault: ${error.message}`;
 }

@@ -74,7 +74,7 @@ export class Chat {
       message.refresh();
       if (this.inspector.answer === answer) this.inspector.refresh();
       narrator.tell(answer.text, !answer.isOpen);
-      follow();
+      follow(this.log);
     };
     this.setBusy(stopping);
     await answer.read(chat(body, stopping.signal));
@@ -112,10 +112,20 @@ export class Chat {
   }
 }
 
-/** Keeps the end in sight for whoever is there already; those who read further up are left alone. */
-function follow() {
+let isAtEnd = true;
+let isFollowing = false;
+
+addEventListener("scroll", () => {
   const page = document.documentElement;
-  if (page.scrollHeight - page.scrollTop - page.clientHeight < 160) {
-    requestAnimationFrame(() => page.scrollTo({ top: page.scrollHeight }));
-  }
+  isAtEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 80;
+}, { passive: true });
+
+/** Keeps the end of a growing answer in sight; those who have scrolled up to read are left alone. */
+function follow(log) {
+  if (!isAtEnd || isFollowing || !log.checkVisibility()) return;
+  isFollowing = true;
+  requestAnimationFrame(() => {
+    isFollowing = false;
+    scrollTo({ top: document.documentElement.scrollHeight });
+  });
 }

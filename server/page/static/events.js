@@ -1,6 +1,9 @@
 /** Reads server-sent events: the JSON objects of a stream's `data:` lines, one by one. */
 
-/** Yields each event's object up to `[DONE]`; a stream that ends without it, or with half an event, throws. */
+/** The connection to the server broke, or there was none. */
+export class Gone extends Error {}
+
+/** Yields each event's object up to `[DONE]`; throws `Gone` where a stream ends without it. */
 export async function* events(body) {
   let rest = "";
   for await (const piece of pieces(body)) {
@@ -13,14 +16,14 @@ export async function* events(body) {
       if (data) yield JSON.parse(data);
     }
   }
-  throw new TypeError("the stream broke off");
+  throw new Gone();
 }
 
 async function* pieces(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(asGone);
       if (done) return;
       yield value;
     }
@@ -28,6 +31,11 @@ async function* pieces(body) {
     // Whoever stops reading lets the server know, which then stops writing.
     reader.cancel().catch(() => {});
   }
+}
+
+/** A network's error is told by no more than its type; that the user ended the reading is no error of the network. */
+export function asGone(error) {
+  throw error instanceof TypeError ? new Gone() : error;
 }
 
 function dataOf(block) {

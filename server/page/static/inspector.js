@@ -56,7 +56,7 @@ export class Inspector {
       answer.isTraced && section("Where tokens come from", origins(answer.steps)),
       answer.isTraced && section("Each step", stepBars(answer.steps, (number) => this.tokens?.show(number)),
         make("p", { class: "note" }, "Up: accepted tokens. Down: rejected ones. A dot is a token of the model alone.")),
-      (counted || answer.drafts.number > 0) && section("Accepted of a draft", histogram(answer.steps, counted)),
+      (counted || answer.drafts.number > 0) && section("Drafts by accepted tokens", histogram(answer.steps, counted)),
       route && section("The route", ...this.routeOf(route)),
       this.map?.domains.length > 0 && section("Where the prompt lies", mapPicture(this.map, route, this.points)),
     ].filter(Boolean);

@@ -51,9 +51,11 @@ export function histogram(steps, counted) {
   while (counts.length > 1 && !counts.at(-1)) counts.pop();
   const most = Math.max(...counts, 1);
   return make("ol", { class: "histogram", start: 0 }, counts.map((count, length) => {
-    const meter = make("span", { class: "meter" }, make("i"));
-    meter.firstChild.style.width = `${(count / most) * 100}%`;
-    return make("li", {}, make("span", { class: "length" }, length), meter, make("span", { class: "count" }, count));
+    const bar = make("i");
+    bar.style.height = `${(count / most) * 100}%`;
+    const title = `${plural(count, "draft")} with ${plural(length, "accepted token")}`;
+    return make("li", { title }, make("span", { class: "unseen" }, title), make("span", { class: "column", "aria-hidden": "true" }, bar),
+      make("span", { "aria-hidden": "true" }, length));
   }));
 }
 

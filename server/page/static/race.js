@@ -67,8 +67,9 @@ export class Race {
       make("label", {}, "Most tokens", this.tokens), make("label", {}, "Temperature", this.temperature),
       make("label", {}, "Run", this.order), this.start);
     node.append(make("h1", { id: "race-title" }, "The race"),
-      make("p", { class: "lead" }, "One prompt, two methods, the same text. At once they share the machine, so both are slower than alone; " +
-        "one after the other each has it to itself, the second with the prompt and the first answer fresh in memory."),
+      make("p", { class: "lead" }, "One prompt, two methods, the same text. At once, both share the machine and are slower than alone. " +
+        "One after the other, the second finds the prompt already read. The server drafts from its earlier answers, too: " +
+        "a prompt that was answered before is drafted better."),
       form, this.verdict, this.tracks);
     this.running = null;
   }
@@ -90,7 +91,7 @@ export class Race {
     this.start.textContent = "Stop";
     this.verdict.textContent = "";
     for (const lane of this.lanes) lane.reset();
-    this.tracks.scrollIntoView({ block: "nearest" });
+    if (this.tracks.getBoundingClientRect().bottom > innerHeight) this.start.scrollIntoView();
     const body = this.body();
     const ticking = setInterval(() => this.lanes.forEach((lane) => lane.answer?.isOpen && lane.tick()), 50);
     const laps = this.lanes.map((lane) => () => lane.run(body, this.running.signal));
