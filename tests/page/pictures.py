@@ -73,7 +73,7 @@ def chat(page: Page, url: str) -> None:
     page.wait(page.is_connected)
     converse(page, story(page))
     page.run("scrollTo(0, 0)")
-    step = page.all(".answer .step:has(.token + .token)")[-1]
+    step = page.all(".answer .step:has(.token + .token):has(del)")[-1]
     page.run("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", step)
     settle(page)
 
@@ -98,7 +98,8 @@ def phone(page: Page, url: str) -> None:
 
 
 def phone_drafts(page: Page, url: str) -> None:
-    converse(page, story(page), 60)
+    page.find("#new-chat").click()
+    converse(page, story(page))
     page.view("drafts")
     page.run("scrollTo(0, 0)")
     settle(page)

@@ -6,6 +6,8 @@ import { originOf } from "./origins.js";
 
 /** So many of the last steps have a bar. */
 const SHOWN = 96;
+/** Most columns of the histogram. */
+const COLUMNS = 11;
 const [WIDTH, GAP, UNIT, DEEPEST] = [5, 1.5, 5, 40];
 
 /**
@@ -49,13 +51,17 @@ function told(steps) {
 export function histogram(steps, counted) {
   const counts = counted?.slice() ?? countsOf(steps.filter(isDrafted).map((step) => step.accepted.length));
   while (counts.length > 1 && !counts.at(-1)) counts.pop();
+  // The long ones share a column.
+  const longest = counts.length > COLUMNS ? COLUMNS - 1 : null;
+  if (longest !== null) counts.push(counts.splice(longest).reduce((sum, count) => sum + count, 0));
   const most = Math.max(...counts, 1);
   return make("ol", { class: "histogram", start: 0 }, counts.map((count, length) => {
     const bar = make("i");
     bar.style.height = `${(count / most) * 100}%`;
-    const title = `${plural(count, "draft")} with ${plural(length, "accepted token")}`;
+    const name = length === longest ? `${length}+` : length;
+    const title = `${plural(count, "draft")} with ${name} accepted ${length === 1 ? "token" : "tokens"}`;
     return make("li", { title }, make("span", { class: "unseen" }, title), make("span", { class: "column", "aria-hidden": "true" }, bar),
-      make("span", { "aria-hidden": "true" }, length));
+      make("span", { "aria-hidden": "true" }, name));
   }));
 }
 
