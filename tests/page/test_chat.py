@@ -157,3 +157,16 @@ def test_a_key_press_and_a_click_do_the_same(page: Page, base_url: str, width: i
     page.find("#prompt").send_keys(Keys.ENTER)
     page.wait(lambda: page.all(".answer") != [] and page.is_idle())
     assert page.answer() == clicked
+
+
+def test_an_answer_is_copied_as_it_was_written(page: Page, base_url: str) -> None:
+    page.open(base_url)
+    page.command("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    greedy(page, 20)
+    page.ask(QUESTION)
+    page.wait(page.is_idle)
+    page.find(".answer footer button").click()
+    page.wait(lambda: page.says(".answer footer button", "Copied"))
+    page.run("navigator.clipboard.readText().then((text) => { window.copied = text })")
+    page.wait(lambda: page.run("return window.copied") is not None)
+    assert page.run("return window.copied") == page.answer()

@@ -94,3 +94,16 @@ def test_a_server_that_is_gone_is_told(page: Page, checkpoint: Checkpoint) -> No
     page.wait(lambda: page.says(".answer .trouble", "cannot be reached"))
     page.view("now")
     page.wait(lambda: page.says("#now-view", "cannot be reached"))
+
+
+def test_a_server_without_map_and_now_still_answers(page: Page, base_url: str) -> None:
+    page.command("Network.enable")
+    page.command("Network.setBlockedURLs", urls=["*/map", "*/now"])
+    try:
+        page.open(base_url)
+        page.set("max_tokens", "12")
+        page.ask("hi")
+        page.wait(lambda: page.all(".answer") != [] and page.is_idle())
+        assert page.answer() and page.says("#inspector", "of drafts accepted") and not page.all("#inspector .map")
+    finally:
+        page.command("Network.setBlockedURLs", urls=[])
