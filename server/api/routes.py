@@ -125,6 +125,7 @@ class Api:
             num_choices=num_choices,
             vocabulary=None if body.num_logprobs is None else served.codec.vocabulary,
             new_reader=partial(new_reader, thinking, body.toolset, served.codec),
+            is_traced=body.is_traced,
         )
         return Reply(self.worker, ticket, begin(start), self.lanes, bool(body.stream), body.streaming)
 

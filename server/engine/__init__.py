@@ -36,6 +36,7 @@ from server.engine.speculation.base import Method, method_named, methods
 from server.engine.text.codec import ChatError, TextCodec, TextStream, held_back
 from server.engine.text.thinking import THINK_BEGIN, THINK_END, Thinking
 from server.engine.text.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat
+from server.engine.text.trace import StepTexts, TextTrace
 from server.engine.text.vocabulary import TokenText, Vocabulary
 from server.engine.types import (
     EMPTY_MASK,
@@ -50,6 +51,7 @@ from server.engine.types import (
     DraftVocabulary,
     FinishReason,
     Patch,
+    Place,
     Route,
     RowStats,
     SamplingParams,
@@ -59,6 +61,7 @@ from server.engine.types import (
     StopConditions,
     ThinkingBudget,
     TokenLogprobs,
+    TracedStep,
 )
 
 __all__ = [
@@ -111,6 +114,7 @@ __all__ = [
     "Outline",
     "Patch",
     "PatchRecord",
+    "Place",
     "PromptTooLongError",
     "Quantization",
     "Route",
@@ -123,15 +127,18 @@ __all__ = [
     "SequenceStats",
     "SkipMask",
     "StepStats",
+    "StepTexts",
     "StopConditions",
     "TextCodec",
     "TextStream",
+    "TextTrace",
     "Thinking",
     "ThinkingBudget",
     "TokenBatch",
     "TokenLogprobs",
     "TokenText",
     "ToolFormat",
+    "TracedStep",
     "Vocabulary",
     "Wishes",
     "add_draft",

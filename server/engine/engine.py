@@ -33,7 +33,7 @@ from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
 from server.engine.speculation.policy import DraftPolicy
 from server.engine.speculation.speculator import Speculator
 from server.engine.speculation.verification import Verification, count_agreeing, verify
-from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats
+from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats, TracedStep
 
 
 class CheckedDraft(NamedTuple):
@@ -171,7 +171,7 @@ class Engine:
         drafts = {number: each.draft for number, each in found.items() if each.draft is not NO_DRAFT}
         self.speculator.learn(decoding, drafts, checks, stats)
         # 4) Hand out the tokens, and end what is at its end.
-        emissions = [self.emit(s, c.emitted, found[s.id].own.logits) for s, c in zip(decoding, checks, strict=True)]
+        emissions = [self.emit_checked(s, found[s.id], c) for s, c in zip(decoding, checks, strict=True)]
         stats.decode_seconds = time.perf_counter() - started
         return emissions
 
@@ -225,7 +225,8 @@ class Engine:
         first = sample(logits, [sequence.span([]) for sequence, _ in going])
         for (sequence, state), sampled in zip(going, first, strict=True):
             sequence.last_state = state
-            emissions.append(self.emit(sequence, *sampled))
+            step = TracedStep() if sequence.request.is_traced else None
+            emissions.append(self.emit(sequence, *sampled, step))
         return emissions
 
     def route(self, sequence: Sequence, stats: StepStats) -> None:
@@ -234,6 +235,8 @@ class Engine:
         sequence.prompt_vector = prompt_vector(self.prefixes.prompt_states(sequence))
         source = self.mask_source(sequence)
         sequence.route = sequence.request.route or (source.first_route(sequence) if source else UNROUTED)
+        if sequence.request.is_traced and self.router:
+            sequence.place = self.router.place(sequence.prompt_vector)
         stats.routes.append(sequence.route)
         stats.route_seconds += time.perf_counter() - started
 
@@ -301,7 +304,13 @@ class Engine:
             sequence.last_state = accepted[-1]
         return check
 
-    def emit(self, sequence: Sequence, token_ids: list[int], logits: Tensor) -> Emission:
+    def emit_checked(self, sequence: Sequence, found: CheckedDraft, check: Verification) -> Emission:
+        step = self.speculator.traced(sequence, found.draft, check)
+        return self.emit(sequence, check.emitted, found.own.logits, step)
+
+    def emit(
+        self, sequence: Sequence, token_ids: list[int], logits: Tensor, step: TracedStep | None = None
+    ) -> Emission:
         """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context.
 
         `logits` are the rows that the ids were drawn from, and may have more.
@@ -316,7 +325,7 @@ class Engine:
         num_top, logprobs = sequence.request.num_logprobs, []
         if num_top is not None:
             logprobs = score(logits[: len(token_ids)], token_ids, num_top)
-        return Emission(sequence, token_ids, sequence.finish_reason, logprobs)
+        return Emission(sequence, token_ids, sequence.finish_reason, logprobs, step)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason

@@ -17,9 +17,11 @@ from server.engine.types import (
     UNROUTED,
     DraftModel,
     FinishReason,
+    Place,
     Route,
     SequenceStats,
     TokenLogprobs,
+    TracedStep,
 )
 
 Kind = tuple[str, float]
@@ -50,6 +52,8 @@ class Sequence:
     """The full model's state [hidden_size] that the last id was drawn from, until its next pass."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     route: Route = UNROUTED
+    place: Place | None = None
+    """Where its prompt lies, of a request that is traced, in an engine with a routing artifact."""
     stats: SequenceStats = field(default_factory=SequenceStats)
     finish_reason: FinishReason | None = None
     added_at: float = field(default_factory=time.perf_counter)
@@ -126,10 +130,11 @@ class Sequence:
 class Emission:
     """New token ids of one sequence; `finish_reason` is set with its last ones.
 
-    `logprobs` has one entry for each id where the request asked for them.
+    `logprobs` has one entry for each id where the request asked for them, and `step` says where the ids came from.
     """
 
     sequence: Sequence
     token_ids: list[int]
     finish_reason: FinishReason | None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    step: TracedStep | None = None

@@ -124,6 +124,8 @@ FULL_MODEL = DraftModel()
 
 PLAIN = "plain"
 """The method that drafts nothing."""
+PATCHED = "patch"
+"""The origin of tokens that a patch drafted in place of layers."""
 MAX_DRAFT = 31
 """Longest draft; far beyond what pays, and a bound on what one request may cost the others."""
 LONGEST_GROWTH = 4
@@ -288,6 +290,18 @@ class SequenceStats:
             self.num_drafts += 1
             self.num_drafted += num_drafted
             self.num_accepted += num_accepted
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """Where a step's tokens came from: `origin` drafted the first `num_accepted`, and then the `rejected` ids.
+
+    `origin` is a drafter's name, `patch`, or `plain` where nothing was drafted.
+    """
+
+    origin: str = PLAIN
+    num_accepted: int = 0
+    rejected: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

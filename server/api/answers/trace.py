@@ -1,8 +1,12 @@
 """What `speculation: {"trace": true}` adds to an answer: where its tokens came from, and where its prompt lies."""
 
+from typing import Self
+
 from pydantic import BaseModel
 
 from server.api.answers.drafts import DraftStrip
+from server.engine import StepTexts
+from server.generation import RoutedPrompt
 
 
 class TraceStep(BaseModel):
@@ -19,6 +23,10 @@ class TraceStep(BaseModel):
     own: str
     rejected: list[str]
 
+    @classmethod
+    def of(cls, step: StepTexts) -> Self:
+        return cls(origin=step.origin, accepted=list(step.accepted), own=step.own, rejected=list(step.rejected))
+
 
 class RouteCard(BaseModel):
     """Where the router put the prompt.
@@ -32,3 +40,14 @@ class RouteCard(BaseModel):
     point: tuple[float, float] | None
     nearest: list[tuple[str, int]]
     draft: DraftStrip
+
+    @classmethod
+    def of(cls, routed: RoutedPrompt) -> Self:
+        route, place = routed
+        return cls(
+            domain=route.domain,
+            similarity=route.similarity,
+            point=place.point if place else None,
+            nearest=list(place.nearest) if place else [],
+            draft=DraftStrip.of(route.draft),
+        )
