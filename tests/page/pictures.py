@@ -71,6 +71,10 @@ def settle(page: Page) -> None:
 def chat(page: Page, url: str) -> None:
     page.open(url, 1280, 1000)
     page.wait(page.is_connected)
+    # What drafts gain is known after some answers.
+    for hero in ("a small boat", "an old clock", "a brave hen"):
+        converse(page, story(page).replace("a fox found a blue umbrella", f"there was {hero}"), 100)
+    page.find("#new-chat").click()
     converse(page, story(page))
     page.run("scrollTo(0, 0)")
     step = page.all(".answer .step:has(.token + .token):has(del)")[-1]

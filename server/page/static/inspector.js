@@ -94,7 +94,7 @@ function figures(answer, speedup) {
   const perSecond = answer.tokensPerSecond;
   const cells = [
     [perSecond === null ? "–" : rate(perSecond), "tokens a second"],
-    [speedup ? times(speedup) : "–", "as fast as plain, now"],
+    [speedup ? times(speedup) : "–", speedup ? "as fast as plain, now" : "over plain: not known yet"],
     [drafted ? percent(accepted / drafted) : "–", "of drafts accepted"],
     [answer.steps.length && answer.isTraced ? (answer.tokens / answer.steps.length).toFixed(2) : "–", "tokens a pass"],
   ];
