@@ -1,6 +1,8 @@
 """The page's files over HTTP: open to all, with headers that let nothing but themselves run."""
 
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,7 +12,7 @@ from server.engine import Checkpoint
 from server.page.page import FOLDER
 from tests.api.live import make_worker, serve
 
-KEY = {"Authorization": "Bearer secret"}
+ROOT = Path(__file__).parents[2]
 FILES = sorted(path.name for path in FOLDER.iterdir())
 
 
@@ -56,3 +58,9 @@ def test_a_file_takes_no_body(http: httpx.Client) -> None:
 @pytest.mark.parametrize("path", ["/now", "/map", "/v1/models", "/metrics", "/page"])
 def test_all_else_is_keyed(http: httpx.Client, path: str) -> None:
     assert http.get(path).status_code == 401
+
+
+def test_the_package_has_each_file() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packaged = {path for pattern in settings["package-data"]["server"] for path in (ROOT / "server").glob(pattern)}
+    assert FILES and {FOLDER / name for name in FILES} <= packaged
