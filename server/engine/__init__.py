@@ -4,7 +4,8 @@ from server.engine.config import DecoderConfig, EngineConfig
 from server.engine.engine import Engine
 from server.engine.history.file import HistoryError, load_counts, save_counts
 from server.engine.history.history import answer_counts
-from server.engine.kvcache.slots import KVCache, Row, TokenBatch
+from server.engine.kvcache.batch import Row, TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.manifest import DomainRecord, DraftRecord, JsonMask, Manifest, PatchRecord
 from server.engine.masks.router import Router, prompt_vector, similarities

@@ -76,8 +76,13 @@ class Sequence:
         return self.ids[self.prompt_length :]
 
     @property
+    def reading_end(self) -> int:
+        """Tokens to read before it decodes: its prompt, or all that was written when it lost its slot, but the last."""
+        return max(self.prompt_length, len(self.ids) - 1)
+
+    @property
     def is_prefilled(self) -> bool:
-        return self.cursor >= self.prompt_length
+        return self.cursor >= self.reading_end
 
     @property
     def room(self) -> int:
@@ -88,6 +93,11 @@ class Sequence:
     def draft_limit(self) -> int:
         """Drafting more than this could not be emitted: a verification adds one token of its own."""
         return max(min(self.max_draft, self.room - 1), 0)
+
+    @property
+    def draft_room(self) -> int:
+        """Places behind the cursor that drafts of any kind may write to."""
+        return max(min(MAX_DRAFT, self.room - 1), 0)
 
     def chain_limit(self, draft: DraftModel) -> int:
         """The same for drafts of this model, which may have a length of its own; the request's goes first."""

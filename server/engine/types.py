@@ -336,3 +336,7 @@ class StepStats:
     rows: list[RowStats] = field(default_factory=list)
     num_running: int = 0
     num_waiting: int = 0
+    num_preempted: int = 0
+    """Sequences that lost their slot, to begin again later."""
+    num_evicted: int = 0
+    """Blocks of texts of the past whose content was lost to others."""

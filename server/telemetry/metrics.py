@@ -97,6 +97,11 @@ class Metrics:
         self.waiting = self.gauge("num_requests_waiting", "Sequences waiting for a slot")
         self.slots_used = self.gauge("kv_slots_used", "Cache slots in use")
         self.slots_total = self.gauge("kv_slots_total", "Cache slots")
+        self.blocks_used = self.gauge("kv_blocks_used", "Cache blocks that running sequences have")
+        self.blocks_kept = self.gauge("kv_blocks_kept", "Cache blocks kept for texts that begin alike")
+        self.blocks_total = self.gauge("kv_blocks_total", "Cache blocks")
+        self.evicted = self.counter("kv_blocks_evicted", "Kept cache blocks that others needed")
+        self.preempted = self.counter("num_preemptions", "Sequences that gave their blocks back, to begin again later")
         self.build = Info("knnssd_build", "What is installed", registry=self.registry)
         self.build.info({"version": own_version(), "torch": version("torch"), "kernels": kernel_build()})
         self.has_draft_weights = False
@@ -153,11 +158,15 @@ class Metrics:
         self.waiting.set_function(lambda: engine.num_waiting)
         self.slots_used.set_function(lambda: engine.num_running)
         self.slots_total.set(engine.config.max_batch)
+        pool = engine.tables.pool
+        self.blocks_used.set_function(lambda: pool.num_used)
+        self.blocks_kept.set_function(lambda: len(pool.kept))
+        self.blocks_total.set(pool.num_blocks)
 
     def unwatch(self) -> None:
         """Counts an engine that failed, and lets go of it."""
         self.engine_failures.inc()
-        for gauge in (self.running, self.waiting, self.slots_used):
+        for gauge in (self.running, self.waiting, self.slots_used, self.blocks_used, self.blocks_kept):
             gauge.set_function(lambda: 0)
 
     @property
@@ -186,6 +195,8 @@ class Metrics:
             total.inc(getattr(stats, f"{part}_seconds"))
         self.prompt_tokens.inc(stats.prefill_tokens)
         self.cached_tokens.inc(stats.cached_tokens)
+        self.evicted.inc(stats.num_evicted)
+        self.preempted.inc(stats.num_preempted)
         for route in stats.routes:
             self.observe_route(route)
         for row in stats.rows:
