@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int BLOCK_LENGTH = 32;  // positions of a block, as in kvcache/cache.py
+constexpr int BLOCK_LENGTH = 32;  // positions of a block, as in kvcache/cache.py, and of a tile of shares
 constexpr int BLOCK_PANELS = BLOCK_LENGTH / LANES;
 
 template <class T>
