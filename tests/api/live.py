@@ -1,11 +1,13 @@
 """A live server on a free port, and an engine whose steps the test lets through one by one."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import uvicorn
@@ -130,6 +132,12 @@ def serve_full(checkpoint: Checkpoint) -> Iterator[str]:
         yield url
         opening.result()
         assert held.result().status_code == 200
+
+
+def sent_events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The data of a stream's events, of any of the forms."""
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
