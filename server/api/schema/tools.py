@@ -94,26 +94,29 @@ ToolChoice = Annotated[
 
 
 class CalledFunction(Body):
+    """A call's function, and its arguments as the model wrote them: JSON, but for one that was cut short."""
+
     name: Annotated[Text, Field(min_length=1, max_length=256)]
     arguments: Text
 
     @model_validator(mode="after")
     def check_arguments(self) -> Self:
         try:
-            arguments = self.values
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise invalid("arguments", "Arguments are a JSON object in a string")
-        if depth(arguments) > MAX_DEPTH:
+            is_deep = depth(self.values) > MAX_DEPTH
+        except RecursionError:
+            is_deep = True
+        if is_deep:
             raise invalid("arguments", f"Arguments are nested more than {MAX_DEPTH} levels deep")
-        check_encodable(json.dumps(arguments, ensure_ascii=False), field="arguments")
+        check_encodable(json.dumps(self.values, ensure_ascii=False), field="arguments")
         return self
 
     @property
     def values(self) -> Any:
-        """The arguments; clients send "" where there are none."""
-        return json.loads(self.arguments or "{}")
+        """The arguments for a chat template: an object, or the text that is none; clients send "" for no arguments."""
+        try:
+            return json.loads(self.arguments or "{}")
+        except ValueError:
+            return self.arguments
 
 
 class ToolCall(Body):

@@ -19,10 +19,10 @@ from tests.api.answers.reasoning_templates import QWEN3, R1, SMOLLM3
 from tests.api.live import make_worker, sent_events, serve
 from tests.api.messages.test_messages_api import EVENTS, checked
 from tests.api.strict import check, check_event
-from tests.scripted import save_scripted_model
+from tests.scripted import Script, save_scripted_model
 from tests.tiny import CPU
 
-SCRIPT = {
+SCRIPT: Script = {
     "\n": {"<think>": 9, "A": 8},
     "<think>": {"A": 9},
     "A": {"B": 9},
@@ -32,7 +32,7 @@ SCRIPT = {
     "D": {"</s>": 9},
 }
 """Thinks AB, answers CD; or, with a little help, with a call."""
-OPEN = SCRIPT | {"\n": {"A": 9}}
+OPEN: Script = SCRIPT | {"\n": {"A": 9}}
 CITY = {
     "type": "object",
     "properties": {"city": {"enum": ["Paris"]}},
@@ -72,7 +72,8 @@ def chat(url: str, **body: Any) -> Any:
     chunks = sent_events(post(url, "/v1/chat/completions", **asked, stream=True))
     for chunk in chunks:
         check(chunk, ChatCompletionChunk)
-    message = check(whole, ChatCompletion) and whole["choices"][0]["message"]
+    check(whole, ChatCompletion)
+    message: dict[str, Any] = whole["choices"][0]["message"]
     streamed = texts_of(*(chunk["choices"][0]["delta"] for chunk in chunks))
     assert texts_of(message) == texts_of(plain["choices"][0]["message"]) == streamed
     return message

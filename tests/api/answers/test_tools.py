@@ -223,18 +223,6 @@ def test_a_conversation_with_calls_and_results_goes_on(
             "messages[0].tool_calls",
             "unsupported_parameter",
         ),
-        (
-            {
-                "messages": [
-                    {
-                        "role": "assistant",
-                        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "a", "arguments": "{"}}],
-                    }
-                ]
-            },
-            "messages[0].tool_calls[0].function.arguments",
-            "invalid_value",
-        ),
         ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content", "missing_required_parameter"),
     ],
 )

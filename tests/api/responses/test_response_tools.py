@@ -131,7 +131,7 @@ def test_the_next_turn_takes_the_output_as_it_is(roomy_client: openai.OpenAI) ->
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": NAMED}, "tool_choice.name"),
         ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [NAMED]}}, "tool_choice.tools"),
-        ({"input": [{"type": "function_call", "call_id": "1", "name": "a", "arguments": "{"}]}, "input[0].arguments"),
+        ({"input": [{"type": "function_call", "call_id": "1", "name": "a", "arguments": {}}]}, "input[0].arguments"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type"),
         ({"max_tool_calls": 3}, "max_tool_calls"),

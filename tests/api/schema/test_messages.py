@@ -57,3 +57,11 @@ def test_a_call_may_come_back_with_its_place_in_the_stream_or_without_arguments(
     result = {"role": "tool", "tool_call_id": "call_1", "content": "3"}
     calls = (CALL, CALL | {"index": 0}, CALL | {"function": {"name": "add", "arguments": ""}})
     assert len({prompt_of(base_url, [USER, called | {"tool_calls": [call]}, result]) for call in calls}) == 1
+
+
+def test_a_call_that_was_cut_short_may_come_back(base_url: str) -> None:
+    """The model sees what it wrote."""
+    for written, shown in (('{"a": "Par', r'"{\"a\": \"Par"'), ("7", "7"), ("", "{}")):
+        call = CALL | {"function": {"name": "add", "arguments": written}}
+        prompt = prompt_of(base_url, [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, USER])
+        assert f'<tool_call>\n{{"name": "add", "arguments": {shown}}}\n</tool_call>' in prompt

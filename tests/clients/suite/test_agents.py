@@ -51,8 +51,10 @@ def test_a_tool_over_two_turns(model) -> None:
 
 
 def test_a_handoff(model) -> None:
+    """To an agent whose answer has a form, so that it ends."""
+
     async def ask():
-        other = agents.Agent(name="Weatherman", model=model, model_settings=settings())
+        other = agents.Agent(name="Weatherman", model=model, output_type=Boat, model_settings=settings())
         agent = agents.Agent(name="Ann", model=model, handoffs=[other], model_settings=settings(**ONE_CALL))
         return await agents.Runner.run(agent, WEATHER, max_turns=4)
 
