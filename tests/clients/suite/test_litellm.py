@@ -3,7 +3,7 @@
 import pytest
 
 from tests.clients.suite.conftest import Served
-from tests.clients.suite.questions import BOAT, GREETING, SUNNY, WEATHER, Boat
+from tests.clients.suite.questions import BOAT, GREETING, PLAIN, REFUSED, SUNNY, WEATHER, WRONG, Boat
 
 litellm = pytest.importorskip("litellm")
 TOOL = {
@@ -49,6 +49,13 @@ def test_an_object(asked) -> None:
         pytest.skip("LiteLLM writes the schema of Anthropic's models as a tool")
     answer = litellm.completion(messages=[{"role": "user", "content": BOAT}], response_format=Boat, **asked)
     Boat.model_validate_json(answer.choices[0].message.content)
+
+
+def test_fields_beyond_openais(asked) -> None:
+    turns = [{"role": "user", "content": GREETING}]
+    assert litellm.completion(messages=turns, extra_body=PLAIN, **asked).choices[0].message.content
+    with pytest.raises(litellm.exceptions.BadRequestError, match=REFUSED):
+        litellm.completion(messages=turns, extra_body=WRONG, **asked)
 
 
 def test_an_error(asked) -> None:

@@ -11,6 +11,7 @@ const { SERVER_URL, MODEL, GREETING, WEATHER, BOAT } = process.env;
 const baseURL = `${SERVER_URL}/v1`;
 const openai = createOpenAI({ baseURL, apiKey: "none" });
 const transformRequestBody = (body) => ({ ...body, speculation: { method: "plain" } });
+const wrongly = (body) => ({ ...body, speculation: { method: "absent" } });
 const supported = { includeUsage: true, supportsStructuredOutputs: true };
 const compatible = createOpenAICompatible({ baseURL, name: "own", ...supported, transformRequestBody });
 const anthropic = createAnthropic({ baseURL, apiKey: "none" });
@@ -60,3 +61,8 @@ for (const [name, way] of Object.entries(ways)) {
     assert.deepEqual(await streamText(told).output, whole.output);
   });
 }
+
+test("compatible: fields beyond OpenAI's", async () => {
+  const told = createOpenAICompatible({ baseURL, name: "own", transformRequestBody: wrongly });
+  await assert.rejects(generateText({ model: told(MODEL), ...limits, prompt: GREETING }), /speculation.method/);
+});

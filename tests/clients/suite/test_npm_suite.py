@@ -1,4 +1,4 @@
-"""Vercel's AI SDK; `npm ci --prefix tests/clients/suite/npm` installs it."""
+"""Vercel's AI SDK and Anthropic's npm client; `npm ci --prefix tests/clients/suite/npm` installs them."""
 
 import os
 import re
@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 
-def test_vercel_ai(served: Served) -> None:
+def test_npm_clients(served: Served) -> None:
     told = {"SERVER_URL": served.url, "MODEL": served.model, "GREETING": GREETING, "WEATHER": WEATHER, "BOAT": BOAT}
     run = subprocess.run(
         ["node", "--test", "--test-reporter=tap"],
