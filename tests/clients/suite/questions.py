@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 GREETING = "Say hello."
 WEATHER = "What is the weather in Paris? Call the tool get_weather."
@@ -15,6 +15,8 @@ REFUSED = r"speculation\.method"
 
 
 class Boat(BaseModel):
+    # Without bounds a small model would go on until it is cut short.
+    model_config = ConfigDict(extra="forbid")
     kind: Literal["rowing", "sailing", "ferry"]
     length: Annotated[int, Field(ge=1, le=99)]
 

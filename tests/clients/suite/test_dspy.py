@@ -1,9 +1,9 @@
-"""DSPy, whose JSON adapter asks for an object in every answer, and whose ReAct calls tools in such objects."""
+"""DSPy, whose JSON adapter asks for an object in every answer."""
 
 import pytest
 
 from tests.clients.suite.conftest import Served
-from tests.clients.suite.questions import BOAT, GREETING, PLAIN, REFUSED, WEATHER, WRONG, Boat, get_weather
+from tests.clients.suite.questions import BOAT, GREETING, PLAIN, REFUSED, SUNNY, WEATHER, WRONG, Boat, get_weather
 
 dspy = pytest.importorskip("dspy")
 
@@ -25,9 +25,15 @@ def test_plain_and_streamed(served: Served) -> None:
 
 
 def test_a_tool_over_two_turns(served: Served) -> None:
-    with dspy.context(lm=model_of(served), adapter=dspy.JSONAdapter()):
-        found = dspy.ReAct("question -> answer: str", tools=[get_weather], max_iters=2)(question=WEATHER)
-    assert found.answer and found.trajectory
+    """As its agents do it; a small model would not follow their instructions."""
+    model, asked = model_of(served), [{"role": "user", "content": WEATHER}]
+    tools = [dspy.Tool(get_weather).format_as_litellm_function_call()]
+    (found,) = model(messages=asked, tools=tools, tool_choice="required", parallel_tool_calls=False)
+    (call,) = found["tool_calls"]
+    assert call.function.name == "get_weather"
+    turns = [*asked, {"role": "assistant", "tool_calls": [call.model_dump()]}]
+    turns += [{"role": "tool", "tool_call_id": call.id, "content": SUNNY}]
+    assert model(messages=turns)
 
 
 def test_an_object(served: Served) -> None:

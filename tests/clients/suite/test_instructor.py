@@ -10,6 +10,7 @@ from tests.clients.suite.conftest import Served
 from tests.clients.suite.questions import BOAT, GREETING, PLAIN, REFUSED, WRONG, Boat
 
 instructor = pytest.importorskip("instructor")
+core = pytest.importorskip("instructor.core")
 MODES = ("TOOLS", "TOOLS_STRICT", "JSON_SCHEMA", "RESPONSES_TOOLS")
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": BOAT}], "temperature": 0}
 
@@ -62,7 +63,7 @@ def test_fields_beyond_openais_and_errors(served: Served, client: openai.OpenAI)
     patched = instructor.from_openai(client, mode=instructor.Mode.TOOLS)
     told = {"response_model": Boat, "max_tokens": 200, "max_retries": 0, **ASKED}
     assert patched.create(model=served.model, extra_body=PLAIN, **told)
-    with pytest.raises(instructor.core.InstructorRetryException, match=REFUSED):
+    with pytest.raises(core.InstructorRetryException, match=REFUSED):
         patched.create(model=served.model, extra_body=WRONG, **told)
-    with pytest.raises(instructor.core.InstructorRetryException, match="does not exist"):
+    with pytest.raises(core.InstructorRetryException, match="does not exist"):
         patched.create(model="absent", **told)

@@ -52,10 +52,15 @@ def test_an_object(asked) -> None:
 
 
 def test_fields_beyond_openais(asked) -> None:
-    turns = [{"role": "user", "content": GREETING}]
-    assert litellm.completion(messages=turns, extra_body=PLAIN, **asked).choices[0].message.content
+    """OpenAI's go as `extra_body`, Anthropic's as they are."""
+
+    def ask(extra):
+        told = extra if asked["model"].startswith("anthropic") else {"extra_body": extra}
+        return litellm.completion(messages=[{"role": "user", "content": GREETING}], **told, **asked)
+
+    assert ask(PLAIN).choices[0].message.content
     with pytest.raises(litellm.exceptions.BadRequestError, match=REFUSED):
-        litellm.completion(messages=turns, extra_body=WRONG, **asked)
+        ask(WRONG)
 
 
 def test_an_error(asked) -> None:
