@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test clients coverage sanitize lint
+.PHONY: help install serve test browser pictures clients coverage sanitize lint
 
 # List the targets.
 help:
@@ -29,6 +29,16 @@ serve: install
 # Run the whole test suite, a process for each core; a file's tests stay together.
 test: install
 	$(BIN)/pytest -n auto --dist loadfile
+
+# Install what the tests of the page need beside Python, on Debian as root: Chromium, and axe-core by npm.
+browser:
+	command -v chromium && command -v chromedriver || \
+		{ apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver; }
+	npm ci --prefix tests/page/npm
+
+# Take the README's pictures of the page, with the default model.
+pictures: install
+	PYTHONPATH=. $(BIN)/python tests/page/pictures.py
 
 # Run real clients (LangChain, LiteLLM, and others) against the default model, in environments of their own.
 clients: install

@@ -14,6 +14,7 @@ from server.api.http.middleware import BodyLimit, Exchange
 from server.api.messages.errors import AnthropicErrors
 from server.api.prepare.lanes import Lanes
 from server.api.routes import Api, RequestRules
+from server.page.page import add_page
 from server.tickets import FailureReason
 from server.worker import Worker
 
@@ -30,6 +31,7 @@ class AppConfig:
     request_timeout: float = 600.0
     shares_history: bool = False
     shows_tokenizer: bool = False
+    grafana_url: str | None = None
 
 
 def create_app(worker: Worker, config: AppConfig) -> FastAPI:
@@ -51,8 +53,10 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
         config.request_timeout,
         config.shares_history,
         config.shows_tokenizer,
+        config.grafana_url,
     )
     app.include_router(Api(worker, rules, lanes).router)
+    add_page(app)
     install_handlers(app)
     # The last one added is the outermost: what is refused is named and logged too, and browsers may read it.
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)

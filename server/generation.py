@@ -10,11 +10,14 @@ from server.engine import (
     Emission,
     FinishReason,
     GenerationRequest,
+    Place,
     Route,
     Sequence,
     SequenceStats,
     StepStats,
+    StepTexts,
     TextStream,
+    TextTrace,
     TokenLogprobs,
 )
 
@@ -70,11 +73,20 @@ class ShownToken(NamedTuple):
     scores: TokenLogprobs
 
 
+class RoutedPrompt(NamedTuple):
+    """What the router made of a prompt, and where that lies among the anchors."""
+
+    route: Route
+    place: Place | None
+
+
 @dataclass(frozen=True)
 class Piece:
     """New text of choice `index`; the last piece carries the outcome.
 
     Where log-probabilities are asked for, `tokens` are those whose text has begun and that no earlier piece had.
+    Where a trace is asked for, `steps` are those whose texts are certain and that no earlier piece had, and the first
+    piece says where the prompt went.
     """
 
     index: int
@@ -83,6 +95,13 @@ class Piece:
     tokens: tuple[ShownToken, ...] = ()
     num_tokens: int = 0
     """Tokens of the choice so far, those of this piece included."""
+    steps: tuple[StepTexts, ...] = ()
+    routed: RoutedPrompt | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell."""
+        return not (self.text or self.tokens or self.outcome or self.steps or self.routed)
 
 
 class Generation:
@@ -101,6 +120,7 @@ class Generation:
         self.sequence = sequence
         self.text = text
         self.echo = echo
+        self.trace = TextTrace(text) if sequence.request.is_traced else None
         self.scores: list[TokenLogprobs] = []
         self.num_shown = 0
         self.first_token_at: float | None = None
@@ -110,7 +130,7 @@ class Generation:
 
     def spend(self, stats: StepStats) -> None:
         """Adds the times of a step that the sequence took part in; to be called before `advance`."""
-        if self.first_token_at is None:
+        if self.is_new:
             self.route_seconds += stats.route_seconds
         else:
             self.draft_seconds += stats.draft_seconds
@@ -119,20 +139,35 @@ class Generation:
     def advance(self, emission: Emission, now: float) -> Piece:
         """A piece from the tokens of one step; a stop string in them ends the generation before the engine does."""
         stop_ids = self.sequence.request.stop.token_ids
-        echoed, echoed_tokens = self.echoed() if self.first_token_at is None else ("", ())
+        echoed, echoed_tokens = self.echoed() if self.is_new else ("", ())
         text = self.text.push(token for token in emission.token_ids if token not in stop_ids)
         self.scores += [scores for scores in emission.logprobs if scores.token_id not in stop_ids]
+        routed = RoutedPrompt(self.sequence.route, self.sequence.place) if self.trace and self.is_new else None
         self.first_token_at = self.first_token_at or now
         self.last_token_at = now
         reason = FinishReason.STOP if self.text.is_stopped else emission.finish_reason
         if reason is None:
             self.seen = self.sequence.stats.copy()
-            return Piece(self.index, echoed + text, None, echoed_tokens + self.shown(), len(self.sequence.output_ids))
+            shown, steps = echoed_tokens + self.shown(), self.traced(emission, text)
+            return Piece(self.index, echoed + text, None, shown, len(self.sequence.output_ids), steps, routed)
         surplus = len(self.sequence.output_ids) - self.text.num_tokens if self.text.is_stopped else 0
         outcome = self.outcome(reason, len(emission.token_ids), surplus)
         text += self.text.flush()
-        shown = echoed_tokens + self.shown(is_end=True)
-        return Piece(self.index, echoed + text, outcome, shown, outcome.completion_tokens)
+        shown, steps = echoed_tokens + self.shown(is_end=True), self.traced(emission, text, is_end=True)
+        return Piece(self.index, echoed + text, outcome, shown, outcome.completion_tokens, steps, routed)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was emitted yet."""
+        return self.first_token_at is None
+
+    def traced(self, emission: Emission, text: str, is_end: bool = False) -> tuple[StepTexts, ...]:
+        """The steps whose texts are certain now, where the request asks for them; `text` is what this one released."""
+        if self.trace is None:
+            return ()
+        if emission.step:
+            self.trace.add(emission.step, emission.token_ids)
+        return self.trace.take(text, is_end)
 
     def echoed(self) -> tuple[str, tuple[ShownToken, ...]]:
         """Text and tokens of the prompt as the model read it; empty unless the request asked for an echo."""

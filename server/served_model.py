@@ -166,7 +166,8 @@ class Planning:
             plan, wanted = self.planned(outline, 0), "none"
             logger.warning("no draft weights: the memory has no room for them")
         self.plan, self.draft_weights = plan, wanted
-        self.config = replace(self.config, max_batch=plan.num_slots, max_length=plan.max_length)
+        sizes = plan.num_slots, plan.max_length, plan.num_tokens
+        self.config = replace(self.config, max_batch=sizes[0], max_length=sizes[1], cache_tokens=sizes[2])
 
     def planned(self, outline: Outline, draft_bytes: int) -> MemoryPlan:
         available = available_memory(self.source.device)

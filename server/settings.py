@@ -122,6 +122,8 @@ class Settings(BaseSettings):
     """Comma-separated origins that browsers may call from; * allows all."""
     tokenizer_info: bool = False
     """Show the tokenizer's chat template and special tokens at /tokenizer_info."""
+    grafana_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """Where Grafana shows this server, as http://127.0.0.1:3000; the page links to it."""
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """OTLP/HTTP collector that traces are sent to, as http://127.0.0.1:4318; needs the extra otel."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -209,6 +211,7 @@ class Settings(BaseSettings):
             request_timeout=self.request_timeout,
             shares_history=self.share_history,
             shows_tokenizer=self.tokenizer_info,
+            grafana_url=self.grafana_url,
         )
 
 

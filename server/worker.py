@@ -275,5 +275,5 @@ def reported(what: str) -> Iterator[None]:
 
 def deliver(pieces: list[tuple[Ticket, Piece]]) -> None:
     for ticket, piece in pieces:
-        if piece.text or piece.tokens or piece.outcome:
+        if not piece.is_empty:
             ticket.receive(piece)

@@ -83,8 +83,8 @@ def read_prompts(engine: Engine) -> None:
 def started_batch(model: Decoder, cache: KVCache) -> TokenBatch:
     """The next token of each of three prompts, which the cache holds."""
     prompts = [[7, 8, 9], [20, 21], [30, 31, 32, 33]]
-    model.forward(TokenBatch.of([(slot, 0, ids) for slot, ids in enumerate(prompts)], cache), cache)
-    return TokenBatch.of([(slot, len(ids), [50 + slot]) for slot, ids in enumerate(prompts)], cache)
+    model.forward(TokenBatch([(slot, 0, ids) for slot, ids in enumerate(prompts)], cache), cache)
+    return TokenBatch([(slot, len(ids), [50 + slot]) for slot, ids in enumerate(prompts)], cache)
 
 
 def greedy_chains(
@@ -106,7 +106,7 @@ def greedy_chains(
         chain: list[int] = []
         top, hidden = 1.0, None if states is None else states[row : row + 1]
         while len(chain) < limit and top >= confidence:
-            batch = TokenBatch.of([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
+            batch = TokenBatch([(slot, position + len(chain), [(chain or [token])[-1]])], cache)
             hidden = model.forward(batch, cache, draft, hidden)
             logits = head.logits(hidden)
             top = float(logits.softmax(-1).max())

@@ -32,7 +32,7 @@ def test_the_project_keeps_its_import_rules() -> None:
         ("server/engine/scheduler.py", "import server.engine.engine", "the engine's layers"),
         ("server/worker.py", "import offline", "the server never needs the offline tools"),
         ("offline/evaluation/measure.py", "import offline.calibration.pack", "the offline tools' layers"),
-        ("offline/__main__.py", "import server.engine.kvcache.slots", "offline uses the engine's public names"),
+        ("offline/__main__.py", "import server.engine.kvcache.cache", "offline uses the engine's public names"),
         ("offline/__main__.py", "import server.settings", "offline uses the engine's public names"),
     ],
 )

@@ -184,10 +184,12 @@ def test_a_start_with_too_little_memory_says_what_to_change(
     line = refusal(*model)
     assert "of 400 MB memory do not fit: use" in line and "a smaller model or more memory" in line
     monkeypatch.setattr(served_model, "available_memory", lambda device: 700_000_000)
-    line = refusal(*model, "--max-batch", "1024", "--max-length", "250")
-    assert "1024 slots of 250 tokens take" in line and "use --max-length" in line
     assert "--cache-memory of 1,049 MB does not fit" in refusal(*model, "--cache-memory", "1000")
     assert "--cache-memory" in refusal(*model, "--cache-memory", "0")
+    monkeypatch.setattr("server.engine.plan.block_bytes", lambda config, dtype: 1 << 20)  # as of a large model
+    line = refusal(*model, "--cache-memory", "4")
+    assert "a context of 100 tokens take 5 MB" in line
+    assert line.endswith("leave 4 MB for them: use --max-length 96 or a larger --cache-memory")
 
 
 def test_the_plan_is_announced_and_followed(
@@ -197,12 +199,9 @@ def test_the_plan_is_announced_and_followed(
     with caplog.at_level("INFO", "server"):
         served = load(settings.source, settings.engine_config, settings.wishes)
     (line,) = (message for message in caplog.messages if message.startswith("memory: "))
-    assert "weights 0 MB" in line and "cache 1 MB (4 slots of 256 tokens)" in line
-    assert (served.engine.config.max_batch, served.max_length) == (4, 256)
-    assert (
-        served.engine.cache.keys.nbytes + served.engine.cache.values.nbytes + served.engine.prefixes.states.nbytes
-        <= 2**20
-    )
+    assert "weights 0 MB" in line and "cache 1 MB (1,600 tokens, 8 slots of up to 256)" in line
+    assert (served.engine.config.max_batch, served.max_length) == (8, 256)
+    assert served.engine.cache.nbytes <= 2**20
 
 
 def test_a_model_without_artifact_is_announced(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,6 +24,24 @@ REQUESTS = Panel(
         "slots": f"sum(knnssd_kv_slots_total{{{INSTANCE}}})",
     },
 )
+CACHE = Panel(
+    "Cache blocks",
+    "Blocks of 32 tokens: of running requests, kept for prompts that begin as an earlier text did, and all there are.",
+    "Running requests have all of them: some give theirs back and begin again later, which the panel beside shows. "
+    "Raise --cache-memory, or lower --max-batch.",
+    {
+        "running": f"sum(knnssd_kv_blocks_used{{{INSTANCE}}})",
+        "kept": f"sum(knnssd_kv_blocks_kept{{{INSTANCE}}})",
+        "all": f"sum(knnssd_kv_blocks_total{{{INSTANCE}}})",
+    },
+)
+PRESSURE = Panel(
+    "Cache too small",
+    "Kept blocks that were lost to others, and running requests that gave all of theirs back, to begin again later.",
+    "Lost blocks are usual once the cache is full; prompts that begin alike are read anew then. Requests that begin "
+    "again cost time: raise --cache-memory, or lower --max-batch.",
+    {"lost blocks": total("knnssd_kv_blocks_evicted_total"), "begun again": total("knnssd_num_preemptions_total")},
+)
 FIRST_TOKEN = Panel(
     "Time to first token",
     "From the arrival of a request to its first token, queue included.",
@@ -81,6 +99,8 @@ LATENCY = [
     ),
     REQUESTS,
     TOKENS,
+    CACHE,
+    PRESSURE,
     Panel(
         "Finished requests",
         "Requests by the reason they ended: `stop`, `length`, or `cancelled` by the client.",

@@ -188,7 +188,7 @@ def prompt_vectors(model: Decoder, prompts: Sequence[list[int]]) -> Tensor:
     vectors = []
     for ids in tqdm(prompts, "prompt vectors", delay=2, leave=False):
         starts = range(0, len(ids), chunk)
-        batches = [TokenBatch.of([(0, at, ids[at : at + chunk])], cache) for at in starts]
+        batches = [TokenBatch([(0, at, ids[at : at + chunk])], cache) for at in starts]
         hidden = torch.cat([model.forward(batch, cache) for batch in batches])
         vectors.append(prompt_vector(hidden).cpu())
     return torch.stack(vectors)

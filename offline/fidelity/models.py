@@ -85,7 +85,7 @@ class DecoderVariant:
     def logits(self, ids: list[int]) -> Iterator[Tensor]:
         cache = self.model.new_cache(1, len(ids))
         with self.model.lone_threads():
-            hidden = self.model.forward(TokenBatch.of([(0, 0, ids)], cache), cache)
+            hidden = self.model.forward(TokenBatch([(0, 0, ids)], cache), cache)
             for rows in hidden.split(ROWS):
                 yield self.model.logits(rows)
 

@@ -26,6 +26,7 @@ from server.api.messages.answers import MessageAnswer
 from server.api.messages.errors import MessagesErrorBody
 from server.api.messages.schema import MessagesBody
 from server.api.messages.stream import MessagesTranscript
+from server.api.overview import OverviewApi
 from server.api.prepare.generation import check_body, check_ids, check_size, check_total, prompts, sampling
 from server.api.prepare.grammar import compiled
 from server.api.prepare.lanes import Lane, Lanes
@@ -51,8 +52,8 @@ class RequestRules:
     """What holds for every request.
 
     The most choices of a prompt and the most sequences in all that it may ask for, the seconds after which it is ended
-    with an error, whether answers draft for those to the requests of other keys, and whether clients may see the
-    tokenizer's template and special tokens.
+    with an error, whether answers draft for those to the requests of other keys, whether clients may see the
+    tokenizer's template and special tokens, and where Grafana is.
     """
 
     max_choices: int
@@ -60,6 +61,7 @@ class RequestRules:
     timeout: float
     shares_history: bool = False
     shows_tokenizer: bool = False
+    grafana_url: str | None = None
 
 
 class Api:
@@ -123,6 +125,7 @@ class Api:
             num_choices=num_choices,
             vocabulary=None if body.num_logprobs is None else served.codec.vocabulary,
             new_reader=partial(new_reader, thinking, body.toolset, served.codec),
+            is_traced=body.is_traced,
         )
         return Reply(self.worker, ticket, begin(start), self.lanes, bool(body.stream), body.streaming)
 
@@ -160,6 +163,7 @@ class Api:
         router.add_api_route("/tokenize", tokenization.tokenize, methods=["POST"], responses=errors)
         router.add_api_route("/detokenize", tokenization.detokenize, methods=["POST"], responses=errors)
         CatalogApi(self.worker, self.rules.shows_tokenizer).add_to(router, errors)
+        OverviewApi(self.worker, self.rules.grafana_url).add_to(router, errors)
         unhealthy: Documented = {503: {"description": "Not yet, or not any more"}}
         router.add_api_route("/health", self.health, response_model=None, responses=unhealthy)
         router.add_api_route("/ready", self.ready, response_model=None, responses=unhealthy)

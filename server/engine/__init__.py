@@ -4,7 +4,8 @@ from server.engine.config import DecoderConfig, EngineConfig
 from server.engine.engine import Engine
 from server.engine.history.file import HistoryError, load_counts, save_counts
 from server.engine.history.history import answer_counts
-from server.engine.kvcache.slots import KVCache, Row, TokenBatch
+from server.engine.kvcache.batch import Row, TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.manifest import DomainRecord, DraftRecord, JsonMask, Manifest, PatchRecord
 from server.engine.masks.router import Router, prompt_vector, similarities
@@ -36,6 +37,7 @@ from server.engine.speculation.base import Method, method_named, methods
 from server.engine.text.codec import ChatError, TextCodec, TextStream, held_back
 from server.engine.text.thinking import THINK_BEGIN, THINK_END, Thinking
 from server.engine.text.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat
+from server.engine.text.trace import StepTexts, TextTrace
 from server.engine.text.vocabulary import TokenText, Vocabulary
 from server.engine.types import (
     EMPTY_MASK,
@@ -50,6 +52,7 @@ from server.engine.types import (
     DraftVocabulary,
     FinishReason,
     Patch,
+    Place,
     Route,
     RowStats,
     SamplingParams,
@@ -59,6 +62,7 @@ from server.engine.types import (
     StopConditions,
     ThinkingBudget,
     TokenLogprobs,
+    TracedStep,
 )
 
 __all__ = [
@@ -111,6 +115,7 @@ __all__ = [
     "Outline",
     "Patch",
     "PatchRecord",
+    "Place",
     "PromptTooLongError",
     "Quantization",
     "Route",
@@ -123,15 +128,18 @@ __all__ = [
     "SequenceStats",
     "SkipMask",
     "StepStats",
+    "StepTexts",
     "StopConditions",
     "TextCodec",
     "TextStream",
+    "TextTrace",
     "Thinking",
     "ThinkingBudget",
     "TokenBatch",
     "TokenLogprobs",
     "TokenText",
     "ToolFormat",
+    "TracedStep",
     "Vocabulary",
     "Wishes",
     "add_draft",

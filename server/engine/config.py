@@ -70,7 +70,8 @@ class EngineConfig:
 
     Given, they go before those of all its domains. None, other drafts than the domains' take the mixed draft's.
 
-    `max_length` None is the longest context that fits the memory, the model's own limit at most.
+    `max_length` None is the longest context that fits the memory, the model's own limit at most. All contexts together
+    have at most `cache_tokens`; None is room for `max_batch` of the longest.
 
     `baseline_share` of the decode steps run plainly, so that the live speed-up compares
     measurements. `is_adaptive` lets measured gains and costs choose among a method's drafts.
@@ -82,11 +83,12 @@ class EngineConfig:
     sequence decodes alone. With 0 every draft is a chain.
 
     `history_bytes` bounds what is kept of answers, to draft from; with 0 nothing is learned from them.
-    `reuses_prefixes` spares a prompt what it has in common with a text that a slot still holds.
+    `reuses_prefixes` spares a prompt what it has in common with a text that the cache still holds.
     """
 
     max_batch: int = 8
     max_length: int | None = None
+    cache_tokens: int | None = None
     prefill_chunk: int = 512
     reading_share: float = 0.6
     method: str = "cascade"

@@ -12,11 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from server.engine.branches import Branches
+from server.engine.branches import OWN_BLOCKS, Branches
 from server.engine.config import EngineConfig
 from server.engine.history.history import History
+from server.engine.kvcache.batch import TokenBatch
 from server.engine.kvcache.budget import fitting_length
-from server.engine.kvcache.slots import TokenBatch
+from server.engine.kvcache.cache import BLOCK_LENGTH, blocks_of
+from server.engine.kvcache.pool import BlockPool
+from server.engine.kvcache.tables import BlockTables
+from server.engine.kvcache.tree import PrefixTree
 from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.base import MaskParts, MaskSource, mask_sources
 from server.engine.masks.router import Router, prompt_vector
@@ -33,7 +37,7 @@ from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
 from server.engine.speculation.policy import DraftPolicy
 from server.engine.speculation.speculator import Speculator
 from server.engine.speculation.verification import Verification, count_agreeing, verify
-from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats
+from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats, TracedStep
 
 
 class CheckedDraft(NamedTuple):
@@ -52,11 +56,16 @@ class Engine:
         self.config = config
         fitting = fitting_length(model.config, config.max_batch + config.num_branches, model.dtype, model.device)
         self.max_length = min(config.max_length or fitting, model.config.max_length)
-        self.cache = model.new_cache(config.max_batch + config.num_branches, self.max_length)
-        self.branches = Branches(self.cache, list(range(config.max_batch, self.cache.num_slots)))
-        self.prefixes = Prefixes(self.cache, model.config.hidden_size, config.reuses_prefixes)
+        num_slots = config.max_batch + config.num_branches
+        num_tokens = max(config.cache_tokens or config.max_batch * self.max_length, self.max_length)
+        num_blocks = blocks_of(num_tokens) + OWN_BLOCKS * config.num_branches
+        self.cache = model.new_shared_cache(num_slots, self.max_length, num_blocks)
+        tree = PrefixTree()
+        self.tables = BlockTables(self.cache, BlockPool(num_blocks, tree))
+        self.branches = Branches(self.tables, list(range(config.max_batch, num_slots)))
         self.pace = Pace(config.prefill_chunk, config.reading_share)
-        self.scheduler = Scheduler(config.max_batch, self.pace, self.prefixes)
+        prefixes = Prefixes(self.tables, tree, config.reuses_prefixes)
+        self.scheduler = Scheduler(config.max_batch, self.pace, self.tables, prefixes)
         self.router = Router(artifact, config.max_draft, config.confidence) if artifact else None
         self.mask_sources = mask_sources(MaskParts(model, self.cache, artifact, self.router))
         mixed = artifact.manifest.mixed.draft if artifact else None
@@ -96,6 +105,16 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         return self.scheduler.num_waiting
+
+    @property
+    def num_held(self) -> int:
+        """Tokens that used and kept blocks hold, or have room for."""
+        return (self.tables.pool.num_blocks - len(self.tables.pool.free)) * BLOCK_LENGTH
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that all blocks hold."""
+        return self.tables.pool.num_blocks * BLOCK_LENGTH
 
     def add(self, request: GenerationRequest) -> Sequence:
         """Queues a request.
@@ -148,6 +167,7 @@ class Engine:
 
     def take_step(self) -> tuple[list[Emission], StepStats]:
         stats = StepStats()
+        before = self.scheduler.num_preempted, self.tables.pool.num_evicted
         # 1) Who takes part: every sequence whose prompt was read, and chunks of the other prompts.
         plan = self.scheduler.plan()
         emissions = self.decode(plan.decoding, stats) if plan.decoding else []
@@ -155,6 +175,8 @@ class Engine:
         emissions += self.prefill(plan.chunks, stats) if plan.chunks else []
         self.pace.learn(stats.prefill_tokens, stats.prefill_seconds, stats.decode_seconds, plan.crowd)
         stats.num_running, stats.num_waiting = self.num_running, self.num_waiting
+        stats.num_preempted = self.scheduler.num_preempted - before[0]
+        stats.num_evicted = self.tables.pool.num_evicted - before[1]
         return emissions, stats
 
     def decode(self, decoding: list[Sequence], stats: StepStats) -> list[Emission]:
@@ -166,7 +188,7 @@ class Engine:
         drafts = {number: each.draft for number, each in found.items() if each.draft is not NO_DRAFT}
         self.speculator.learn(decoding, drafts, checks, stats)
         # 4) Hand out the tokens, and end what is at its end.
-        emissions = [self.emit(s, c.emitted, found[s.id].own.logits) for s, c in zip(decoding, checks, strict=True)]
+        emissions = [self.emit_checked(s, found[s.id], c) for s, c in zip(decoding, checks, strict=True)]
         stats.decode_seconds = time.perf_counter() - started
         return emissions
 
@@ -181,11 +203,16 @@ class Engine:
     def prefill(self, chunks: list[Chunk], stats: StepStats) -> list[Emission]:
         """Reads chunks of prompts in one pass; a prompt's last one routes the sequence and emits its first token."""
         started = time.perf_counter()
-        begun = [sequence for sequence, _ in chunks if sequence.cursor == sequence.num_cached]
+        begun = [s for s, _ in chunks if s.cursor == s.num_cached and not s.output_ids]
         stats.cached_tokens = sum(sequence.num_cached for sequence in begun)
         stats.prefill_tokens = sum(len(ids) for _, ids in chunks)
         states = zip((sequence for sequence, _ in chunks), self.read(chunks), strict=True)
-        last = [(sequence, hidden[-1]) for sequence, hidden in states if sequence.is_prefilled]
+        read = [(sequence, hidden[-1]) for sequence, hidden in states if sequence.is_prefilled]
+        for sequence, state in read:
+            sequence.last_state = state
+        last = [(sequence, state) for sequence, state in read if not sequence.output_ids]
+        for sequence, _ in last:
+            sequence.prompt_vector = prompt_vector(self.cache.kept_states(sequence.slot, sequence.prompt_length))
         emissions = self.begin_answers(last) if last else []
         stats.prefill_seconds = time.perf_counter() - started
         for sequence in (sequence for sequence, _ in last if sequence.output_ids):
@@ -194,14 +221,11 @@ class Engine:
 
     def read(self, chunks: list[Chunk]) -> list[Tensor]:
         """The hidden states [tokens, hidden_size] of each chunk after a full pass; moves the cursors behind them."""
-        for sequence, _ in chunks:
-            if sequence.cursor == sequence.num_cached and self.model.native is None:
-                self.cache.clear(sequence.slot, sequence.cursor)
-        batch = TokenBatch.of([(sequence.slot, sequence.cursor, ids) for sequence, ids in chunks], self.cache)
+        batch = TokenBatch([(sequence.slot, sequence.cursor, ids) for sequence, ids in chunks], self.cache)
         states = list(self.model.forward(batch, self.cache).split(batch.lengths))
         for (sequence, ids), hidden in zip(chunks, states, strict=True):
-            self.prefixes.write(sequence.slot, sequence.cursor, hidden)
-            if sequence.request.scores_prompt:
+            self.cache.keep_states(sequence.slot, sequence.cursor, hidden)
+            if sequence.request.scores_prompt and not sequence.output_ids:
                 num_top = sequence.request.num_logprobs or 0
                 sequence.prompt_logprobs += score_prompt(self.model, hidden, sequence.ids, sequence.cursor, num_top)
             sequence.cursor += len(ids)
@@ -218,17 +242,18 @@ class Engine:
             return emissions
         logits = self.model.logits(torch.stack([state for _, state in going]))
         first = sample(logits, [sequence.span([]) for sequence, _ in going])
-        for (sequence, state), sampled in zip(going, first, strict=True):
-            sequence.last_state = state
-            emissions.append(self.emit(sequence, *sampled))
+        for (sequence, _), sampled in zip(going, first, strict=True):
+            step = TracedStep() if sequence.request.is_traced else None
+            emissions.append(self.emit(sequence, *sampled, step))
         return emissions
 
     def route(self, sequence: Sequence, stats: StepStats) -> None:
         """Gives the sequence its mask, by the hidden states of its prompt."""
         started = time.perf_counter()
-        sequence.prompt_vector = prompt_vector(self.prefixes.prompt_states(sequence))
         source = self.mask_source(sequence)
         sequence.route = sequence.request.route or (source.first_route(sequence) if source else UNROUTED)
+        if sequence.request.is_traced and self.router and sequence.prompt_vector is not None:
+            sequence.place = self.router.place(sequence.prompt_vector)
         stats.routes.append(sequence.route)
         stats.route_seconds += time.perf_counter() - started
 
@@ -255,14 +280,15 @@ class Engine:
         rows = [(s.slot, s.cursor, [s.ids[-1], *draft.ids]) for s, draft in zip(decoding, chosen, strict=True)]
         spans = [s.span(draft.ids, num_rows=len(draft.ids) + 1) for s, draft in zip(decoding, chosen, strict=True)]
         # Whoever decodes alone may have other continuations than its draft checked beside it.
-        others = chosen[0].others[: len(self.branches.slots)]
-        rows += self.branches.rows(decoding[0], others)
-        spans += [decoding[0].span(ids, num_rows=len(ids) + 1) for ids in others]
-        own, states = own_tokens(self.model, self.cache, TokenBatch.of(rows, self.cache), spans)
+        branches = self.branches.rows(decoding[0], chosen[0].others)
+        rows += branches
+        spans += [decoding[0].span(ids[1:], num_rows=len(ids)) for _, _, ids in branches]
+        own, states = own_tokens(self.model, self.cache, TokenBatch(rows, self.cache), spans)
         parts = states.split([span.num_rows for span in spans])
         found = {s.id: CheckedDraft(*each) for s, *each in zip(decoding, chosen, own, parts, strict=False)}
-        if others:
+        if branches:
             self.choose_branch(decoding[0], found, own[1:], parts[1:])
+            self.branches.release()
         stats.verify_seconds = time.perf_counter() - started
         return found
 
@@ -275,7 +301,7 @@ class Engine:
         best = max(range(len(numbers)), key=numbers.__getitem__)
         if numbers[best] <= count_agreeing(draft.ids, found[sequence.id].own.token_ids):
             return
-        self.branches.take_over(sequence, self.branches.slots[best], numbers[best] + 1)
+        self.branches.take_over(sequence, self.branches.slots[best])
         rest = (draft.ids, *draft.others[:best], *draft.others[best + 1 :])
         found[sequence.id] = CheckedDraft(Draft(draft.others[best], draft.drafter, rest), own[best], parts[best])
 
@@ -284,8 +310,7 @@ class Engine:
         draft, own, states = found
         check = verify(draft.ids, own.token_ids, sequence.request.stop.token_ids, sequence.room)
         accepted = states[: len(check.emitted)]
-        if self.prefixes.is_on:
-            self.prefixes.write(sequence.slot, sequence.cursor, accepted)
+        self.cache.keep_states(sequence.slot, sequence.cursor, accepted)
         sequence.cursor += len(check.emitted)
         sequence.stats.record(check.num_drafted, check.num_accepted)
         domain, counts = sequence.route.domain, (check.num_drafted, check.num_accepted, len(check.emitted))
@@ -296,7 +321,13 @@ class Engine:
             sequence.last_state = accepted[-1]
         return check
 
-    def emit(self, sequence: Sequence, token_ids: list[int], logits: Tensor) -> Emission:
+    def emit_checked(self, sequence: Sequence, found: CheckedDraft, check: Verification) -> Emission:
+        step = self.speculator.traced(sequence, found.draft, check)
+        return self.emit(sequence, check.emitted, found.own.logits, step)
+
+    def emit(
+        self, sequence: Sequence, token_ids: list[int], logits: Tensor, step: TracedStep | None = None
+    ) -> Emission:
         """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context.
 
         `logits` are the rows that the ids were drawn from, and may have more.
@@ -311,7 +342,7 @@ class Engine:
         num_top, logprobs = sequence.request.num_logprobs, []
         if num_top is not None:
             logprobs = score(logits[: len(token_ids)], token_ids, num_top)
-        return Emission(sequence, token_ids, sequence.finish_reason, logprobs)
+        return Emission(sequence, token_ids, sequence.finish_reason, logprobs, step)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason

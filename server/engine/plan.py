@@ -6,8 +6,10 @@ made first; what nobody has chosen is made to fit, and what was chosen and canno
 
 from dataclasses import dataclass, replace
 
+from server.engine.branches import OWN_BLOCKS
 from server.engine.config import EngineConfig
-from server.engine.kvcache.budget import STEP, position_bytes
+from server.engine.kvcache.budget import STEP, block_bytes
+from server.engine.kvcache.cache import BLOCK_LENGTH, blocks_of
 from server.engine.model.footprint import Outline
 from server.engine.types import MAX_DRAFT
 
@@ -15,9 +17,11 @@ MB = 1_000_000
 PROGRAM = {"cpu": 500 * MB, "cuda": 800 * MB}
 """Python, torch and tokenizer; on a GPU what its driver and torch's products take of it."""
 MOST_SLOTS = EngineConfig().max_batch
-"""Slots where nobody says how many; fewer where their contexts would be short."""
+"""Slots where nobody says how many."""
 ENOUGH = 4096
-"""Tokens of a context for which there rather are fewer slots."""
+"""Tokens of a context that scratch is reckoned with where nobody says how many."""
+CONTEXTS = 2
+"""So many of the longest contexts fit the cache where nobody says how long they may be: one leaves others room."""
 SHARE = 0.75
 """Of the memory that is left, a cache whose size nobody has chosen takes this: others use the machine too."""
 
@@ -37,7 +41,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of each part, in all of what there is, and the slots and the context that the cache is made of."""
+    """Bytes of each part, in all of what there is; slots, the longest context, and tokens of all contexts together."""
 
     available: int
     weights: int
@@ -47,6 +51,7 @@ class MemoryPlan:
     loading: int
     num_slots: int
     max_length: int
+    num_tokens: int
 
     @property
     def needed(self) -> int:
@@ -54,7 +59,8 @@ class MemoryPlan:
         return self.weights + self.draft_weights + max(self.cache + self.scratch, self.loading)
 
     def __str__(self) -> str:
-        cache = f"cache {mb(self.cache)} ({slots(self.num_slots, self.max_length)})"
+        slots = f"{self.num_slots} slot{'s' * (self.num_slots != 1)} of up to {self.max_length:,}"
+        cache = f"cache {mb(self.cache)} ({self.num_tokens:,} tokens, {slots})"
         weights = f"weights {mb(self.weights)}, draft weights {mb(self.draft_weights)}"
         return f"{weights}, {cache}, scratch {mb(self.scratch)}, of {mb(self.available)}"
 
@@ -63,7 +69,7 @@ def plan_memory(outline: Outline, draft_bytes: int, config: EngineConfig, wishes
     """The plan of a model and its copy to draft with; raises `MemoryPlanError` where not even the least fits."""
     weights, scratch = outline.weight_bytes, scratch_bytes(outline, config, wishes.num_slots or MOST_SLOTS)
     loading = outline.loading_bytes + PROGRAM[outline.device.type]
-    fixed = MemoryPlan(available, weights, draft_bytes, 0, scratch, loading, 0, 0)
+    fixed = MemoryPlan(available, weights, draft_bytes, 0, scratch, loading, 0, 0, 0)
     if fixed.needed > available:
         raise MemoryPlanError(f"{described(fixed)} do not fit: {advice(outline, draft_bytes)}")
     left = available - weights - draft_bytes - scratch
@@ -71,38 +77,27 @@ def plan_memory(outline: Outline, draft_bytes: int, config: EngineConfig, wishes
     if room > left:
         raise MemoryPlanError(f"--cache-memory of {mb(room)} does not fit: {described(fixed)} leave {mb(left)} for it")
     at_most = left if wishes.cache_bytes is None else room
-    num_slots, max_length = sized(outline, config.num_branches, wishes, room)
-    cache = (num_slots + config.num_branches) * max_length * position_bytes(outline.config, outline.dtype)
+    num_slots = wishes.num_slots or MOST_SLOTS
+    size, others = block_bytes(outline.config, outline.dtype), 1 + OWN_BLOCKS * config.num_branches
+    fitting = max(room // size - others, 0) * BLOCK_LENGTH
+    max_length = context(outline, wishes, fitting)
+    num_tokens = max(fitting if wishes.cache_bytes else min(fitting, num_slots * max_length), max_length)
+    cache = (blocks_of(num_tokens) + others) * size
     if cache > at_most:
-        asked = f"keys and values of {slots(num_slots, max_length)} take {mb(cache)}"
-        ways = smaller(outline, config.num_branches, num_slots, max_length, at_most)
+        asked = f"keys and values of a context of {max_length:,} tokens take {mb(cache)}"
+        shorter = (at_most // size - others) * BLOCK_LENGTH
+        ways = [f"--max-length {shorter}"] * (shorter > 1)
         ways += ["more memory" if wishes.cache_bytes is None else "a larger --cache-memory"]
         raise MemoryPlanError(f"{asked}, and {described(fixed)} leave {mb(at_most)} for them: {alternatives(ways)}")
-    return replace(fixed, cache=cache, num_slots=num_slots, max_length=max_length)
+    return replace(fixed, cache=cache, num_slots=num_slots, max_length=max_length, num_tokens=num_tokens)
 
 
-def sized(outline: Outline, num_branches: int, wishes: Wishes, room: int) -> tuple[int, int]:
-    """Slots and tokens of each: as chosen, else as many slots as have contexts that are long enough, and all the room.
-
-    The context is the model's at most; `num_branches` further slots have it too.
-    """
+def context(outline: Outline, wishes: Wishes, fitting: int) -> int:
+    """The longest context: as chosen, else what leaves others room among so many tokens; the model's at most."""
     limit = outline.config.max_length
-    length = None if wishes.max_length is None else min(wishes.max_length, limit)
-    enough = min(limit, ENOUGH) if length is None else length
-    num_slots = wishes.num_slots
-    if num_slots is None:
-        num_slots = MOST_SLOTS
-        while num_slots > 1 and longest(outline, num_slots + num_branches, room) < enough:
-            num_slots //= 2
-    if length is None:
-        found = longest(outline, num_slots + num_branches, room) // STEP * STEP
-        length = min(found or min(STEP, limit), limit)
-    return num_slots, length
-
-
-def longest(outline: Outline, num_slots: int, num_bytes: int) -> int:
-    """Tokens of each slot that so many bytes hold."""
-    return num_bytes // (num_slots * position_bytes(outline.config, outline.dtype))
+    if wishes.max_length is not None:
+        return min(wishes.max_length, limit)
+    return min(fitting // CONTEXTS // STEP * STEP or STEP, limit)
 
 
 def scratch_bytes(outline: Outline, config: EngineConfig, num_slots: int) -> int:
@@ -128,17 +123,6 @@ def described(plan: MemoryPlan) -> str:
     parts = [f"weights ({mb(plan.weights)})", f"draft weights ({mb(plan.draft_weights)})" if plan.draft_weights else ""]
     named = ", ".join(part for part in parts if part)
     return f"{named} and scratch ({mb(plan.scratch)}{loading}) of {mb(plan.available)} memory"
-
-
-def smaller(outline: Outline, num_branches: int, num_slots: int, max_length: int, at_most: int) -> list[str]:
-    """What a user may change for the cache to fit."""
-    shorter = longest(outline, num_slots + num_branches, at_most)
-    fewer = at_most // (max_length * position_bytes(outline.config, outline.dtype)) - num_branches
-    return [f"--max-length {shorter}"] * (shorter > 1) + [f"--max-batch {fewer}"] * (fewer > 0)
-
-
-def slots(num_slots: int, max_length: int) -> str:
-    return f"{num_slots} slot{'s' * (num_slots != 1)} of {max_length:,} tokens"
 
 
 def advice(outline: Outline, draft_bytes: int) -> str:

@@ -6,113 +6,84 @@ before, so what is left to read is the last question.
 
 from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from server.engine.kvcache.slots import KVCache, untouched_zeros
+from server.engine.kvcache.tables import BlockTables
+from server.engine.kvcache.tree import UNKNOWN, Beginning, PrefixTree, num_equal
 from server.engine.sequence import Sequence
 
 SHORTEST = 16
 """Tokens from which on a common beginning is worth a copy."""
-BLOCK = 64
+STRIDE = 64
 """Tokens that are compared at a time."""
 
 
-@dataclass(frozen=True)
-class Content:
-    """What full passes have written to a slot, from its first position on, and whose it is."""
-
-    owner: str | None
-    ids: list[int]
-
-    def num_common(self, sequence: Sequence) -> int:
-        """Tokens of the sequence's prompt that need not be read; its last one always is, for what follows it."""
-        if self.owner != sequence.request.owner:
-            return 0
-        same = num_equal(self.ids, sequence.request.prompt_ids[:-1])
-        return same if same >= SHORTEST else 0
-
-
-def num_equal(first: list[int], second: list[int]) -> int:
-    """The length of their common beginning."""
-    start = 0
-    while start + BLOCK <= len(first) and first[start : start + BLOCK] == second[start : start + BLOCK]:
-        start += BLOCK
-    pairs = zip(first[start:], second[start:], strict=False)
-    return next((i for i, (one, other) in enumerate(pairs, start) if one != other), min(len(first), len(second)))
-
-
 class Prefixes:
-    """What the slots hold. A slot keeps it after its sequence has ended, until another sequence takes it.
+    """What texts of the past and running ones have in common with a prompt.
 
     Only sequences of one owner share: how soon a first token comes would tell others what was asked. A token has the
     same keys, values and state in any batch and by any method, so an answer is the same with and without this.
     """
 
-    def __init__(self, cache: KVCache, hidden_size: int, is_on: bool) -> None:
-        self.cache = cache
+    def __init__(self, tables: BlockTables, tree: PrefixTree, is_on: bool) -> None:
+        self.tables = tables
+        self.tree = tree
         self.is_on = is_on
-        self.contents: dict[int, Content] = {}
-        """By slot; of slots whose sequence has ended, or has not begun to read."""
-        shape = (cache.num_slots, cache.max_length, hidden_size)
-        self.states = untouched_zeros(shape, torch.float32, cache.keys.device)
-        """The full model's states [slots, positions, hidden_size]; a prompt's mean routes it."""
-
-    def choose_slot(self, sequence: Sequence, free: Items[int]) -> int:
-        """The free slot that the sequence takes; the one that was freed first is the first of `free`.
-
-        One that holds a beginning of its prompt needs no copy, but what else it holds is lost: so only where that is
-        less than the half.
-        """
-        lengths = self.common_lengths(sequence, {slot: self.contents[slot] for slot in free if slot in self.contents})
-        best = max(lengths, key=lambda slot: lengths[slot], default=free[0])
-        if lengths.get(best, 0) > 0 and 2 * lengths[best] >= len(self.contents[best].ids):
-            return best
-        return next((slot for slot in free if slot not in self.contents), free[0])
 
     def begin(self, sequence: Sequence, running: Items[Sequence]) -> None:
-        """Moves the cursor of a sequence that has read nothing over what some slot holds of its prompt."""
-        slot, length = self.longest(sequence, running)
-        if length and slot != sequence.slot:
-            self.cache.copy(slot, sequence.slot, length)
-            self.states[sequence.slot, :length] = self.states[slot, :length]
-        self.contents.pop(sequence.slot, None)
-        sequence.cursor = sequence.num_cached = length
+        """Moves the cursor of a sequence that has read nothing over what is known of its text."""
+        sequence.cursor = self.tables.begin(sequence.slot, self.longest(sequence, running))
+        if not sequence.output_ids:
+            sequence.num_cached = sequence.cursor
 
     def num_known(self, sequence: Sequence, running: Items[Sequence]) -> int:
-        """Tokens of a prompt that some slot holds."""
-        return self.longest(sequence, running)[1]
+        """Tokens of a text that need not be read."""
+        return self.longest(sequence, running).length
+
+    def num_shared(self, sequence: Sequence, running: Items[Sequence]) -> int:
+        """Blocks in use that it would share."""
+        return sum(map(self.tables.pool.is_used, self.longest(sequence, running).blocks))
 
     def is_being_read(self, sequence: Sequence, chosen: Collection[Sequence], running: Items[Sequence]) -> bool:
-        """Whether one of those `chosen` to read will hold more of this prompt than any slot does."""
-        prompts = {other.slot: Content(other.request.owner, other.request.prompt_ids) for other in chosen}
-        to_come = max(self.common_lengths(sequence, prompts).values(), default=0)
-        return to_come > self.num_known(sequence, running)
+        """Whether one of those `chosen` to read will hold more of this text than is known of it now."""
+        to_come = self.common_lengths(sequence, {other: other.request.prompt_ids for other in chosen})
+        return max(to_come.values(), default=0) > self.num_known(sequence, running)
 
-    def longest(self, sequence: Sequence, running: Items[Sequence]) -> tuple[int, int]:
-        """The slot that holds the longest beginning of a prompt, and its length."""
-        reading = [other for other in running if other.cursor > 0]
-        read = {other.slot: Content(other.request.owner, other.ids[: other.cursor]) for other in reading}
-        lengths = self.common_lengths(sequence, self.contents | read)
-        best = max(lengths, key=lambda slot: lengths[slot], default=sequence.slot)
-        return best, lengths.get(best, 0)
+    def longest(self, sequence: Sequence, running: Items[Sequence]) -> Beginning:
+        """The longest beginning of a text, without its last token: that is always read, for what follows it."""
+        if not self.may_share(sequence):
+            return UNKNOWN
+        past = self.tree.find(sequence.request.owner, sequence.ids[: sequence.reading_end - 1])
+        lengths = self.common_lengths(sequence, {other: other.ids[: other.cursor] for other in running})
+        best = max(lengths, key=lambda other: lengths[other], default=sequence)
+        if lengths.get(best, 0) > past.length:
+            return self.tables.held(best.slot, lengths[best])
+        return past if past.length >= SHORTEST else UNKNOWN
 
-    def common_lengths(self, sequence: Sequence, contents: Mapping[int, Content]) -> dict[int, int]:
-        """By slot, how much of the prompt it holds; a prompt whose tokens are scored is read whole."""
-        if not self.is_on or sequence.request.scores_prompt:
+    def common_lengths(self, sequence: Sequence, texts: Mapping[Sequence, list[int]]) -> dict[Sequence, int]:
+        """By running sequence, how much of the text it has, where that is worth a copy."""
+        if not self.may_share(sequence):
             return {}
-        return {slot: content.num_common(sequence) for slot, content in contents.items()}
+        own, owner = sequence.ids[: sequence.reading_end - 1], sequence.request.owner
+        lengths = {other: length_in(own, ids) for other, ids in texts.items() if other.request.owner == owner}
+        return {other: length for other, length in lengths.items() if length >= SHORTEST}
 
-    def write(self, slot: int, first: int, states: Tensor) -> None:
-        """Keeps the states [tokens, hidden_size] of a full pass over positions from `first` on."""
-        self.states[slot, first : first + len(states)] = states
-
-    def prompt_states(self, sequence: Sequence) -> Tensor:
-        return self.states[sequence.slot, : sequence.prompt_length]
+    def may_share(self, sequence: Sequence) -> bool:
+        """A prompt whose tokens are scored is read whole."""
+        return self.is_on and not sequence.request.scores_prompt
 
     def keep(self, sequence: Sequence) -> None:
-        """A sequence has ended: its slot keeps what was written."""
-        if sequence.cursor > 0:
-            self.contents[sequence.slot] = Content(sequence.request.owner, sequence.ids[: sequence.cursor])
+        """A sequence gives its slot up: the blocks of what was written stay known until they are needed."""
+        way: list[int] = []
+        if self.is_on and sequence.cursor > 0:
+            blocks = self.tables.blocks[sequence.slot]
+            way = self.tree.insert(sequence.request.owner, sequence.ids[: sequence.cursor], blocks)
+        self.tables.release(sequence.slot)
+        self.tables.pool.renew(reversed(way))
+
+
+def length_in(ids: list[int], other: list[int]) -> int:
+    """The length of their common beginning, many tokens at a time."""
+    start = 0
+    while start + STRIDE <= len(ids) and ids[start : start + STRIDE] == other[start : start + STRIDE]:
+        start += STRIDE
+    return start + num_equal(ids[start:], other[start:])

@@ -14,7 +14,7 @@ class GenerationRequest:
     `scores_prompt` reports the prompt's tokens as well. A `grammar` is followed to its end, which `min_tokens`
     does not put off. Answers draft for those of the same `owner` only; without one, for all that have none. Free slots
     are given to `client`s in turns; requests without one are one client's. A `prediction` is what the answer is
-    expected to be like, to draft from.
+    expected to be like, to draft from. One that `is_traced` is told where each token came from.
     """
 
     prompt_ids: list[int]
@@ -29,6 +29,7 @@ class GenerationRequest:
     owner: str | None = None
     client: str | None = None
     prediction: tuple[int, ...] = ()
+    is_traced: bool = False
 
 
 class PromptTooLongError(ValueError):

@@ -1,7 +1,7 @@
 """Who takes part in a step: which waiting sequence gets a slot, which prompts are read on, who decodes.
 
-It knows sequences, slots and lengths, and that a prompt may begin as another did; it knows nothing of drafts, tensors
-or the model.
+It knows sequences, slots, blocks and lengths, and that a prompt may begin as another did; it knows nothing of drafts,
+tensors or the model.
 """
 
 import time
@@ -9,13 +9,15 @@ from collections import Counter, deque
 from collections.abc import Collection
 from typing import NamedTuple
 
+from server.engine.kvcache.cache import blocks_of
+from server.engine.kvcache.tables import BlockTables
 from server.engine.pace import Pace
 from server.engine.prefixes import Prefixes
 from server.engine.sequence import Sequence
 
 
 class Chunk(NamedTuple):
-    """The part of a prompt that a step reads: `ids`, of which the first stands at the sequence's cursor."""
+    """The part of a text that a step reads: `ids`, of which the first stands at the sequence's cursor."""
 
     sequence: Sequence
     ids: list[int]
@@ -45,11 +47,16 @@ class Scheduler:
     Of the tokens that a step reads, half are the oldest prompt's, so that each is read in at most twice the time that
     it would take alone. The rest go to the prompts of which least is left, so that a question of 30 tokens does not
     wait for a document of 6,000.
+
+    A sequence begins when there are blocks for its prompt. Where later there are none for an answer to go on, the
+    sequence that began last gives its own back and waits for a slot again; it reads anew what is not known by then.
     """
 
-    def __init__(self, num_slots: int, pace: Pace, prefixes: Prefixes) -> None:
+    def __init__(self, num_slots: int, pace: Pace, tables: BlockTables, prefixes: Prefixes) -> None:
         self.pace = pace
+        self.tables = tables
         self.prefixes = prefixes
+        self.num_preempted = 0
         self.waiting: dict[str | None, deque[Sequence]] = {}
         """By client; the first one's last turn is longest ago."""
         self.running: list[Sequence] = []
@@ -71,27 +78,60 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """Admits what fits, and says what the next step does."""
         self.admit()
+        self.make_room({s: s.cursor + 1 + s.draft_room for s in self.running if s.is_prefilled})
+        chunks = self.chunks(self.pace.budget(any(sequence.is_prefilled for sequence in self.running)))
         decoding = [sequence for sequence in self.running if sequence.is_prefilled]
-        chunks = self.chunks(self.pace.budget(bool(decoding)))
         return StepPlan(decoding, chunks, len(self.running) - len(decoding))
 
     def admit(self) -> None:
         while self.waiting and self.free_slots:
-            sequence = self.next_waiting()
-            sequence.slot = self.prefixes.choose_slot(sequence, self.free_slots)
-            self.free_slots.remove(sequence.slot)
-            sequence.admitted_at = time.perf_counter()
+            client = self.next_client()
+            if not self.has_room(self.waiting[client][0]):
+                return
+            queue = self.waiting.pop(client)
+            sequence = queue.popleft()
+            if queue:
+                self.waiting[client] = queue
+            sequence.slot = self.free_slots.pop(0)
+            sequence.admitted_at = sequence.admitted_at or time.perf_counter()
             self.running.append(sequence)
 
-    def next_waiting(self) -> Sequence:
-        """Takes out the one whose turn it is; its client's next turn comes after all others'."""
+    def next_client(self) -> str | None:
+        """The one whose turn it is; its next turn comes after all others'."""
         num_running = Counter(sequence.request.client for sequence in self.running)
-        client = min(self.waiting, key=lambda client: num_running[client])
-        queue = self.waiting.pop(client)
-        sequence = queue.popleft()
-        if queue:
-            self.waiting[client] = queue
-        return sequence
+        return min(self.waiting, key=lambda client: num_running[client])
+
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether there are blocks for all of its text, beside those that running ones lack for theirs; one each more.
+
+        One alone always has.
+        """
+        lacking = [self.tables.num_missing(other.slot, len(other.ids)) + 1 for other in self.running]
+        own = blocks_of(len(sequence.ids)) - self.prefixes.num_shared(sequence, self.running)
+        return not self.running or own + sum(lacking) < self.tables.pool.num_available
+
+    def make_room(self, lengths: dict[Sequence, int]) -> None:
+        """Gives running sequences blocks for so many positions, in the order in which they began.
+
+        Where there are none, the one that began last loses its own; so the first one has all that it needs in the end.
+        """
+        for sequence in [sequence for sequence in self.running if sequence in lengths]:
+            while sequence in self.running and not self.tables.grow(sequence.slot, lengths[sequence]):
+                self.preempt(self.running[-1])
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Takes its slot and blocks from a running sequence, which is the next of its client's to get them again."""
+        self.running.remove(sequence)
+        self.give_up(sequence)
+        sequence.cursor = 0
+        client = sequence.request.client
+        self.waiting = {client: deque(), **self.waiting} if client not in self.waiting else self.waiting
+        self.waiting[client].appendleft(sequence)
+        self.num_preempted += 1
+
+    def give_up(self, sequence: Sequence) -> None:
+        self.prefixes.keep(sequence)
+        self.free_slots.append(sequence.slot)
 
     def chunks(self, budget: int) -> list[Chunk]:
         """Shares out so many tokens: half to the oldest prompt, the rest to those of which least is left."""
@@ -102,13 +142,15 @@ class Scheduler:
         for sequence, most in turns:
             room = min(most, budget - shares.total())
             if room > 0 and self.may_read(sequence, shares):
-                shares[sequence] += min(room, sequence.prompt_length - sequence.cursor - shares[sequence])
-        return [Chunk(s, s.ids[s.cursor : s.cursor + count]) for s, count in shares.items() if count]
+                shares[sequence] += min(room, sequence.reading_end - sequence.cursor - shares[sequence])
+        self.make_room({sequence: sequence.cursor + count for sequence, count in shares.items()})
+        served = [(sequence, count) for sequence, count in shares.items() if count and sequence in self.running]
+        return [Chunk(sequence, sequence.ids[sequence.cursor :][:count]) for sequence, count in served]
 
     def num_left(self, sequence: Sequence) -> int:
-        """Tokens of its prompt that are to be read."""
+        """Tokens of its text that are to be read."""
         known = sequence.cursor or self.prefixes.num_known(sequence, self.running)
-        return sequence.prompt_length - known
+        return sequence.reading_end - known
 
     def may_read(self, sequence: Sequence, chosen: Collection[Sequence]) -> bool:
         """Whether it reads in this step; one that has read nothing first takes over what was read of its prompt.
@@ -126,8 +168,7 @@ class Scheduler:
         """Takes out a sequence that has ended; its slot is free for the next step."""
         if sequence in self.running:
             self.running.remove(sequence)
-            self.prefixes.keep(sequence)
-            self.free_slots.append(sequence.slot)
+            self.give_up(sequence)
             return
         queue = self.waiting.get(sequence.request.client, deque())
         if sequence in queue:

@@ -17,9 +17,11 @@ from server.engine.types import (
     UNROUTED,
     DraftModel,
     FinishReason,
+    Place,
     Route,
     SequenceStats,
     TokenLogprobs,
+    TracedStep,
 )
 
 Kind = tuple[str, float]
@@ -50,6 +52,8 @@ class Sequence:
     """The full model's state [hidden_size] that the last id was drawn from, until its next pass."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     route: Route = UNROUTED
+    place: Place | None = None
+    """Where its prompt lies, of a request that is traced, in an engine with a routing artifact."""
     stats: SequenceStats = field(default_factory=SequenceStats)
     finish_reason: FinishReason | None = None
     added_at: float = field(default_factory=time.perf_counter)
@@ -72,8 +76,13 @@ class Sequence:
         return self.ids[self.prompt_length :]
 
     @property
+    def reading_end(self) -> int:
+        """Tokens to read before it decodes: its prompt, or all that was written when it lost its slot, but the last."""
+        return max(self.prompt_length, len(self.ids) - 1)
+
+    @property
     def is_prefilled(self) -> bool:
-        return self.cursor >= self.prompt_length
+        return self.cursor >= self.reading_end
 
     @property
     def room(self) -> int:
@@ -84,6 +93,11 @@ class Sequence:
     def draft_limit(self) -> int:
         """Drafting more than this could not be emitted: a verification adds one token of its own."""
         return max(min(self.max_draft, self.room - 1), 0)
+
+    @property
+    def draft_room(self) -> int:
+        """Places behind the cursor that drafts of any kind may write to."""
+        return max(min(MAX_DRAFT, self.room - 1), 0)
 
     def chain_limit(self, draft: DraftModel) -> int:
         """The same for drafts of this model, which may have a length of its own; the request's goes first."""
@@ -126,10 +140,11 @@ class Sequence:
 class Emission:
     """New token ids of one sequence; `finish_reason` is set with its last ones.
 
-    `logprobs` has one entry for each id where the request asked for them.
+    `logprobs` has one entry for each id where the request asked for them, and `step` says where the ids came from.
     """
 
     sequence: Sequence
     token_ids: list[int]
     finish_reason: FinishReason | None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    step: TracedStep | None = None

@@ -124,6 +124,8 @@ FULL_MODEL = DraftModel()
 
 PLAIN = "plain"
 """The method that drafts nothing."""
+PATCHED = "patch"
+"""The origin of tokens that a patch drafted in place of layers."""
 MAX_DRAFT = 31
 """Longest draft; far beyond what pays, and a bound on what one request may cost the others."""
 LONGEST_GROWTH = 4
@@ -242,6 +244,17 @@ class Route:
     similarity: float | None = None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt lies among the anchors: its point in their plane, and the nearest ones, the very nearest first.
+
+    An anchor is a domain and a number within it: ("sql", 0) is the first of that domain.
+    """
+
+    point: tuple[float, float]
+    nearest: tuple[tuple[str, int], ...]
+
+
 OTHER_DOMAIN = "other"
 UNROUTED = Route("none", FULL_MODEL)
 """Route of an engine without a routing artifact: everything runs plainly."""
@@ -280,6 +293,18 @@ class SequenceStats:
 
 
 @dataclass(frozen=True)
+class TracedStep:
+    """Where a step's tokens came from: `origin` drafted the first `num_accepted`, and then the `rejected` ids.
+
+    `origin` is a drafter's name, `patch`, or `plain` where nothing was drafted.
+    """
+
+    origin: str = PLAIN
+    num_accepted: int = 0
+    rejected: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class RowStats:
     """One sequence's part in one decode step."""
 
@@ -311,3 +336,7 @@ class StepStats:
     rows: list[RowStats] = field(default_factory=list)
     num_running: int = 0
     num_waiting: int = 0
+    num_preempted: int = 0
+    """Sequences that lost their slot, to begin again later."""
+    num_evicted: int = 0
+    """Blocks of texts of the past whose content was lost to others."""

@@ -24,6 +24,7 @@ from server.engine import OTHER_DOMAIN, UNROUTED, FinishReason, Route, RowStats,
 from server.generation import Outcome
 from server.served_model import ServedModel
 from server.telemetry.speedup import Speedups
+from server.telemetry.window import Totals, Window
 from server.tickets import FailureReason
 
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
@@ -74,6 +75,8 @@ class Metrics:
         self.prompt_tokens = self.counter("prompt_tokens", "Prompt tokens processed")
         self.cached_tokens = self.counter("cached_prompt_tokens", "Prompt tokens that were not read again")
         self.generation_tokens = self.counter("generation_tokens", "Tokens generated")
+        self.decode_tokens = self.counter("domain_decode_tokens", "Tokens of decode steps", "domain")
+        self.decode_seconds = self.counter("domain_decode_seconds", "Time of decode steps, of each sequence", "domain")
         self.time_to_first_token = self.histogram("time_to_first_token_seconds", "Arrival to first token", SLOW)
         self.inter_token = self.histogram("inter_token_latency_seconds", "Time for each further token", FAST)
         self.latency = self.histogram("e2e_request_latency_seconds", "Arrival to last token", SLOW)
@@ -94,12 +97,18 @@ class Metrics:
         self.waiting = self.gauge("num_requests_waiting", "Sequences waiting for a slot")
         self.slots_used = self.gauge("kv_slots_used", "Cache slots in use")
         self.slots_total = self.gauge("kv_slots_total", "Cache slots")
+        self.blocks_used = self.gauge("kv_blocks_used", "Cache blocks that running sequences have")
+        self.blocks_kept = self.gauge("kv_blocks_kept", "Cache blocks kept for texts that begin alike")
+        self.blocks_total = self.gauge("kv_blocks_total", "Cache blocks")
+        self.evicted = self.counter("kv_blocks_evicted", "Kept cache blocks that others needed")
+        self.preempted = self.counter("num_preemptions", "Sequences that gave their blocks back, to begin again later")
         self.build = Info("knnssd_build", "What is installed", registry=self.registry)
         self.build.info({"version": own_version(), "torch": version("torch"), "kernels": kernel_build()})
         self.has_draft_weights = False
         self.model = Info("knnssd_model", "What is served", registry=self.registry)
         self.speedups = Speedups()
         self.registry.register(self.speedups)
+        self.window = Window(self.totals)
         self.begin_known()
 
     def begin_known(self) -> None:
@@ -139,7 +148,8 @@ class Metrics:
         drafts = engine.model.low_bit.precision if engine.model.low_bit else "none"
         self.model.info({**described, **where, "precision": engine.model.precision, "draft_weights": drafts})
         domains = served.domains or [UNROUTED.domain]
-        for metric in (self.drafts, self.drafted, self.accepted, self.routes, self.similarity):
+        begun: list[Counter | Histogram] = [*self.by_domain.values(), self.drafts, self.similarity]
+        for metric in begun:
             self.begin(metric, domains)
         for domain in domains:
             for position in range(engine.longest_draft):
@@ -148,22 +158,49 @@ class Metrics:
         self.waiting.set_function(lambda: engine.num_waiting)
         self.slots_used.set_function(lambda: engine.num_running)
         self.slots_total.set(engine.config.max_batch)
+        pool = engine.tables.pool
+        self.blocks_used.set_function(lambda: pool.num_used)
+        self.blocks_kept.set_function(lambda: len(pool.kept))
+        self.blocks_total.set(pool.num_blocks)
 
     def unwatch(self) -> None:
         """Counts an engine that failed, and lets go of it."""
         self.engine_failures.inc()
-        for gauge in (self.running, self.waiting, self.slots_used):
+        for gauge in (self.running, self.waiting, self.slots_used, self.blocks_used, self.blocks_kept):
             gauge.set_function(lambda: 0)
 
+    @property
+    def by_domain(self) -> dict[str, Counter]:
+        """The counters of a domain by the figure that they count."""
+        return {
+            "answers": self.routes,
+            "tokens": self.decode_tokens,
+            "seconds": self.decode_seconds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+        }
+
+    def totals(self) -> Totals:
+        """The values of these counters, and as `decode` of no domain the time of all decode steps."""
+        return {
+            (figure, sample.labels.get("domain", "")): sample.value
+            for figure, counter in (*self.by_domain.items(), ("decode", self.seconds["decode"]))
+            for family in counter.collect()
+            for sample in family.samples
+        }
+
     def observe_step(self, stats: StepStats) -> None:
+        self.window.sample()
         for part, total in self.seconds.items():
             total.inc(getattr(stats, f"{part}_seconds"))
         self.prompt_tokens.inc(stats.prefill_tokens)
         self.cached_tokens.inc(stats.cached_tokens)
+        self.evicted.inc(stats.num_evicted)
+        self.preempted.inc(stats.num_preempted)
         for route in stats.routes:
             self.observe_route(route)
         for row in stats.rows:
-            self.observe_row(row)
+            self.observe_row(row, stats.decode_seconds)
         if stats.rows:
             self.speedups.observe(stats)
 
@@ -180,7 +217,9 @@ class Metrics:
         elif route.domain == OTHER_DOMAIN and route.similarity is not None:
             self.fallbacks.labels(Fallback.OUT_OF_DOMAIN).inc()
 
-    def observe_row(self, row: RowStats) -> None:
+    def observe_row(self, row: RowStats, decode_seconds: float) -> None:
+        self.decode_tokens.labels(row.domain).inc(row.num_emitted)
+        self.decode_seconds.labels(row.domain).inc(decode_seconds)
         if row.num_drafted:
             self.drafts.labels(row.domain).inc()
             self.drafted.labels(row.domain).inc(row.num_drafted)

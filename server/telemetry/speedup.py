@@ -124,6 +124,12 @@ class Speedups(Collector):
             for domain, nums in emitted.items():
                 self.domains[domain].observe(stats.decode_seconds * len(nums), sum(nums), stats.is_baseline)
 
+    def of(self, domain: str) -> float | None:
+        """The speed-up of a domain's sequences; None while it is unknown."""
+        with self.lock:
+            meter = self.domains.get(domain)
+            return meter.speedup if meter else None
+
     def collect(self) -> Iterator[GaugeMetricFamily]:
         with self.lock:
             yield from families("knnssd_speculation_speedup", [], {(): self.overall})

@@ -91,10 +91,12 @@ def serve(
     config: AppConfig | None = None,
     limits: ConnectionLimits | None = None,
     send_buffer: int | None = None,
+    is_awaited: bool = True,
 ) -> Iterator[str]:
     """The base URL of a running server; it is stopped at the end, and its thread with it.
 
-    `send_buffer` is how many bytes its system keeps for a client that does not read.
+    `send_buffer` is how many bytes its system keeps for a client that does not read. A server that is not awaited
+    may still be loading its model.
     """
     listener = listen("127.0.0.1", 0)
     if send_buffer:
@@ -104,7 +106,7 @@ def serve(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        wait_until(lambda: server.started and worker.unavailable != "loading")
+        wait_until(lambda: server.started and not (is_awaited and worker.unavailable == "loading"))
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True

@@ -7,6 +7,7 @@ import openai
 from openai.types import Completion, CompletionChoice, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
+from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.responses import Response, ResponseStreamEvent, ResponseTextDeltaEvent
 
@@ -25,11 +26,14 @@ NULLABLE: Keys = {
 """Keys that OpenAI's reference requires, though its Python types do without where the value is null."""
 
 EXTENSIONS: Keys = {
-    ChatCompletion: {"metrics"},
-    ChatCompletionChunk: {"metrics", "obfuscation"},
+    ChatCompletion: {"metrics", "route"},
+    ChatCompletionChunk: {"metrics", "obfuscation", "route"},
     ChatCompletionMessage: {"reasoning_content"},
     ChoiceDelta: {"reasoning_content"},
-    Completion: {"metrics"},
+    Choice: {"trace"},
+    ChunkChoice: {"trace"},
+    Completion: {"metrics", "route"},
+    CompletionChoice: {"trace"},
     Model: {"max_model_len", "context_length", "capabilities", "revision", "domains", "drafts"},
     Response: {"metrics", "store"},
     ResponseTextDeltaEvent: {"obfuscation"},

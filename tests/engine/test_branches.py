@@ -1,6 +1,7 @@
 """Trees of drafts, as branches in slots of their own: the text is that of plain decoding, bit for bit."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from server.engine import (
     add_draft,
     load_checkpoint,
 )
-from server.engine.branches import Branches
+from server.engine.engine import CheckedDraft
 from server.engine.model import kernels
+from server.engine.speculation.verification import count_agreeing
 from tests.tiny import CPU, save_random_model, tiny_config, torch_decoder
 
 VOCABULARY = 12
@@ -61,13 +63,16 @@ def with_copy(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the branches that were right where the draft was not."""
     lengths: list[int] = []
-    take_over = Branches.take_over
+    choose = Engine.choose_branch
 
-    def noted(self: Branches, sequence: Sequence, slot: int, length: int) -> None:
-        lengths.append(length)
-        take_over(self, sequence, slot, length)
+    def noted(self: Engine, sequence: Sequence, found: dict[int, CheckedDraft], *checked: Any) -> None:
+        before = found[sequence.id].draft
+        choose(self, sequence, found, *checked)
+        chosen = found[sequence.id]
+        if chosen.draft is not before:
+            lengths.append(count_agreeing(chosen.draft.ids, chosen.own.token_ids) + 1)
 
-    monkeypatch.setattr(Branches, "take_over", noted)
+    monkeypatch.setattr(Engine, "choose_branch", noted)
     # No row costs anything, so that every branch is checked.
     monkeypatch.setattr("server.engine.speculation.speculator.FIRST_ROW_PRICE", 0.0)
     return lengths

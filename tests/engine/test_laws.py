@@ -110,7 +110,7 @@ def laws(models: Models) -> Laws:
 
 def last_logits(model: Decoder, ids: list[int]) -> torch.Tensor:
     tokens = model.new_cache(1, 256)
-    return model.logits(model.forward(TokenBatch.of([(0, 0, ids)], tokens), tokens)[-1:])
+    return model.logits(model.forward(TokenBatch([(0, 0, ids)], tokens), tokens)[-1:])
 
 
 def texts_of(model: Decoder, method: str, cut: SamplingParams) -> list[Sequence]:

@@ -95,11 +95,11 @@ def test_a_draft_starts_at_the_state_that_the_last_token_came_from(
         for sequence in sequences:
             seen.add(sequence.id)
             cache = model.new_cache(1, len(sequence.ids) + 8)
-            state = model.forward(TokenBatch.of([(0, 0, sequence.ids[:-1])], cache), cache)[-1]
+            state = model.forward(TokenBatch([(0, 0, sequence.ids[:-1])], cache), cache)[-1]
             torch.testing.assert_close(sequence.last_state, state, rtol=1e-4, atol=1e-4)
             ids = drafts[sequence.id].ids if sequence.id in drafts else []
             if ids and sequence.request.sampling.is_greedy:
-                step = TokenBatch.of([(0, len(sequence.ids) - 1, sequence.ids[-1:])], cache)
+                step = TokenBatch([(0, len(sequence.ids) - 1, sequence.ids[-1:])], cache)
                 limits = [len(ids)]
                 assert [ids] == greedy_chains(model, draft, model, cache, step, limits, 0.0, state[None])
         return drafts

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from server.engine import DecoderConfig, EngineConfig, MemoryPlan, MemoryPlanError, Outline, Wishes, plan_memory
 from server.engine.kvcache.budget import position_bytes
+from server.engine.kvcache.cache import BLOCK_LENGTH
 from server.engine.model import kernels
 
 GB = 1_000_000_000
@@ -55,26 +56,27 @@ def test_weights_are_counted_to_a_thousandth() -> None:
 @pytest.mark.parametrize(
     ("config", "bits", "gigabytes", "expected"),
     [
-        (LLAMA, 4.625, 8, (2, 5120)),
-        (LLAMA, 4.625, 16, (8, 6144)),
-        (LLAMA, 4.625, 24, (8, 11264)),
-        (LLAMA, None, 24, (8, 4096)),
-        (LLAMA, None, 80, (8, 39936)),
-        (QWEN, 4.625, 8, (4, 6144)),
-        (QWEN, 4.625, 16, (8, 13312)),
-        (QWEN, 4.625, 24, (8, 23552)),
-        (QWEN, None, 24, (8, 9216)),
-        (QWEN, None, 80, (8, 32768)),
-        (SMOL, 5.0, 8, (8, 8192)),
+        (LLAMA, 4.625, 8, (5120, 12)),
+        (LLAMA, 4.625, 16, (25600, 52)),
+        (LLAMA, 4.625, 24, (46080, 93)),
+        (LLAMA, None, 24, (17408, 35)),
+        (LLAMA, None, 80, (131072, 320)),
+        (QWEN, 4.625, 8, (12288, 26)),
+        (QWEN, 4.625, 16, (32768, 110)),
+        (QWEN, 4.625, 24, (32768, 193)),
+        (QWEN, None, 24, (32768, 80)),
+        (QWEN, None, 80, (32768, 262)),
+        (SMOL, 5.0, 8, (8192, 65)),
     ],
 )
-def test_slots_and_context_follow_from_the_memory(
+def test_the_context_and_all_contexts_follow_from_the_memory(
     config: DecoderConfig, bits: float | None, gigabytes: int, expected: tuple[int, int]
 ) -> None:
+    """The longest context, and thousands of tokens of all together."""
     found = plan(outline(config, bits=bits), gigabytes * GB)
-    assert (found.num_slots, found.max_length) == expected
+    assert (found.max_length, found.num_tokens // 1000, found.num_slots) == (*expected, 8)
     assert found.needed <= gigabytes * GB
-    assert found.cache == expected[0] * expected[1] * position_bytes(config, torch.bfloat16)
+    assert found.cache == (found.num_tokens + BLOCK_LENGTH) * position_bytes(config, torch.bfloat16)
 
 
 @pytest.mark.parametrize("config", [LLAMA, QWEN])
@@ -99,43 +101,45 @@ def test_numbers_of_another_type_than_the_files_are_counted_while_loading() -> N
 
 def test_what_is_chosen_is_kept_or_refused_with_what_would_fit() -> None:
     model, available = outline(LLAMA, bits=4.625), 16 * GB
-    assert plan(model, available, Wishes(2, 8192)).max_length == 8192
-    assert plan(model, available, Wishes(max_length=16384)).num_slots == 2
-    assert plan(model, available, Wishes(num_slots=1)).max_length == 53248
+    found = plan(model, available, Wishes(2, 8192))
+    assert (found.num_slots, found.max_length, found.num_tokens) == (2, 8192, 16384)
+    found = plan(model, available, Wishes(8, 32768))
+    assert (found.num_slots, found.max_length) == (8, 32768) and found.num_tokens < 2 * 32768, "they share"
     with pytest.raises(MemoryPlanError) as caught:
-        plan(model, available, Wishes(8, 32768))
+        plan(model, available, Wishes(8, 131072))
     message = str(caught.value)
-    assert "keys and values of 8 slots of 32,768 tokens take 38,655 MB" in message
-    length, batch = (int(message.split(flag)[1].split()[0].rstrip(",")) for flag in ("--max-length ", "--max-batch "))
+    assert "keys and values of a context of 131,072 tokens take 19,332 MB" in message
+    length = int(message.split("use --max-length ")[1].split()[0])
     assert plan(model, available, Wishes(8, length)).max_length == length
-    assert plan(model, available, Wishes(batch, 32768)).num_slots == batch
-    for over in (Wishes(8, length + 1), Wishes(batch + 1, 32768)):
-        with pytest.raises(MemoryPlanError):
-            plan(model, available, over)
+    with pytest.raises(MemoryPlanError):
+        plan(model, available, Wishes(8, length + BLOCK_LENGTH))
 
 
-def test_slots_of_branches_count_too() -> None:
+def test_blocks_of_branches_count_too() -> None:
     model = outline(LLAMA, bits=4.625)
     without, found = plan(model, 16 * GB), plan(model, 16 * GB, num_branches=4)
-    assert found.num_slots == without.num_slots == 8 and found.max_length < without.max_length
-    assert found.cache == 12 * found.max_length * position_bytes(LLAMA, torch.bfloat16)
+    assert found.cache == without.cache and found.num_tokens == without.num_tokens - 8 * BLOCK_LENGTH
 
 
 def test_cache_memory_bounds_the_cache() -> None:
     model, available = outline(LLAMA, bits=4.625), 16 * GB
     found = plan(model, available, Wishes(cache_bytes=2 * GB))
-    assert found.cache <= 2 * GB and (found.num_slots, found.max_length) == (2, 6144)
+    assert found.cache <= 2 * GB and (found.num_slots, found.max_length, found.num_tokens) == (8, 6144, 13504)
+    small = plan(outline(SMOL), 8 * GB, Wishes(num_slots=1, cache_bytes=GB))
+    assert small.num_tokens > 4 * small.max_length, "what is given beyond the slots' contexts keeps texts of the past"
     with pytest.raises(MemoryPlanError, match="--cache-memory of 12,000 MB does not fit"):
         plan(model, available, Wishes(cache_bytes=12 * GB))
     with pytest.raises(MemoryPlanError, match="or a larger --cache-memory"):
-        plan(model, available, Wishes(8, 4096, 2 * GB))
+        plan(model, available, Wishes(8, 16384, 2 * GB))
 
 
 def test_the_log_says_the_plan() -> None:
     line = str(plan(outline(SMOL, bits=5.0), 8 * GB))
-    assert line.startswith("weights 84 MB, draft weights 0 MB, cache 1,661 MB (8 slots of 8,192 tokens), scratch ")
+    assert line.startswith(
+        "weights 84 MB, draft weights 0 MB, cache 1,662 MB (65,536 tokens, 8 slots of up to 8,192), scratch "
+    )
     assert line.endswith(", of 8,000 MB")
-    assert "(1 slot of 64 tokens)" in str(plan(outline(SMOL), 8 * GB, Wishes(1, 64)))
+    assert "(64 tokens, 1 slot of up to 64)" in str(plan(outline(SMOL), 8 * GB, Wishes(1, 64)))
 
 
 @given(

@@ -87,15 +87,37 @@ def test_short_beginnings_scored_prompts_and_an_engine_that_is_told_not_to_read_
     assert [ask(engine, ids).num_cached for _ in range(2)] == [0, 0]
 
 
-def test_the_slot_that_was_freed_first_is_taken_first(models: Models) -> None:
-    engine = new_engine(models("float32"), 2)
-    a, b, c = (prompt(40, seed=seed) for seed in (1, 2, 3))
-    known = [ask(engine, ids).num_cached for ids in (a, b, a, c, a, b)]
-    assert known == [0, 0, 39, 0, 39, 0]
+def test_more_texts_are_kept_than_there_are_slots_and_the_one_unused_for_longest_goes_first(models: Models) -> None:
+    """Each takes two blocks of the eight that a context has."""
+    engine = new_engine(models("float32"), 1)
+    texts = [prompt(40, seed=seed) for seed in range(5)]
+    for ids in texts[:3]:
+        assert ask(engine, ids).num_cached == 0
+    assert [ask(engine, ids).num_cached for ids in (texts[2], texts[0], texts[1])] == [39] * 3
+    assert engine.tables.pool.num_evicted == 0
+    ask(engine, texts[3])
+    engine.add(request(texts[4]))
+    _, steps = run(engine)
+    assert engine.tables.pool.num_evicted == sum(step.num_evicted for step in steps) > 0
+    assert [ask(engine, ids).num_cached for ids in (texts[1], texts[2])] == [39, 0]
+
+
+def test_blocks_of_a_common_beginning_are_there_once(models: Models) -> None:
+    """Four texts of four blocks, of which they have three in common, take four blocks and three more."""
+    engine, common = new_engine(models("float32"), 4), prompt(96)
+    requests = [request([*common, *prompt(12, seed=seed)], 8) for seed in range(4)]
+    sequences = [engine.add(one) for one in requests]
+    while not all(sequence.output_ids for sequence in sequences):
+        engine.step()
+    assert engine.tables.pool.num_used == 3 + 4
+    run(engine)
+    assert engine.tables.pool.num_used == 0 and len(engine.tables.pool.kept) == 3 + 4
+    plain = [new_engine(models("float32"), 1, reuses_prefixes=False).generate([one])[0] for one in requests]
+    assert [s.output_ids for s in sequences] == [s.output_ids for s in plain]
 
 
 def test_a_long_text_is_not_lost_to_one_that_begins_alike(models: Models) -> None:
-    """A second chat with the same system prompt copies it, as long as another slot is free."""
+    """A second chat with the same system prompt copies a part of the first one's block."""
     engine, system = new_engine(models("float32"), 2), prompt(20)
     long = system + prompt(60, seed=1)[1:]
     ask(engine, long)
@@ -117,9 +139,13 @@ def test_what_a_cancelled_request_has_read_is_kept(models: Models) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32))
 def test_any_traffic_is_answered_as_by_an_engine_that_reuses_nothing(models: Models, seed: int) -> None:
-    """Prompts that branch from each other in waves of three on two slots, some cancelled on the way."""
+    """Prompts that branch from each other in waves of three on two slots, some cancelled on the way.
+
+    The cache may be so small that sequences give their blocks back on the way.
+    """
     chance = random.Random(seed)
-    engine, fresh = new_engine(models("bfloat16"), 2), new_engine(models("bfloat16"), 1, reuses_prefixes=False)
+    engine = new_engine(models("bfloat16"), 2, max_length=128, cache_tokens=chance.choice([128, 160, 256]))
+    fresh = new_engine(models("bfloat16"), 1, reuses_prefixes=False)
     texts = [prompt(30, seed=seed % 1000)]
     for _ in range(3):
         asked = []
@@ -135,3 +161,12 @@ def test_any_traffic_is_answered_as_by_an_engine_that_reuses_nothing(models: Mod
         for sequence in sequences:
             assert sequence.output_ids == fresh.generate([sequence.request])[0].output_ids
             texts.append(sequence.ids)
+        assert_blocks_add_up(engine)
+
+
+def assert_blocks_add_up(engine: Engine) -> None:
+    """Nobody runs: each block is free or kept, the tree knows the kept ones, and tables are empty."""
+    pool, tables = engine.tables.pool, engine.tables
+    assert not any(pool.num_users) and not any(tables.blocks) and not any(engine.cache.tables)
+    assert sorted([*pool.free, *pool.kept]) == list(range(1, pool.num_blocks + 1))
+    assert set(pool.kept) == set(pool.tree.nodes)

@@ -171,3 +171,58 @@ def test_texts_are_the_same_in_any_company_and_by_any_chunks(models: Models, see
         alone = new_engine(model, 1, reuses_prefixes=False).generate([sequence.request])[0]
         assert sequence.output_ids == alone.output_ids
         assert sequence.stats.num_steps <= len(sequence.output_ids)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=0.9, seed=4)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_gives_its_blocks_back_goes_on_with_the_same_text(
+    models: Models, kind: str, sampling: SamplingParams
+) -> None:
+    """Four answers of 100 tokens in a cache of 192: all begin, most stop on the way, and each is whole in the end."""
+    engine = new_engine(models(kind), 4, max_length=192, cache_tokens=192)
+    requests = [request(prompt(20, seed), 100, sampling=sampling) for seed in range(4)]
+    sequences = [engine.add(one) for one in requests]
+    emissions, steps = run(engine)
+    assert sum(step.num_preempted for step in steps) > 2
+    assert [s.output_ids for s in sequences] == [plain_output(models(kind), one) for one in requests]
+    for sequence in sequences:
+        assert sequence.num_cached == 0, "what it read twice was no earlier text"
+        assert [t for e in emissions if e.sequence is sequence for t in e.token_ids] == sequence.output_ids
+    assert engine.tables.pool.num_used == 0 and len(engine.scheduler.free_slots) == 4
+
+
+def test_the_first_to_begin_is_the_first_to_end(model: Decoder) -> None:
+    engine = new_engine(model, 3, max_length=128, cache_tokens=128)
+    sequences = [engine.add(request(prompt(30, seed), 60)) for seed in range(3)]
+    ended = [e.sequence for e in run(engine)[0] if e.finish_reason]
+    assert ended == sequences
+
+
+def test_a_prompt_waits_until_there_are_blocks_for_it(model: Decoder) -> None:
+    """Not in the middle of its reading, where it would keep others from theirs."""
+    engine = new_engine(model, 4, max_length=256, cache_tokens=256)
+    first, second = engine.add(request(prompt(150, 1), 4)), engine.add(request(prompt(150, 2), 4))
+    engine.step()
+    assert engine.scheduler.running == [first] and engine.num_waiting == 1
+    _, steps = run(engine)
+    assert len(second.output_ids) == 4 and not any(step.num_preempted for step in steps)
+
+
+def test_who_lost_its_slot_can_be_cancelled_and_has_its_scores_once(model: Decoder) -> None:
+    engine = new_engine(model, 2, max_length=128, cache_tokens=192)
+    first = engine.add(request(prompt(40, 1), 60))
+    scored = replace(request(prompt(40, 2), 60), scores_prompt=True, num_logprobs=0)
+    second = engine.add(scored)
+    engine.step()
+    while not engine.num_waiting:
+        engine.step()
+    assert engine.scheduler.running == [first] and second.output_ids
+    run(engine)
+    assert len(second.prompt_logprobs) == 40 and len(second.output_ids) == 60
+    third, fourth = (engine.add(request(prompt(40, seed), 60)) for seed in (3, 4))
+    engine.step()
+    while not engine.num_waiting:
+        engine.step()
+    engine.cancel(fourth)
+    run(engine)
+    assert fourth.finish_reason == FinishReason.CANCELLED and len(third.output_ids) == len(first.output_ids) == 60

@@ -60,7 +60,7 @@ def places_of(model: Decoder, groups: Sequence[Sequence[Text]], start: int) -> P
     parts = []
     for group in groups:
         prompt, outputs = group[0].prompt_ids, [text.output_ids for text in group]
-        before = TokenBatch.of([(0, 0, prompt)], cache)
+        before = TokenBatch([(0, 0, prompt)], cache)
         reached, states = (model.forward(before, cache, draft).float() for draft in (below, DraftModel()))
         parts.append(Places.of(reached[1:], states, is_answer=False))
         for slot in range(1, len(outputs)):
@@ -68,7 +68,7 @@ def places_of(model: Decoder, groups: Sequence[Sequence[Text]], start: int) -> P
         rows: list[Row] = [(slot, len(prompt), ids) for slot, ids in enumerate(outputs) if ids]
         if not rows:
             continue
-        after = TokenBatch.of(rows, cache)
+        after = TokenBatch(rows, cache)
         lengths = [len(ids) for _, _, ids in rows]
         reached, found = (model.forward(after, cache, draft).float() for draft in (below, DraftModel()))
         for own, own_reached in zip(found.split(lengths), reached.split(lengths), strict=True):

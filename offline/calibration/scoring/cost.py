@@ -196,10 +196,10 @@ def draft_passes(timed: TimedDraft, cache: KVCache, context: int) -> None:
     states = torch.zeros(1, model.config.hidden_size, device=model.device)
     if model.native:
         rows = timed.head.native if timed.head else None
-        model.native.draft(TokenBatch.of([(0, context, [1])], cache), cache, draft, [CHAIN], 0.0, rows, states)
+        model.native.draft(TokenBatch([(0, context, [1])], cache), cache, draft, [CHAIN], 0.0, rows, states)
         return
     for step in range(CHAIN):
-        batch = TokenBatch.of([(0, context + step, [1])], cache)
+        batch = TokenBatch([(0, context + step, [1])], cache)
         states = model.forward(batch, cache, draft, states)
         logits = (timed.head or model).logits(states)
         top, token = torch.softmax(logits, -1).max(-1)
@@ -215,7 +215,7 @@ def drafting_step(model: Decoder, timed: TimedDraft, cache: KVCache, context: in
 @torch.inference_mode()
 def full_pass(model: Decoder, cache: KVCache, context: int, rows: int) -> None:
     """A pass as the engine verifies `rows` tokens."""
-    model.greedy(TokenBatch.of([(0, context, [1] * rows)], cache), cache)
+    model.greedy(TokenBatch([(0, context, [1] * rows)], cache), cache)
 
 
 def fit(num_layers: int, drafts: Sequence[TimedDraft], seconds: Sequence[float]) -> PassCost:

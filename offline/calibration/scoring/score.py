@@ -64,12 +64,12 @@ class DraftScorer:
             first = len(rows)
             ids = spans[-1][1]
             # The last span is read too, for its states; what that leaves in the cache each pass writes anew.
-            states = self.model.forward(TokenBatch.of([(first, 0, ids)], self.cache), self.cache)
+            states = self.model.forward(TokenBatch([(first, 0, ids)], self.cache), self.cache)
             before.append(states[spans[0][0] - 1 : -1])
             for slot, (start, _) in enumerate(spans[1:], first + 1):
                 self.cache.copy(first, slot, start)
             rows += [(slot, start, ids[start:]) for slot, (start, ids) in enumerate(spans, first)]
-        self.batch = TokenBatch.of(rows, self.cache)
+        self.batch = TokenBatch(rows, self.cache)
         self.states_before = torch.cat(before)
         """The full model's state [places, hidden_size] before each place, which a patch reads."""
 

@@ -15,7 +15,7 @@ from server.api.answers.models import (
 )
 from server.api.answers.tool_calls import CalledFunction, FunctionDelta, ToolCall, ToolCallDelta
 from server.api.answers.tool_parser import Part
-from server.api.answers.transcript import AnswerStart, ChoicesTranscript
+from server.api.answers.transcript import AnswerStart, ChoicesTranscript, trace_of
 from server.generation import Piece, ShownToken
 
 
@@ -83,11 +83,13 @@ class ChatTranscript(ChoicesTranscript):
     def chunks(self, piece: Piece) -> list[Answer]:
         index = piece.index
         deltas = [delta_of(part) for part in self.new_parts]
-        if piece.tokens and not deltas:
+        if (piece.tokens or piece.steps) and not deltas:
             deltas = [Delta(content=None if self.readers[index].calls else "")]
         choices = [ChunkChoice(index=index, delta=delta) for delta in deltas]
         if piece.tokens:
             choices[0].logprobs = self.logprobs(piece.tokens)
+        if piece.steps:
+            choices[0].trace = trace_of(piece.steps)
         if index not in self.begun:
             self.begun.add(index)
             choices.insert(0, ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
@@ -108,10 +110,11 @@ class ChatTranscript(ChoicesTranscript):
                 message=message.message,
                 logprobs=self.logprobs(self.tokens[i]),
                 finish_reason=self.finish_reason(i) or "stop",
+                trace=self.trace(i),
             )
             for i, message in enumerate(self.messages)
         ]
-        return self.seal(ChatCompletion(**self.head, choices=choices))
+        return self.seal(ChatCompletion(**self.head, choices=choices, route=self.route))
 
     def logprobs(self, tokens: Sequence[ShownToken]) -> ChatLogprobs | None:
         vocabulary = self.start.vocabulary

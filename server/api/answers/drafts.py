@@ -1,4 +1,4 @@
-"""What `/v1/models` and the metrics of an answer say about a draft model."""
+"""What `/v1/models`, the metrics of an answer and `/map` say about a draft model."""
 
 from typing import Self
 
@@ -36,3 +36,15 @@ class DraftCard(BaseModel):
             confidence=draft.confidence,
             floor=draft.floor,
         )
+
+
+class DraftStrip(DraftCard):
+    """A draft model with the numbers of the attention and MLP sub-layers that it leaves out."""
+
+    attention: list[int]
+    mlp: list[int]
+
+    @classmethod
+    def of(cls, draft: DraftModel) -> Self:
+        card = DraftCard.of(draft)
+        return cls(**dict(card), attention=sorted(draft.mask.attention), mlp=sorted(draft.mask.mlp))

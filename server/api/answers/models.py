@@ -4,13 +4,14 @@ Usage follows OpenAI's names, `metrics` follows vLLM's per-request metrics with 
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from server.api.answers.drafts import DraftCard
 from server.api.answers.logprobs import ChatLogprobs, TextLogprobs
 from server.api.answers.tool_calls import Sparse, ToolCall, ToolCallDelta
+from server.api.answers.trace import RouteCard, TraceStep
 from server.engine import FinishReason
 from server.generation import Outcome
 
@@ -154,11 +155,20 @@ class AssistantMessage(BaseModel):
         return {name: fields[name] for name in fields if name not in absent}
 
 
+def is_none(value: Any) -> bool:
+    return value is None
+
+
+Trace = Annotated[list[TraceStep] | None, Field(exclude_if=is_none)]
+"""There only where it was asked for."""
+
+
 class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: ChoiceEnd
+    trace: Trace = None
 
 
 class TextChoice(BaseModel):
@@ -166,6 +176,7 @@ class TextChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: ChoiceEnd | None
+    trace: Trace = None
 
 
 class Delta(Sparse):
@@ -182,10 +193,14 @@ class ChunkChoice(BaseModel):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: ChoiceEnd | None = None
+    trace: Trace = None
 
 
 class Answer(BaseModel):
-    """Fields of all answers and chunks; `metrics` is null where there is more than one choice."""
+    """Fields of all answers and chunks; `metrics` is null where there is more than one choice.
+
+    `route` is there where a trace was asked for, of one prompt; in a stream once.
+    """
 
     id: str
     object: str
@@ -195,6 +210,7 @@ class Answer(BaseModel):
     choices: Sequence[BaseModel]
     usage: Usage | None = None
     metrics: RequestMetrics | None = None
+    route: Annotated[RouteCard | None, Field(exclude_if=is_none)] = None
 
 
 class ChatCompletion(Answer):

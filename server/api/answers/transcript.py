@@ -6,7 +6,7 @@ transcripts and the one of text completions; chats are in `chat.py`, responses i
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,9 +24,10 @@ from server.api.answers.models import (
 )
 from server.api.answers.obfuscation import padded
 from server.api.answers.parts import AnswerReader
+from server.api.answers.trace import RouteCard, TraceStep
 from server.api.errors import ApiError, BadRequestError
 from server.api.schema.generation import StreamOptions
-from server.engine import FinishReason, Vocabulary
+from server.engine import FinishReason, StepTexts, Vocabulary
 from server.generation import Outcome, Piece, ShownToken
 
 DONE = "data: [DONE]\n\n"
@@ -49,6 +50,8 @@ class AnswerStart:
     vocabulary: Vocabulary | None
     new_reader: Callable[[], AnswerReader] = AnswerReader
     """Makes a reader of one choice, of a chat."""
+    is_traced: bool = False
+    """Whether the answer says where its tokens came from."""
 
 
 class Transcript(ABC):
@@ -108,6 +111,22 @@ TranscriptFactory = Callable[[AnswerStart], Transcript]
 class ChoicesTranscript(Transcript):
     """A chat or a text completion: several choices, streamed as chunks that look like small answers."""
 
+    def __init__(self, start: AnswerStart) -> None:
+        super().__init__(start)
+        self.steps: list[list[StepTexts]] = [[] for _ in range(start.num_choices)]
+        self.route: RouteCard | None = None
+        """Where the router put the prompt, of a traced answer to one."""
+
+    def take(self, piece: Piece) -> None:
+        super().take(piece)
+        self.steps[piece.index] += piece.steps
+        if piece.routed and self.start.num_prompts == 1 and self.route is None:
+            self.route = RouteCard.of(piece.routed)
+
+    def trace(self, index: int) -> list[TraceStep] | None:
+        """All steps of a choice; None where no trace was asked for."""
+        return trace_of(self.steps[index]) if self.start.is_traced else None
+
     @property
     def head(self) -> dict[str, Any]:
         """The fields that the answer and each of its chunks begin with."""
@@ -157,14 +176,21 @@ class ChoicesTranscript(Transcript):
     async def frames(self, pieces: AsyncIterator[Piece], options: StreamOptions) -> AsyncIterator[str]:
         """Usage, where it was asked for, comes in a chunk of its own after all choices."""
         async for piece in pieces:
+            was_routed = self.route is not None
             self.take(piece)
             chunks = self.chunks(piece)
+            if self.route and not was_routed:
+                chunks[0].route = self.route
             is_end = len(self.outcomes) == len(self.texts) and not options.include_usage
             for i, chunk in enumerate(chunks, 1):
                 yield self.frame(chunk, options, is_last=is_end and i == len(chunks))
         if options.include_usage:
             yield self.frame(self.empty_chunk(), options, is_last=True)
         yield DONE
+
+
+def trace_of(steps: Iterable[StepTexts]) -> list[TraceStep]:
+    return [TraceStep.of(step) for step in steps]
 
 
 class TextTranscript(ChoicesTranscript):
@@ -174,14 +200,20 @@ class TextTranscript(ChoicesTranscript):
 
     def chunks(self, piece: Piece) -> list[Answer]:
         logprobs = self.logprobs(piece.tokens) if piece.tokens else None
-        return [self.answer([self.choice(piece.index, piece.text, logprobs)])]
+        choice = self.choice(piece.index, piece.text, logprobs)
+        choice.trace = trace_of(piece.steps) or None
+        return [self.answer([choice])]
 
     def empty_chunk(self) -> Answer:
         return self.answer([])
 
     def whole(self) -> Answer:
         choices = [self.choice(i, text, self.logprobs(self.tokens[i])) for i, text in enumerate(self.texts)]
-        return self.seal(self.answer(choices))
+        for choice in choices:
+            choice.trace = self.trace(choice.index)
+        answer = self.answer(choices)
+        answer.route = self.route
+        return self.seal(answer)
 
     def answer(self, choices: list[TextChoice]) -> TextCompletion:
         return TextCompletion(**self.head, choices=choices)

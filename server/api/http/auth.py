@@ -1,4 +1,7 @@
-"""Bearer keys: who may use the server, and whose request one is. Health checks stay open: orchestrators have no key."""
+"""Bearer keys: who may use the server, and whose request one is.
+
+Health checks stay open, for orchestrators have no key, and so does the page, which asks its user for one.
+"""
 
 import hmac
 from collections.abc import Sequence
@@ -8,7 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.errors import AuthenticationError
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_FOLDER = "/page/"
 ANTHROPIC_HEADER = "x-api-key"
 """Where Anthropic's clients send their key."""
 OWNER = "owner"
@@ -23,7 +27,7 @@ class KeyGuard:
         self.keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
         owner = self.owner(Headers(scope=scope))
@@ -46,3 +50,8 @@ class KeyGuard:
         if not any(matches):
             return None
         return f"key {matches.index(True)}"
+
+
+def is_open(path: str) -> bool:
+    """Whether it needs no key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)

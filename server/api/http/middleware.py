@@ -15,7 +15,7 @@ from server.api.errors import ApiError, BodyTooLargeError, api_error
 logger = logging.getLogger("server.access")
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-PROBES = frozenset({"/health", "/ready", "/metrics"})
+PROBES = frozenset({"/health", "/ready", "/metrics", "/now"})
 """Paths that machines ask every few seconds; they are logged at debug level."""
 BYTES_PER_COMMA = 28
 """Of the largest body; 4 MiB may have 150,000. That many token ids, or twice what prose has, take milliseconds."""

@@ -103,6 +103,7 @@ def prompts(
         owner=owner,
         client=client,
         prediction=prediction,
+        is_traced=body.is_traced,
     )
     shared = (tuple(body.stops), body.is_echoed, body.operation)
     return [

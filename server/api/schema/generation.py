@@ -40,6 +40,7 @@ class StreamOptions(Body):
 class GenerationBody(SamplingBody):
     """Fields of chats and text completions, and what the rest of the server asks of either."""
 
+    has_trace = True
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None

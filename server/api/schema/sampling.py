@@ -32,17 +32,23 @@ MethodName = Annotated[str, AfterValidator(check_method), Field(json_schema_extr
 
 
 class Speculation(Body):
-    """The drafting of this request's tokens, an extension of OpenAI's body; it changes the speed, never the text."""
+    """The drafting of this request's tokens, an extension of OpenAI's body; it changes the speed, never the text.
+
+    With `trace` the answer says where each token came from.
+    """
 
     method: MethodName | None = None
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)] | None = None
     domain: str | None = None
+    trace: bool | None = None
 
 
 class SamplingBody(Body):
     """Fields of chats, text completions and responses: sampling, ends of the answer, streaming, who asks."""
 
     operation: ClassVar[Operation]
+    has_trace: ClassVar[bool] = False
+    """Whether answers can have a trace."""
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -77,6 +83,16 @@ class SamplingBody(Body):
         if self.ignore_eos and self.is_constrained and not self.stop_token_ids:
             raise refusal("ignore_eos", "A constrained answer ends where its grammar does; give stop_token_ids.")
         return self
+
+    @model_validator(mode="after")
+    def check_trace(self) -> Self:
+        if self.is_traced and not self.has_trace:
+            raise refusal("speculation.trace", "Only in chat completions and text completions.")
+        return self
+
+    @property
+    def is_traced(self) -> bool:
+        return bool(self.speculation and self.speculation.trace)
 
     @property
     def stops(self) -> list[str]:

@@ -3,6 +3,7 @@
 import torch
 
 from server.engine.config import DecoderConfig
+from server.engine.kvcache.cache import BLOCK_LENGTH
 from server.engine.memory import available_memory
 
 SHARE = 4
@@ -20,6 +21,10 @@ def fitting_length(config: DecoderConfig, num_slots: int, dtype: torch.dtype, de
     slots_bytes = num_slots * position_bytes(config, dtype)
     fitting = available_memory(device) // SHARE // slots_bytes // STEP * STEP
     return min(max(fitting, STEP), config.max_length)
+
+
+def block_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    return BLOCK_LENGTH * position_bytes(config, dtype)
 
 
 def position_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:

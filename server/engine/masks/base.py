@@ -7,7 +7,7 @@ then a method: the skipping drafter with this source's masks.
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, TypeVar
 
-from server.engine.kvcache.slots import KVCache
+from server.engine.kvcache.cache import KVCache
 from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.router import Router
 from server.engine.model.decoder import Decoder

@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.kvcache.batch import TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.model.decoder import Decoder
 from server.engine.sampling.distribution import draw_tokens
 from server.engine.sampling.sampler import Span
@@ -37,7 +38,7 @@ class Reader:
 
     @property
     def batch(self) -> TokenBatch:
-        return TokenBatch.of([(self.slot, self.first, self.token_ids)], self.cache)
+        return TokenBatch([(self.slot, self.first, self.token_ids)], self.cache)
 
     @cached_property
     def trace(self) -> Tensor:
@@ -51,7 +52,7 @@ class Reader:
         """States [tokens, variants, hidden_size] behind some sub-layers: several for each token, at its place."""
         tokens, variants, size = states.shape
         rows = [(self.slot, self.first + i, [self.token_ids[i]]) for i in range(tokens) for _ in range(variants)]
-        batch = TokenBatch.of(rows, self.cache)
+        batch = TokenBatch(rows, self.cache)
         return self.model.sublayers(batch, self.cache, states.reshape(-1, size), sublayers).view(states.shape)
 
     def likeliest(self, residual: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.kvcache.batch import TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.model import kernels
 from server.engine.model.checked import Checked
 from server.engine.model.checkpoint import Checkpoint
@@ -49,7 +50,13 @@ class Decoder:
         return self.low_bit
 
     def new_cache(self, num_slots: int, max_length: int) -> KVCache:
+        """A cache whose slots have blocks of their own for `max_length` positions."""
         return KVCache(self.config, num_slots, max_length, self.dtype, self.device)
+
+    def new_shared_cache(self, num_slots: int, max_length: int, num_blocks: int) -> KVCache:
+        """A cache whose slots share blocks, which keep the model's states too."""
+        sizes = num_blocks, self.config.hidden_size
+        return KVCache(self.config, num_slots, max_length, self.dtype, self.device, *sizes, self.native is None)
 
     @contextmanager
     def lone_threads(self) -> Iterator[None]:

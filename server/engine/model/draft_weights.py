@@ -9,7 +9,8 @@ from functools import partial
 
 import torch
 
-from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.kvcache.batch import TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.decoder import Decoder
 from server.engine.model.placement import ROUNDED_BITS, DraftWeights
@@ -69,4 +70,4 @@ def predicted_gain(model: Decoder, copy: Decoder) -> float:
 @torch.inference_mode()
 def one_pass(model: Decoder, cache: KVCache, rows: int) -> None:
     with model.lone_threads():
-        model.greedy(TokenBatch.of([(0, POSITION, [0] * rows)], cache), cache)
+        model.greedy(TokenBatch([(0, POSITION, [0] * rows)], cache), cache)

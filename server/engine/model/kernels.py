@@ -55,8 +55,8 @@ class Shape(Structure):
 
 class Rows(Structure):
     _fields_ = [
-        *fields(c_int, "count num_slots max_length"),
-        *fields(c_void_p, "ids positions slots keys values is_skipped hidden patch states"),
+        *fields(c_int, "count table_size"),
+        *fields(c_void_p, "ids positions slots tables keys values is_skipped hidden patch states"),
         ("is_reading", c_int),
     ]
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from server.engine.config import DecoderConfig
-from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.kvcache.batch import TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.model.arena import Arena
 from server.engine.model.checked import Checked
 from server.engine.model.kernels import Chain, Choice, Edges, Layer, Matrix, Rows, Sampling, Shape, library
@@ -210,11 +211,11 @@ class NativeDecoder:
         first = flat.buffer_info()[0]
         return Rows(
             count,
-            cache.num_slots,
-            cache.max_length,
+            cache.table_size,
             first,
             first + count * flat.itemsize,
             first + 2 * count * flat.itemsize,
+            cache.tables.buffer_info()[0],
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
             self.skipped_address(draft),

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from server.engine.config import DecoderConfig
-from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.kvcache.batch import TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.model.checked import Checked
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.linear import Linear

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.kvcache.batch import TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.model.checked import Checked
 from server.engine.model.decoder import Decoder
 from server.engine.sampling.distribution import draw_tokens

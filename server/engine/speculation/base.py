@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 from server.engine.history.history import History
-from server.engine.kvcache.slots import KVCache
+from server.engine.kvcache.cache import KVCache
 from server.engine.masks.base import DEFAULT_MASKS, MASK_SOURCES
 from server.engine.model.decoder import Decoder
 from server.engine.sequence import Sequence

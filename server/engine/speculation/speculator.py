@@ -21,7 +21,7 @@ from server.engine.speculation.base import (
 )
 from server.engine.speculation.policy import FIRST_ROW_PRICE, DraftPolicy, Option
 from server.engine.speculation.verification import Verification, count_agreeing
-from server.engine.types import PLAIN, StepStats
+from server.engine.types import PATCHED, PLAIN, StepStats, TracedStep
 
 
 class Speculator:
@@ -115,6 +115,19 @@ class Speculator:
         self.drafters[name].learn(sequence, feedback)
         if self.policy:
             self.policy.observe_gain(name, sequence, feedback.gain)
+
+    def traced(self, sequence: Sequence, draft: Draft, check: Verification) -> TracedStep | None:
+        """Where the tokens of a check came from; None unless the request asks."""
+        if not sequence.request.is_traced:
+            return None
+        rejected = tuple(draft.ids[check.num_accepted : check.num_drafted])
+        return TracedStep(self.origin(sequence, draft), check.num_accepted, rejected)
+
+    def origin(self, sequence: Sequence, draft: Draft) -> str:
+        if not draft.ids:
+            return PLAIN
+        is_patched = self.drafters[draft.drafter].needs_draft_model and sequence.route.draft.patch is not None
+        return PATCHED if is_patched else draft.drafter
 
     def forget(self, sequence: Sequence) -> None:
         for drafter in self.drafters.values():

@@ -32,6 +32,8 @@ OPERATIONS = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("GET", "/version"),
+    ("GET", "/now"),
+    ("GET", "/map"),
     ("GET", "/health"),
     ("GET", "/ready"),
     ("GET", "/metrics"),

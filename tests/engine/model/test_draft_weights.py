@@ -95,7 +95,7 @@ def test_a_copy_is_the_model_with_every_matrix_rounded(
     states = []
     for decoder in (copy, exact):
         cache = decoder.new_cache(1, 32)
-        states.append(decoder.logits(decoder.forward(TokenBatch.of([(0, 0, list(range(7, 27)))], cache), cache)))
+        states.append(decoder.logits(decoder.forward(TokenBatch([(0, 0, list(range(7, 27)))], cache), cache)))
     difference = (states[0] - states[1]).square().mean().sqrt()
     assert 0 < difference < 0.05 * states[1].square().mean().sqrt()
 
@@ -216,7 +216,7 @@ def test_threads_and_weights_end_with_the_model(checkpoint: Checkpoint) -> None:
 def test_a_copy_outlives_the_decoder_that_lent_it_threads(checkpoint: Checkpoint) -> None:
     model = with_draft(checkpoint, "int8")
     copy, cache = model.drafting(is_low_bit=True), model.new_cache(1, 16)
-    expected = copy.greedy(TokenBatch.of([(0, 0, [5, 6, 7])], cache), cache).tokens
+    expected = copy.greedy(TokenBatch([(0, 0, [5, 6, 7])], cache), cache).tokens
     del model
-    assert copy.greedy(TokenBatch.of([(0, 0, [5, 6, 7])], cache), cache).tokens == expected
+    assert copy.greedy(TokenBatch([(0, 0, [5, 6, 7])], cache), cache).tokens == expected
     assert copy.native and isinstance(copy.native.embeddings, Panels)

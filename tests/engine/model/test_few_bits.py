@@ -40,7 +40,7 @@ def a_model(folder: Path, config: PreTrainedConfig, kind: Type | None) -> Path:
 @torch.inference_mode()
 def logits(model: Decoder, ids: list[int] = IDS) -> Tensor:
     cache = model.new_cache(1, len(ids))
-    return model.logits(model.forward(TokenBatch.of([(0, 0, ids)], cache), cache)).float()
+    return model.logits(model.forward(TokenBatch([(0, 0, ids)], cache), cache)).float()
 
 
 def share_off(found: Tensor, expected: Tensor) -> float:
@@ -95,7 +95,7 @@ def test_without_kernels_weights_are_dequantised_to_the_models_dtype(
     model = Decoder(load(path, quantization, dtype))
     assert model.native is None
     cache = model.new_cache(1, 8)
-    assert model.forward(TokenBatch.of([(0, 0, [5, 6])], cache), cache).dtype == dtype
+    assert model.forward(TokenBatch([(0, 0, [5, 6])], cache), cache).dtype == dtype
     assert share_off(logits(model), expected) < 0.1
 
 

@@ -44,7 +44,7 @@ def test_the_types_are_those_that_llama_cpp_writes() -> None:
 
 def logits(model: Decoder, ids: list[int]) -> torch.Tensor:
     cache = model.new_cache(1, len(ids))
-    return model.logits(model.forward(TokenBatch.of([(0, 0, ids)], cache), cache))
+    return model.logits(model.forward(TokenBatch([(0, 0, ids)], cache), cache))
 
 
 @pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_K, Type.Q6_K])

@@ -105,7 +105,7 @@ def test_a_file_at_its_bits_is_the_dequantised_model(build: str, kind: Type, fol
         assert bool(checkpoint.quantized) == (quantization == "auto")
         model = Decoder(checkpoint)
         cache = model.new_cache(1, 64)
-        states.append(model.forward(TokenBatch.of([(0, 0, ids)], cache), cache))
+        states.append(model.forward(TokenBatch([(0, 0, ids)], cache), cache))
     torch.testing.assert_close(*states, rtol=1e-3, atol=1e-3)
 
 
@@ -138,5 +138,5 @@ def test_without_kernels_vectors_have_the_dtype_of_the_matrices(
     for quantization in both:
         model = Decoder(load_checkpoint(str(tmp_path / "model.gguf"), torch.bfloat16, CPU, quantization=quantization))
         cache = model.new_cache(1, 16)
-        logits.append(model.logits(model.forward(TokenBatch.of([(0, 0, [3, 4, 5])], cache), cache)))
+        logits.append(model.logits(model.forward(TokenBatch([(0, 0, [3, 4, 5])], cache), cache)))
     assert torch.equal(*logits)

@@ -22,7 +22,7 @@ def cache(decoder: Decoder) -> KVCache:
     """Holds the text in its slot 1, read by the full model."""
     cache = decoder.new_cache(2, 64)
     with torch.inference_mode():
-        decoder.forward(TokenBatch.of([(1, 0, IDS)], cache), cache)
+        decoder.forward(TokenBatch([(1, 0, IDS)], cache), cache)
     return cache
 
 
@@ -36,7 +36,7 @@ def check_same(decoder: Decoder, actual: torch.Tensor, expected: torch.Tensor) -
 
 @torch.inference_mode()
 def test_all_of_them_in_parts_are_a_full_pass_and_leave_the_cache_alone(decoder: Decoder, cache: KVCache) -> None:
-    batch, stream = TokenBatch.of([(1, FIRST, IDS[FIRST:])], cache), None
+    batch, stream = TokenBatch([(1, FIRST, IDS[FIRST:])], cache), None
     expected = decoder.forward(batch, cache)
     keys, values = cache.keys.clone(), cache.values.clone()
     for part in (range(3), range(3, 4), range(4, 8)):
@@ -55,10 +55,10 @@ def test_several_states_may_stand_at_one_place(decoder: Decoder, cache: KVCache)
     generator = torch.Generator().manual_seed(1)
     states = torch.randn(5, 3, decoder.config.hidden_size, generator=generator)
     rows = [(1, FIRST + i, [token]) for i, token in enumerate(IDS[FIRST:]) for _ in range(3)]
-    together = decoder.sublayers(TokenBatch.of(rows, cache), cache, states.flatten(0, 1), range(2, 5)).view(5, 3, -1)
+    together = decoder.sublayers(TokenBatch(rows, cache), cache, states.flatten(0, 1), range(2, 5)).view(5, 3, -1)
     for variant in range(3):
         alone = decoder.sublayers(
-            TokenBatch.of([(1, FIRST, IDS[FIRST:])], cache), cache, states[:, variant].contiguous(), range(2, 5)
+            TokenBatch([(1, FIRST, IDS[FIRST:])], cache), cache, states[:, variant].contiguous(), range(2, 5)
         )
         check_same(decoder, together[:, variant], alone)
     assert not torch.equal(together[:, 0], together[:, 1])
@@ -66,7 +66,7 @@ def test_several_states_may_stand_at_one_place(decoder: Decoder, cache: KVCache)
 
 @torch.inference_mode()
 def test_a_draft_leaves_sublayers_out(decoder: Decoder, cache: KVCache) -> None:
-    batch = TokenBatch.of([(1, FIRST, IDS[FIRST:])], cache)
+    batch = TokenBatch([(1, FIRST, IDS[FIRST:])], cache)
     skipping = decoder.sublayers(batch, cache, None, range(8), DraftModel(SkipMask(frozenset({1}), frozenset({2}))))
     stream = decoder.sublayers(batch, cache, None, range(2))
     stream = decoder.sublayers(batch, cache, stream, range(3, 5))

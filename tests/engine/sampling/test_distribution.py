@@ -137,5 +137,5 @@ def test_speculatively_sampled_tokens_follow_the_plain_distribution(
 
 def exact_second_distribution(model: Decoder, ids: list[int]) -> np.ndarray:
     cache = model.new_cache(1, 32)
-    logits = model.logits(model.forward(TokenBatch.of([(0, 0, ids)], cache), cache)[-1:])
+    logits = model.logits(model.forward(TokenBatch([(0, 0, ids)], cache), cache)[-1:])
     return probabilities(logits, SamplingParams(1.0, top_k=6))[0].double().numpy()

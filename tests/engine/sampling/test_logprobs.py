@@ -30,7 +30,7 @@ def reference(model: Decoder, ids: list[int]) -> torch.Tensor:
     """Log-probabilities [ids, vocabulary] of what follows each id, in one full pass."""
     cache = model.new_cache(1, len(ids))
     with torch.inference_mode():
-        return model.logits(model.forward(TokenBatch.of([(0, 0, ids)], cache), cache)).log_softmax(-1)
+        return model.logits(model.forward(TokenBatch([(0, 0, ids)], cache), cache)).log_softmax(-1)
 
 
 def run(model: Decoder, request: GenerationRequest) -> tuple[list[int], list[TokenLogprobs], list[TokenLogprobs]]:

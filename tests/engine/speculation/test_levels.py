@@ -7,7 +7,8 @@ import torch
 
 from server.engine import DraftModel, DraftVocabulary, Engine, SamplingParams, Sequence, SkipMask
 from server.engine.history.counts import library
-from server.engine.kvcache.slots import KVCache, TokenBatch
+from server.engine.kvcache.batch import TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.model.kernels import Sampling
 from server.engine.model.native_decoder import NativeDecoder
 from server.engine.model.native_head import NativeHead

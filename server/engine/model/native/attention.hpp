@@ -39,14 +39,14 @@ class Attention {
       project(x, layer, {kv.first * query_panels, kv.last * query_panels},
               {kv.first * key_panels, kv.last * key_panels});
       place(rows, layer, index, {0, rows.count}, kv);
-      mixing_.mix_all(rows, index, kv, 0, 1, rank);
+      mixing_.mix_own(rows, index, kv, rank);
     } else {
       const Part kv{0, shape_.kv_heads};
       project(x, layer, part(panels(layer.query.outputs), rank, ranks), part(panels(layer.key.outputs), rank, ranks));
       team_.barrier();
       place(rows, layer, index, part(rows.count, rank, ranks), kv);
       team_.barrier();
-      mixing_.mix_all(rows, index, kv, rank, ranks, rank);
+      mixing_.mix_together(rows, index, team_, rank);
     }
     team_.barrier();
     residual_.add(rows.count, mixing_.mixed(), layer.output, rank);

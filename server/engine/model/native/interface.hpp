@@ -37,12 +37,13 @@ struct Shape {
   int groups() const { return heads / kv_heads; }  // query heads that share one key head
 };
 
-// One pass: a row is a token with its position in a sequence; a slot is the sequence's place in the cache. Rows of one
-// slot stand together, in the order of their positions.
+// One pass: a row is a token with its position in a sequence; a slot is the sequence's number, by which its table is
+// found. Rows of one slot stand together, in the order of their positions.
 struct Rows {
-  int count, num_slots, max_length;
+  int count, table_size;
   const int32_t *ids, *positions, *slots;
-  void *keys, *values;        // [layers][slots][kv heads][max_length * head_dim], see cache.hpp
+  const int32_t* tables;      // [slots][table_size]: the blocks that hold a slot's positions, in their order
+  void *keys, *values;        // [blocks][layers][kv heads][BLOCK_LENGTH * head_dim], see cache.hpp
   const uint8_t* is_skipped;  // [layers][attention, mlp]
   float* hidden;              // [count][hidden], the result: states after the last norm
   const Matrix* patch;        // unless null, what gives them in place of the last norm, [hidden][2 * hidden],

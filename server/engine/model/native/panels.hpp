@@ -78,6 +78,20 @@ inline void accumulate(floats (&acc)[R][P], const Activation<T>* x, size_t x_str
     }
 }
 
+// The same of panels that lie anywhere, while those of `next` are fetched.
+template <int R, int P, class T>
+inline void accumulate(floats (&acc)[R][P], const Activation<T>* x, size_t x_stride, const T* const (&w)[P],
+                       const T* const (&next)[P], size_t pair_stride, int inputs) {
+  for (int k = 0; k < inputs; k += 2)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) {
+      __builtin_prefetch(next[p] + k / 2 * pair_stride);
+      Pair<T> pair(w[p] + k / 2 * pair_stride);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) acc[r][p] = pair.add(acc[r][p], x + r * x_stride + k);
+    }
+}
+
 constexpr int TILE = WIDTH == 16 ? 6 : 3;  // rows of activations that fit the registers beside `WIDE` panels
 constexpr int WIDE = 4;
 constexpr int AHEAD = 4096;  // bytes that are fetched before their turn; several rows take longer than the memory

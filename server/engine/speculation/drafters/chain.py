@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from server.engine.history.history import History
-from server.engine.kvcache.slots import KVCache, Row, TokenBatch
+from server.engine.kvcache.batch import Row, TokenBatch
+from server.engine.kvcache.cache import KVCache
 from server.engine.model.decoder import Decoder
 from server.engine.model.draft_head import DraftHead
 from server.engine.sampling.distribution import draw_with_confidence
@@ -81,7 +82,7 @@ class ChainDrafter(Drafter):
             return self.drawn_chains(group, draft, head)
         if draft.patch is None and all(sequence.id in self.texts for sequence in group):
             return self.guessed_chains(group, draft, head, row_price)
-        batch = TokenBatch.of([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
+        batch = TokenBatch([(s.slot, s.cursor, s.ids[-1:]) for s in group], self.cache)
         limits, rows = [sequence.chain_limit(draft) for sequence in group], head.native if head else None
         states = last_states(group) if draft.patch else None
         samplings, confidence = packed([d for s in group for d in s.span([]).draws]), self.needed_confidence(draft)
@@ -102,7 +103,7 @@ class ChainDrafter(Drafter):
             first = len(lone)
             rows = [self.guessed_row(sequence, draft, drafts[sequence.id], row_price) for sequence in active]
             spans = [s.span(drafts[s.id] + ids[1:], len(ids)) for s, (_, _, ids) in zip(active, rows, strict=True)]
-            batch, samplings = TokenBatch.of(rows, self.cache), packed([d for span in spans for d in span.draws])
+            batch, samplings = TokenBatch(rows, self.cache), packed([d for span in spans for d in span.draws])
             tokens, tops = decoder.chosen(batch, self.cache, draft, scored, samplings)
             pairs = zip(tokens, tops, strict=True)
             goes_on = [
@@ -148,7 +149,7 @@ class ChainDrafter(Drafter):
         hidden = last_states(group) if draft.patch else None
         while active:
             rows = [(s.slot, s.cursor + len(drafts[s.id]), [(drafts[s.id] or s.ids)[-1]]) for s in active]
-            batch = TokenBatch.of(rows, self.cache)
+            batch = TokenBatch(rows, self.cache)
             hidden = decoder.forward(batch, self.cache, draft, hidden)
             logits = adjusted((head or decoder).logits(hidden), [s.span(drafts[s.id]) for s in active])
             if head:

@@ -17,7 +17,7 @@ GROUPS = [
 @torch.inference_mode()
 def states(model: Decoder, ids: list[int], draft: DraftModel) -> torch.Tensor:
     cache = model.new_cache(1, 32)
-    return model.forward(TokenBatch.of([(0, 0, ids)], cache), cache, draft)
+    return model.forward(TokenBatch([(0, 0, ids)], cache), cache, draft)
 
 
 def test_each_place_has_its_token_the_state_before_and_its_own_state(model: Decoder) -> None:

@@ -55,10 +55,10 @@ def test_a_trace_begins_like_a_real_draft(model: Decoder) -> None:
     cache = model.new_cache(1, 80)
     ids = text.prompt_ids + text.output_ids
     with torch.inference_mode():
-        model.forward(TokenBatch.of([(0, 0, text.prompt_ids)], cache), cache)
+        model.forward(TokenBatch([(0, 0, text.prompt_ids)], cache), cache)
         for place in range(SPAN):
             at = len(text.prompt_ids) + place
-            hidden = model.forward(TokenBatch.of([(0, at, [ids[at]])], cache), cache, DraftModel(mask))
+            hidden = model.forward(TokenBatch([(0, at, [ids[at]])], cache), cache, DraftModel(mask))
             top, token = torch.softmax(model.logits(hidden), -1).max(-1)
             assert (int(token) == ids[at + 1]) == trace.agrees[place]
             assert float(top) == pytest.approx(trace.confidences[place], rel=1e-3)
@@ -72,10 +72,10 @@ def test_a_patched_trace_begins_like_a_real_draft(model: Decoder) -> None:
     ids = text.prompt_ids + text.output_ids
     cache = model.new_cache(1, 80)
     with torch.inference_mode():
-        states = model.forward(TokenBatch.of([(0, 0, ids)], cache), cache)
+        states = model.forward(TokenBatch([(0, 0, ids)], cache), cache)
         for place in range(len(text.output_ids) - 1):
             at = len(text.prompt_ids) + place
-            batch = TokenBatch.of([(0, at, [ids[at]])], cache)
+            batch = TokenBatch([(0, at, [ids[at]])], cache)
             hidden = model.forward(batch, cache, DraftModel(patch=patch), states[at - 1 : at])
             top, token = torch.softmax(model.logits(hidden), -1).max(-1)
             assert (int(token) == ids[at + 1]) == trace.agrees[place]

@@ -1,4 +1,4 @@
-"""The slot cache: batched rows equal separate ones, and nothing at or above a cursor is ever read."""
+"""The cache: batched rows equal separate ones, and nothing at or above a cursor is ever read."""
 
 import math
 import random
@@ -27,6 +27,7 @@ from server.engine import (
     load_checkpoint,
 )
 from server.engine.config import LANES
+from server.engine.kvcache.cache import BLOCK_LENGTH
 from tests.tiny import CPU, save_random_model, tiny_config
 
 HEAD_DIMS = {"torch": 8, "kernels": 16}
@@ -46,8 +47,11 @@ class PoisonedDecoder(Decoder):
     ) -> Tensor:
         for slot, start, _ in batch.rows:
             first = start + -start % LANES if self.native else start
-            cache.keys[:, slot, :, first:] = self.poison
-            cache.values[:, slot, :, first:] = self.poison
+            for number, block in enumerate(cache.table(slot, cache.table_size * BLOCK_LENGTH)):
+                if block:
+                    place = max(first - number * BLOCK_LENGTH, 0)
+                    cache.keys[block, :, :, place:] = self.poison
+                    cache.values[block, :, :, place:] = self.poison
         return super().forward(batch, cache, draft, states)
 
 
@@ -77,29 +81,30 @@ def random_ids(count: int, seed: int) -> list[int]:
 
 def hidden_alone(decoder: Decoder, ids: list[int]) -> Tensor:
     cache = decoder.new_cache(1, 64)
-    return decoder.forward(TokenBatch.of([(0, 0, ids)], cache), cache)
+    return decoder.forward(TokenBatch([(0, 0, ids)], cache), cache)
 
 
 def test_ragged_rows_in_scattered_slots_equal_separate_rows(decoder: Decoder) -> None:
     texts = [random_ids(length, length) for length in (5, 1, 9, 40)]
     cache = decoder.new_cache(7, 64)
     rows = [(slot, 0, ids) for slot, ids in zip([5, 0, 3, 6], texts, strict=True)]
-    batch = TokenBatch.of(rows, cache)
+    batch = TokenBatch(rows, cache)
     parts = decoder.forward(batch, cache).split([len(ids) for ids in texts])
     for part, ids in zip(parts, texts, strict=True):
         torch.testing.assert_close(part, hidden_alone(decoder, ids), atol=1e-4, rtol=1e-4)
     assert batch.last_rows.tolist() == [4, 5, 14, 54]
-    assert not cache.keys[:, [1, 2, 4]].any()
+    others = [block for slot in (1, 2, 4) for block in cache.table(slot, 64)]
+    assert not cache.keys[others].any()
 
 
 def test_rows_at_different_positions_continue_their_own_slots(decoder: Decoder) -> None:
     texts = [random_ids(length, length) for length in (20, 12, 7)]
     cache = decoder.new_cache(3, 64)
     for slot, ids in enumerate(texts):
-        decoder.forward(TokenBatch.of([(slot, 0, ids[:-4])], cache), cache)
+        decoder.forward(TokenBatch([(slot, 0, ids[:-4])], cache), cache)
     for order in ([0, 1, 2], [2, 0]):
         rows = [(slot, len(texts[slot]) - 4, texts[slot][-4:]) for slot in order]
-        hidden = decoder.forward(TokenBatch.of(rows, cache), cache).split(4)
+        hidden = decoder.forward(TokenBatch(rows, cache), cache).split(4)
         for slot, part in zip(order, hidden, strict=True):
             torch.testing.assert_close(part, hidden_alone(decoder, texts[slot])[-4:], atol=1e-4, rtol=1e-4)
 
@@ -111,22 +116,22 @@ def test_the_kernels_give_the_same_bits_for_any_batch(folders: dict[str, Path]) 
             pytest.skip("the CPU kernels are not built here")
         ids = random_ids(31, 1)
         cache = decoder.new_cache(8, 64)
-        whole = decoder.forward(TokenBatch.of([(0, 0, ids)], cache), cache)
-        single = [decoder.forward(TokenBatch.of([(1, i, [token])], cache), cache) for i, token in enumerate(ids)]
+        whole = decoder.forward(TokenBatch([(0, 0, ids)], cache), cache)
+        single = [decoder.forward(TokenBatch([(1, i, [token])], cache), cache) for i, token in enumerate(ids)]
         assert torch.equal(torch.cat(single), whole)
         rows = [(slot, 0, ids[: 4 * slot]) for slot in range(7, 1, -1)]
-        parts = decoder.forward(TokenBatch.of(rows, cache), cache).split([len(row) for _, _, row in rows])
+        parts = decoder.forward(TokenBatch(rows, cache), cache).split([len(row) for _, _, row in rows])
         assert all(torch.equal(part, whole[: len(part)]) for part in parts)
         logits = decoder.logits(whole)
         assert all(torch.equal(decoder.logits(whole[i : i + 1])[0], logits[i]) for i in range(len(ids)))
 
 
-def test_what_a_slots_last_user_left_does_not_reach_the_next(decoder: Decoder) -> None:
+def test_what_a_blocks_last_user_left_does_not_reach_the_next(decoder: Decoder) -> None:
     requests = [GenerationRequest(random_ids(n, n), SamplingParams(), StopConditions(8)) for n in (3, 40)]
     engine = Engine(decoder, EngineConfig(max_batch=2, reuses_prefixes=False))
     expected = [s.output_ids for s in engine.generate(requests)]
-    engine.cache.keys.fill_(math.inf)
-    engine.cache.values.fill_(math.inf)
+    for part in (engine.cache.keys, engine.cache.values):
+        part[1:].fill_(math.inf)
     assert [s.output_ids for s in engine.generate(requests)] == expected
 
 
@@ -175,8 +180,8 @@ def test_a_cache_takes_memory_only_where_it_is_written(dtype: torch.dtype) -> No
     config = DecoderConfig(8, 64, 64, 4, 4, 64, 100, 65536, 1e-5)
     before = resident_bytes()
     cache = KVCache(config, 8, 8192, dtype, CPU)
-    assert cache.keys.shape == cache.values.shape == (8, 8, 4, 8192, 64)
+    assert cache.keys.shape == cache.values.shape == (8 * 256, 8, 4, 32, 64)
     assert resident_bytes() - before < cache.keys.nbytes // 10
     assert cache.keys.dtype is dtype and not cache.values[0, 0].any()
-    cache.keys[0, 0] = 1
-    assert cache.keys[0, 0].all() and not cache.keys[0, 1].any()
+    cache.keys[0] = 1
+    assert cache.keys[0].all() and not cache.keys[1].any()

@@ -1,0 +1,1 @@
+"""The page that shows drafts: static files, and how they are served."""
