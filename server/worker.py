@@ -236,6 +236,8 @@ class Worker:
         if ticket is None or generation is None:
             return
         try:
+            if emission.sequence.failure:
+                raise emission.sequence.failure
             piece = self.advance(ticket, generation, emission, stats, now)
         except Exception as error:
             self.refuse(ticket, error)

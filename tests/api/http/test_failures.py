@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from server.engine import Checkpoint, RoutingArtifact
+from server.engine.sampling.grammar_matcher import GrammarMatcher
+from server.engine.sampling.logits_processor import LogitsProcessor
 from server.generation import Generation
 from server.worker import StuckError, Worker
 from tests.api.live import GatedEngine, lose_model, make_worker, serve, wait_until
@@ -139,6 +141,41 @@ def test_an_error_in_the_text_of_a_stream_is_its_last_event(live: Live, monkeypa
     assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "internal_error"
     wait_until(lambda: engine.num_running == 0)
     assert answer(url)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("part", "name"), [(LogitsProcessor, "apply"), (GrammarMatcher, "restrict"), (GrammarMatcher, "forced")]
+)
+def test_an_error_in_one_requests_part_of_a_step_is_its_own(
+    live: Live, monkeypatch: pytest.MonkeyPatch, part: type, name: str, is_streamed: bool
+) -> None:
+    """Its logits processor or its grammar raises at the fourth call, beside an answer that goes on."""
+    url, worker, engine = live
+    before, function, num_calls = answer(url, min_tokens=50), getattr(part, name), 0
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        nonlocal num_calls
+        num_calls += self.grammar is not None
+        if num_calls == 4:
+            raise RuntimeError("secret detail")
+        return function(self, *arguments)
+
+    monkeypatch.setattr(part, name, failing)
+    engine.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        held = {"structured_outputs": {"regex": "[a-z]{60}"}, "n": 2, "stream": is_streamed}
+        ill = pool.submit(httpx.post, url, json=BODY | held, timeout=30)
+        well = pool.submit(answer, url, min_tokens=50)
+        wait_until(lambda: len(worker.tickets.open) == 2)
+        engine.gate.set()
+        status, text = ill.result().status_code, ill.result().text
+        assert status == (200 if is_streamed else 500)
+        assert '"code":"internal_error"' in text.replace(" ", "") and "secret" not in text
+        assert well.result() == before
+    wait_until(lambda: not worker.generations and not worker.tickets.open)
+    assert engine.num_running == engine.num_waiting == 0
+    assert worker.served is not None and worker.served.engine is engine
 
 
 def test_errors_in_traces_and_metrics_cost_no_answer(
