@@ -157,6 +157,7 @@ class Worker:
         """The thread's life: it loads and serves until it is stopped, and loads anew after a step that failed."""
         try:
             while not self.serve(self.load()):
+                gc.unfreeze()
                 gc.collect()
         except BaseException as error:
             self.give_up(error)
