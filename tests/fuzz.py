@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,7 +63,8 @@ class Fuzzing:
             raise TimeUp
 
     def hostile(self, path: str) -> None:
-        client = httpx.Client(base_url=self.url, timeout=120)
+        # A connection for each request: the server may close an idle one while a request is on its way.
+        client = httpx.Client(base_url=self.url, timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
 
         @ENDLESS
         @given(fields(path) | broken(path), content_types)
@@ -131,9 +133,16 @@ def megabytes(process: subprocess.Popen[bytes]) -> int:
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 // 1_000_000
 
 
-def until_time_is_up(work: Callable[[], None]) -> None:
-    with contextlib.suppress(TimeUp):
-        work()
+def until_time_is_up(work: Callable[[], None], fuzzing: Fuzzing) -> None:
+    """A request without an answer counts as wrong, and the work begins anew."""
+    while time.monotonic() < fuzzing.end:
+        try:
+            work()
+        except TimeUp:
+            return
+        except Exception as error:
+            traceback.print_exc()
+            fuzzing.wrong.append(f"no answer: {error}")
 
 
 def main() -> None:
@@ -146,7 +155,7 @@ def main() -> None:
         fuzzing = Fuzzing(url, options.minutes * 60)
         kinds: list[Callable[[], None]] = [fuzzing.documented, fuzzing.leaving]
         kinds += [lambda path=path: fuzzing.hostile(path) for path in BODIES]  # type: ignore[misc]
-        threads = [threading.Thread(target=until_time_is_up, args=(kind,), daemon=True) for kind in kinds]
+        threads = [threading.Thread(target=until_time_is_up, args=(kind, fuzzing), daemon=True) for kind in kinds]
         for thread in threads:
             thread.start()
         memory = []
