@@ -36,7 +36,7 @@ from server.worker import Worker
 class GatedEngine(Engine):
     """The real engine, held between steps while the gate is shut.
 
-    `error` is raised by the next step; at step `fatal_step` the engine dies.
+    `error` is raised by the next step; at step `fatal_step` the engine dies, and `shut_at_step` shuts the gate.
     """
 
     def __init__(self, model: Decoder, config: EngineConfig, artifact: RoutingArtifact | None = None) -> None:
@@ -46,9 +46,12 @@ class GatedEngine(Engine):
         self.error: Exception | None = None
         self.num_steps = 0
         self.fatal_step: int | None = None
+        self.shut_at_step: int | None = None
 
     def step(self) -> tuple[list[Emission], StepStats]:
         self.num_steps += 1
+        if self.num_steps == self.shut_at_step:
+            self.gate.clear()
         self.gate.wait(30)
         if self.error or self.num_steps == self.fatal_step:
             raise self.error or RuntimeError("secret detail")
