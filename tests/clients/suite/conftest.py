@@ -1,4 +1,7 @@
-"""A server for real clients: the one at CLIENTS_URL, or the default model on a free port."""
+"""A server for real clients: the one at CLIENTS_URL, or the default model on a free port.
+
+SERVER_PYTHON is the interpreter of an environment that has the server, where that of the clients has not.
+"""
 
 import os
 import socket
@@ -29,7 +32,8 @@ def served() -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "server", "--port", str(port), "--log-level", "warning"])
+    python = os.environ.get("SERVER_PYTHON", sys.executable)
+    process = subprocess.Popen([python, "-m", "server", "--port", str(port), "--log-level", "warning"])
     url = f"http://127.0.0.1:{port}"
     try:
         yield Served(url, model_at(url))

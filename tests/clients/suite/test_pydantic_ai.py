@@ -3,7 +3,7 @@
 import pytest
 
 from tests.clients.suite.conftest import Served
-from tests.clients.suite.questions import BOAT, GREETING, WEATHER, Boat, get_weather
+from tests.clients.suite.questions import BOAT, GREETING, PLAIN, REFUSED, WEATHER, WRONG, Boat, get_weather
 
 pydantic_ai = pytest.importorskip("pydantic_ai")
 
@@ -38,6 +38,30 @@ def test_an_object(served: Served, kind: str) -> None:
     """As a call of a tool, which must be made."""
     agent = pydantic_ai.Agent(model_of(served, kind), model_settings=SETTINGS, output_type=Boat)
     assert isinstance(agent.run_sync(BOAT).output, Boat)
+
+
+@KINDS
+def test_a_retry(served: Served, kind: str) -> None:
+    """An object that the agent's own check refuses is sent back with the reason, and asked for again."""
+    seen = []
+    agent = pydantic_ai.Agent(model_of(served, kind), model_settings=SETTINGS, output_type=Boat)
+
+    @agent.output_validator
+    def check(boat: Boat) -> Boat:
+        seen.append(boat)
+        if len(seen) < 2:
+            raise pydantic_ai.ModelRetry("once more, please")
+        return boat
+
+    assert isinstance(agent.run_sync(BOAT).output, Boat) and len(seen) == 2
+
+
+@KINDS
+def test_fields_beyond_openais(served: Served, kind: str) -> None:
+    agent = pydantic_ai.Agent(model_of(served, kind))
+    assert agent.run_sync(GREETING, model_settings=SETTINGS | {"extra_body": PLAIN}).output
+    with pytest.raises(pydantic_ai.exceptions.ModelHTTPError, match=REFUSED):
+        agent.run_sync(GREETING, model_settings=SETTINGS | {"extra_body": WRONG})
 
 
 @KINDS
