@@ -3,11 +3,13 @@
 SERVER_PYTHON is the interpreter of an environment that has the server, where that of the clients has not.
 """
 
+import gc
 import os
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,6 +24,15 @@ class Served(NamedTuple):
     @property
     def v1(self) -> str:
         return f"{self.url}/v1"
+
+
+@pytest.fixture(autouse=True)
+def connections_left_open() -> Iterator[None]:
+    """Some clients leave theirs to the garbage collector, which would warn of them in the middle of another test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
