@@ -136,14 +136,21 @@ def test_what_a_blocks_last_user_left_does_not_reach_the_next(decoder: Decoder) 
 
 
 @pytest.mark.parametrize(
-    ("name", "max_batch", "poison"),
-    [("kernels", 1, math.nan), ("kernels", 4, math.nan), ("torch", 1, math.nan), ("torch", 4, 1e4)],
+    ("name", "max_batch", "poison", "dtype"),
+    [
+        ("kernels", 1, math.nan, torch.float32),
+        ("kernels", 4, math.nan, torch.float32),
+        ("kernels", 1, math.nan, torch.bfloat16),
+        ("kernels", 4, math.nan, torch.bfloat16),
+        ("torch", 1, math.nan, torch.float32),
+        ("torch", 4, 1e4, torch.float32),
+    ],
 )
 def test_nothing_at_or_above_a_cursor_is_read(
-    folders: dict[str, Path], name: str, max_batch: int, poison: float
+    folders: dict[str, Path], name: str, max_batch: int, poison: float, dtype: torch.dtype
 ) -> None:
     """Torch's attention multiplies masked keys by zero, so there the poison of a batch is large, not NaN."""
-    checkpoint = load_checkpoint(str(folders[name]), torch.float32, CPU)
+    checkpoint = load_checkpoint(str(folders[name]), dtype, CPU)
     poisoned = PoisonedDecoder(checkpoint)
     poisoned.poison = poison
     mask = SkipMask(frozenset({1, 3}), frozenset({0}))
