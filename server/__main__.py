@@ -1,6 +1,7 @@
 """`knn-ssd-server`: settings -> model and artifact -> worker -> app -> uvicorn; the only place where all meet."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -16,7 +17,8 @@ from pydantic_settings import SettingsError
 
 from server.api.http.connection import BACKLOG, http_config
 from server.app import create_app
-from server.served_model import load
+from server.engine import EngineConfig, Wishes
+from server.served_model import ServedModel, Source, load
 from server.settings import Settings, read_settings
 from server.telemetry.logs import start_logging
 from server.telemetry.metrics import Metrics
@@ -94,7 +96,7 @@ def main() -> None:
     except (SettingsError, OSError) as error:
         fail(error)
     start_logging(settings.log_level, settings.log_format)
-    loader = partial(load, settings.source, settings.engine_config, settings.wishes)
+    loader = partial(load_for_long, settings.source, settings.engine_config, settings.wishes)
     worker = Worker(loader, settings.queue_limits, Metrics(), traces.observe if traces else None)
     config = http_config(create_app(worker, app_config), settings.connection_limits)
     host, port = listener.getsockname()[:2]
@@ -104,6 +106,20 @@ def main() -> None:
         traces.close()
     if worker.failure:
         fail(worker.failure, 1 if worker.has_served else 2)
+
+
+def load_for_long(source: Source, config: EngineConfig, wishes: Wishes) -> ServedModel:
+    """Loads a model, and has garbage collections pass over all that is there by now.
+
+    One that walks through it, some 700,000 objects of torch and transformers, holds up every thread for a third of a
+    second.
+    """
+    served = load(source, config, wishes)
+    gc.collect()
+    gc.freeze()
+    # How many objects a collection finds decides when the next one comes.
+    gc.collect()
+    return served
 
 
 def open_traces(settings: Settings) -> "Traces | None":

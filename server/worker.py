@@ -157,6 +157,7 @@ class Worker:
         """The thread's life: it loads and serves until it is stopped, and loads anew after a step that failed."""
         try:
             while not self.serve(self.load()):
+                gc.unfreeze()
                 gc.collect()
         except BaseException as error:
             self.give_up(error)
@@ -236,6 +237,8 @@ class Worker:
         if ticket is None or generation is None:
             return
         try:
+            if emission.sequence.failure:
+                raise emission.sequence.failure
             piece = self.advance(ticket, generation, emission, stats, now)
         except Exception as error:
             self.refuse(ticket, error)

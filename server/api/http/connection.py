@@ -47,6 +47,8 @@ class Connection(H11Protocol):
     """
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
+    waiting: ClassVar[dict["Connection", None]] = {}
+    """All whose client's turn it is, the one that has been waited for longest first."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -54,12 +56,11 @@ class Connection(H11Protocol):
         self.asking: asyncio.TimerHandle | None = None
         self.reading: asyncio.TimerHandle | None = None
         self.ending: asyncio.TimerHandle | None = None
-        self.waiting_since = self.loop.time()
 
     @classmethod
     def within(cls, limits: ConnectionLimits) -> type["Connection"]:
         """The same with other limits, for uvicorn, which makes connections of a class."""
-        return type(cls.__name__, (cls,), {"limits": limits})
+        return type(cls.__name__, (cls,), {"limits": limits, "waiting": {}})
 
     @property
     def is_asking(self) -> bool:
@@ -76,8 +77,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.expect_request()
         if len(self.connections) > self.limits.max_connections:
-            waiting = [each for each in self.connections if isinstance(each, Connection) and each.is_waiting]
-            min(waiting, key=lambda each: each.waiting_since).abort()
+            next(iter(self.waiting)).abort()
 
     def data_received(self, data: bytes) -> None:
         if self.asking is None and self.is_waiting:
@@ -85,12 +85,13 @@ class Connection(H11Protocol):
         super().data_received(data)
         if not self.is_asking:
             self.asking = stop(self.asking)
+        self.note_turn()
 
     def on_response_complete(self) -> None:
-        self.waiting_since = self.loop.time()
         stop(self.ending)
         self.ending = self.loop.call_later(self.limits.client_timeout, self.abort_if_closing)
         super().on_response_complete()
+        self.note_turn()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -104,14 +105,24 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self.asking, self.reading, self.ending):
             stop(timer)
+        self.waiting.pop(self, None)
         super().connection_lost(exc)
 
     def expect_request(self) -> None:
         """Gives the client its time for a whole request, however many pieces it comes in."""
-        self.waiting_since = self.loop.time()
+        self.waiting.pop(self, None)
+        self.note_turn()
         self.asking = self.loop.call_later(self.limits.client_timeout, self.abort)
 
+    def note_turn(self) -> None:
+        """Keeps its place among those that are waited for, takes the last one, or gives it up."""
+        if self.is_waiting:
+            self.waiting.setdefault(self)
+        else:
+            self.waiting.pop(self, None)
+
     def abort(self) -> None:
+        self.waiting.pop(self, None)
         self.transport.abort()
 
     def abort_if_closing(self) -> None:

@@ -31,7 +31,6 @@ class MessageUsage(BaseModel):
 class TextAnswer(BaseModel):
     type: Literal["text"] = "text"
     text: str = ""
-    citations: None = None
 
 
 class ThinkingAnswer(BaseModel):

@@ -5,19 +5,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.api.schema.base import Body, Echoed, NoEffect, Text, check_encodable, invalid, refusal, text_or_list
+from server.api.schema.base import Body, Echoed, NoEffect, Text, check_encodable, invalid, text_or_list
 from server.api.schema.json_schema import MAX_DEPTH, depth
-from server.api.schema.messages import TEXT_ONLY, Message, TextPart
+from server.api.schema.messages import AnyText, Message, TextPart
 from server.api.schema.tools import CalledFunction, ToolCall
 
 Identity = Annotated[Text, Field(max_length=256)]
 
 
-class TextBlock(Body):
+class TextBlock(AnyText):
     not_honoured: ClassVar[NoEffect] = {"citations": (None, [])}
     type: Literal["text"]
-    text: Text
-    cache_control: Echoed = None
 
 
 Texts = Annotated[
@@ -35,6 +33,13 @@ class ThinkingBlock(Body):
     type: Literal["thinking"]
     thinking: Text
     signature: Text | None = None
+
+
+class RedactedThinking(Body):
+    """Thoughts that only Anthropic's own servers can read; they change nothing."""
+
+    type: Literal["redacted_thinking"]
+    data: str
 
 
 class ToolUse(Body):
@@ -70,10 +75,16 @@ class ToolResult(Body):
     cache_control: Echoed = None
 
 
-TAGS = {"text": "<text>", "thinking": "<thinking>", "tool_use": "<use>", "tool_result": "<result>"}
+TAGS = {
+    "redacted_thinking": "<redacted>",
+    "thinking": "<thinking>",
+    "tool_result": "<result>",
+    "tool_use": "<use>",
+}
 
 
 def kind_of_block(value: Any) -> str:
+    """Tag of a block; whatever is of no other kind should be text."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return TAGS.get(str(kind), "<text>")
 
@@ -81,6 +92,7 @@ def kind_of_block(value: Any) -> str:
 Block = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ThinkingBlock, Tag("<thinking>")]
+    | Annotated[RedactedThinking, Tag("<redacted>")]
     | Annotated[ToolUse, Tag("<use>")]
     | Annotated[ToolResult, Tag("<result>")],
     Discriminator(kind_of_block),
@@ -92,17 +104,6 @@ class Turn(Body):
     content: Annotated[
         Annotated[Text, Tag("<text>")] | Annotated[list[Block], Tag("<list>")], Discriminator(text_or_list)
     ]
-
-    @model_validator(mode="before")
-    @classmethod
-    def check_kinds(cls, data: Any) -> Any:
-        """Blocks that are not text are refused in words: images, documents, results of Anthropic's own tools."""
-        blocks = data.get("content") if isinstance(data, dict) else None
-        for i, block in enumerate(blocks if isinstance(blocks, list) else ()):
-            kind = block.get("type") if isinstance(block, dict) else None
-            if isinstance(kind, str) and kind not in TAGS:
-                raise refusal(f"content[{i}].type", TEXT_ONLY)
-        return data
 
     @property
     def as_chat(self) -> list[Message]:

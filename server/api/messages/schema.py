@@ -3,28 +3,27 @@
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from server.api.messages.blocks import Texts, Turn, joined
-from server.api.schema.base import Body, Echoed, Identifier, NoEffect, Text, missing, refusal, translated
+from server.api.schema.base import Body, Echoed, Identifier, NoEffect, Text, missing, refusal
 from server.api.schema.generation import ChatBody
 from server.api.schema.messages import Counted, Message
 from server.api.schema.response_format import JsonSchema, ResponseFormat
 from server.api.schema.sampling import SamplingBody, StopString
 from server.api.schema.template import Effort
 from server.api.schema.tools import FunctionChoice, FunctionDefinition, FunctionName, NamedTool, Tool, ToolChoice
+from server.api.schema.translation import TranslatedBody
 
 NOT_HONOURED: NoEffect = {
     "container": (None,),
-    "context_management": (None, {}),
+    "context_management": (None, {}, {"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
     "diagnostics": (None,),
     "inference_geo": (None,),
     "mcp_servers": (None, []),
     "service_tier": (None, "auto", "standard_only"),
     "speed": (None, "standard"),
 }
-CHAT_FIELDS = {"tool_choice.function.name": "tool_choice.name"}
-"""Fields of these bodies by those of the chat that they stand for, where names differ."""
 
 
 class ClientTool(Body):
@@ -97,10 +96,11 @@ class Metadata(Body):
     user_id: Identifier = None
 
 
-class CountBody(Body):
+class CountBody(TranslatedBody):
     """POST /v1/messages/count_tokens"""
 
     not_honoured = NOT_HONOURED
+    own_names: ClassVar[dict[str, str]] = {"tool_choice.function.name": "tool_choice.name"}
     model: str
     messages: Annotated[list[Turn], Field(min_length=1), Counted]
     system: Texts | None = None
@@ -110,15 +110,6 @@ class CountBody(Body):
     output_config: OutputOptions | None = None
     cache_control: Echoed = None
     chat_template_kwargs: dict[Text, Any] | None = None
-
-    @model_validator(mode="after")
-    def check_chat(self) -> Self:
-        """What is wrong only for the chat as a whole, as two tools of one name."""
-        try:
-            self.chat  # noqa: B018
-        except ValidationError as error:
-            raise translated(error, CHAT_FIELDS) from error
-        return self
 
     @property
     def effort(self) -> Effort | None:

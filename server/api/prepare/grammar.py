@@ -103,8 +103,10 @@ def calls(
         rules += ["text: TEXT", f"TEXT: {TEXT_BUT_JSON}{but_thoughts}"]
     else:
         reply = ("within* " if several else "within | ") + "text"
-        opening = f"TEXT {begin}" if marker is not None else "opening"
-        rules += [f"within: {opening} call {end}", f"opening[lazy]: TEXT {begin}", "text: TEXT"]
+        # The marker alone begins a call: models may leave out the line break that they were shown after it.
+        mark = json.dumps(form.begin.rstrip())
+        opening = f"TEXT {begin}" if marker is not None else r'opening "\n"?'
+        rules += [f"within: {opening} call {end}", f"opening[lazy]: TEXT {mark}", "text: TEXT"]
         rules.append(f"TEXT: {TEXT}{but_thoughts}")
     return "\n".join([*after_thoughts(thinking), f"reply: {reply}", *rules])
 

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
-from server.api.schema.base import Body, Echoed, Identifier, NoEffect, Text, refusal, text_or_list
-from server.api.schema.messages import TEXT_ONLY, Message, TextPart
+from server.api.schema.base import Body, Identifier, NoEffect, Text, text_or_list
+from server.api.schema.messages import AnyText, Message, TextPart
 from server.api.schema.tools import CalledFunction, ToolCall
 
 STATELESS = "This server keeps no answers; send the turns so far as input."
@@ -13,25 +13,12 @@ NOT_HONOURED_IN_ITEMS: NoEffect = {"caller": (None, {"type": "direct"}), "namesp
 Status = Literal["in_progress", "completed", "incomplete"] | None
 
 
-OTHER_PARTS = ("input_image", "input_file", "input_audio")
-
-
-class InputPart(Body):
+class InputPart(AnyText):
     """A text of a message; the log-probabilities of an earlier answer may come back with it, and change nothing."""
 
     not_honoured: ClassVar[NoEffect] = {"annotations": (None, [])}
     type: Literal["input_text", "output_text"]
-    text: Text
     logprobs: list[Any] | None = None
-    cache_control: Echoed = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def check_type(cls, data: Any) -> Any:
-        """Images and files are refused in words."""
-        if isinstance(data, dict) and str(data.get("type")) in OTHER_PARTS:
-            raise refusal("type", TEXT_ONLY)
-        return data
 
     @property
     def as_chat(self) -> TextPart:

@@ -3,21 +3,23 @@
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.responses.input import STATELESS, InputItem, turns
 from server.api.responses.tools import FunctionTool, FunctionToolChoice, chat_choice
-from server.api.schema.base import Body, Identifier, NoEffect, Text, refusal, text_or_list, translated
+from server.api.schema.base import Body, Identifier, NoEffect, Text, refusal, text_or_list
 from server.api.schema.generation import ChatBody, StreamOptions
 from server.api.schema.messages import Counted, Message
 from server.api.schema.response_format import JsonSchema, ResponseFormat
 from server.api.schema.sampling import SamplingBody
 from server.api.schema.template import Effort
-from server.api.schema.unsupported import NOT_HONOURED_BEYOND_OPENAI
+from server.api.schema.translation import TranslatedBody
+from server.api.schema.unsupported import NOT_HONOURED, NOT_HONOURED_BEYOND_OPENAI
 
 LOGPROBS = "message.output_text.logprobs"
 
-NOT_HONOURED: NoEffect = {
+NOT_HONOURED_IN_RESPONSES: NoEffect = {
+    **NOT_HONOURED,
     **NOT_HONOURED_BEYOND_OPENAI,
     "access_programs": (None,),
     "background": (None, False),
@@ -29,12 +31,8 @@ NOT_HONOURED: NoEffect = {
     "previous_response_id": (None,),
     "prompt": (None,),
     "prompt_cache_options": (None,),
-    "prompt_cache_retention": (None,),
-    "service_tier": (None, "auto", "default"),
     "truncation": (None, "disabled"),
 }
-CHAT_FIELDS = {"messages": "input", "tool_choice.function.name": "tool_choice.name"}
-"""Fields of this body by those of the chat that it stands for, where names differ."""
 
 
 class PlainFormat(Body):
@@ -84,7 +82,7 @@ class ObfuscationOptions(Body):
     include_obfuscation: bool | None = None
 
 
-SAME = ("top_logprobs", "parallel_tool_calls", "chat_template_kwargs", "thinking_budget")
+SAME = ("parallel_tool_calls", "chat_template_kwargs", "thinking_budget")
 """Fields that mean the same in chats."""
 
 
@@ -94,10 +92,15 @@ class ChatOfResponse(ChatBody):
     schema_field: ClassVar[str] = "text.format.schema"
 
 
-class ResponseBody(SamplingBody):
+class ResponseBody(TranslatedBody, SamplingBody):
     """POST /v1/responses"""
 
-    not_honoured = NOT_HONOURED
+    not_honoured = NOT_HONOURED_IN_RESPONSES
+    own_names: ClassVar[dict[str, str]] = {
+        "messages": "input",
+        "tool_choice.function.name": "tool_choice.name",
+        "tool_choice.allowed_tools.tools": "tool_choice.tools",
+    }
     reasons: ClassVar[dict[str, str]] = {"previous_response_id": STATELESS, "conversation": STATELESS}
     input: Annotated[
         Annotated[Text, Tag("<text>")] | Annotated[list[InputItem], Field(min_length=1), Tag("<list>")],
@@ -133,15 +136,6 @@ class ResponseBody(SamplingBody):
         is_free = self.text is None or self.text.format is None or self.text.format.type == "text"
         return not is_free or bool(self.tools and self.tool_choice != "none")
 
-    @model_validator(mode="after")
-    def check_chat(self) -> Self:
-        """What is wrong only for the chat as a whole, as two tools of one name."""
-        try:
-            self.chat  # noqa: B018
-        except ValidationError as error:
-            raise translated(error, CHAT_FIELDS) from error
-        return self
-
     @property
     def messages(self) -> list[Message]:
         first = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
@@ -159,6 +153,7 @@ class ResponseBody(SamplingBody):
             response_format=self.text.format.as_chat if self.text and self.text.format else None,
             max_completion_tokens=self.max_output_tokens,
             logprobs=self.has_logprobs,
+            top_logprobs=self.top_logprobs if self.has_logprobs else None,
             tools=[tool.as_chat for tool in self.tools or []],
             tool_choice=chat_choice(self.tool_choice),
             reasoning_effort=self.reasoning.effort if self.reasoning else None,

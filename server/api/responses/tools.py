@@ -2,17 +2,19 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.api.schema.base import Body, NoEffect, refusal
 from server.api.schema.tools import (
+    AllowedChoice,
+    AllowedTools,
     FunctionChoice,
     FunctionDefinition,
     FunctionName,
     NamedTool,
     Tool,
     ToolChoice,
-    word_or_tool,
+    kind_of_choice,
 )
 
 
@@ -49,15 +51,30 @@ class FunctionToolName(Body):
     type: Literal["function"]
     name: FunctionName
 
+    @property
+    def as_chat(self) -> NamedTool:
+        return NamedTool(type="function", function=FunctionChoice(name=self.name))
+
+
+class AllowedFunctions(Body):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FunctionToolName], Field(min_length=1, max_length=128)]
+
+    @property
+    def as_chat(self) -> AllowedChoice:
+        allowed = AllowedTools(mode=self.mode, tools=[tool.as_chat for tool in self.tools])
+        return AllowedChoice(type="allowed_tools", allowed_tools=allowed)
+
 
 FunctionToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<word>")] | Annotated[FunctionToolName, Tag("<tool>")],
-    Discriminator(word_or_tool),
+    Annotated[Literal["none", "auto", "required"], Tag("<word>")]
+    | Annotated[FunctionToolName, Tag("<tool>")]
+    | Annotated[AllowedFunctions, Tag("<allowed>")],
+    Discriminator(kind_of_choice),
 ]
 
 
 def chat_choice(choice: FunctionToolChoice | None) -> ToolChoice | None:
     """The choice as chats have it."""
-    if isinstance(choice, FunctionToolName):
-        return NamedTool(type="function", function=FunctionChoice(name=choice.name))
-    return choice
+    return choice.as_chat if isinstance(choice, FunctionToolName | AllowedFunctions) else choice

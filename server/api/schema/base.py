@@ -1,9 +1,8 @@
 """The base of all request bodies: exact types, no unknown fields, encodable text, and errors that name the field."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 NoEffect = dict[str, tuple[Any, ...]]
@@ -73,11 +72,3 @@ def invalid(field: str, message: str) -> PydanticCustomError:
 def refusal(field: str, message: str) -> PydanticCustomError:
     """The error for a value that this server does not support, or not together with the other fields."""
     return PydanticCustomError("unsupported", "{reason}", {"field": field, "reason": message})
-
-
-def translated(error: ValidationError, names: Mapping[str, str]) -> PydanticCustomError:
-    """The first mistake of a body that was made of another one; `names` are the fields of that by those of this."""
-    first = error.errors()[0]
-    path = [*map(str, first["loc"]), str(first.get("ctx", {}).get("field", ""))]
-    field = next((part for part in path if part), "")
-    return invalid(names.get(field, field), first["msg"])

@@ -1,14 +1,26 @@
 """Messages of a chat: who said what, which tools were called, and what they returned."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from server.api.schema.base import Body, Echoed, Identifier, Text, invalid, missing, refusal, text_or_list
+from server.api.schema.base import Body, Echoed, Identifier, NoEffect, Text, invalid, missing, refusal, text_or_list
 from server.api.schema.tools import ToolCall
 from server.api.schema.unsupported import NOT_HONOURED_IN_MESSAGES
 
 TEXT_ONLY = "This model reads text only; it takes no images, audio or files."
+NOT_TEXT = (
+    "audio_url",
+    "document",
+    "file",
+    "image",
+    "image_url",
+    "input_audio",
+    "input_file",
+    "input_image",
+    "video_url",
+)
+"""Kinds of parts that other models read, in OpenAI's forms and Anthropic's."""
 MAX_PARTS = 4096
 """Most messages of a request, their parts included: 100,000 would take a second to check, and all others that long."""
 
@@ -26,19 +38,24 @@ def check_count(messages: Any) -> Any:
 Counted = BeforeValidator(check_count)
 
 
-class TextPart(Body):
-    """A text, which is the only kind of part that there is."""
+class AnyText(Body):
+    """A text within a message, in any of the forms; other kinds of parts are refused in words."""
 
-    type: Literal["text"]
+    type: str
     text: Text
     cache_control: Echoed = None
 
     @model_validator(mode="before")
     @classmethod
     def check_type(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("type"), str) and data["type"] != "text":
+        if isinstance(data, dict) and data.get("type") in NOT_TEXT:
             raise refusal("type", TEXT_ONLY)
         return data
+
+
+class TextPart(AnyText):
+    not_honoured: ClassVar[NoEffect] = {"annotations": (None, [])}
+    type: Literal["text"]
 
 
 Content = Annotated[

@@ -65,32 +65,58 @@ class NamedTool(Body):
     function: FunctionChoice
 
 
-def word_or_tool(value: Any) -> str:
-    return "<word>" if isinstance(value, str) else "<tool>"
+class AllowedTools(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128)]
+
+
+class AllowedChoice(Body):
+    """Some of the tools: the prompt shows all of them, the answer may call these."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def kind_of_choice(value: Any) -> str:
+    """Tag of a `tool_choice`: a word, one tool, or several that are allowed."""
+    if isinstance(value, str):
+        return "<word>"
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<allowed>" if kind == "allowed_tools" else "<tool>"
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<word>")] | Annotated[NamedTool, Tag("<tool>")],
-    Discriminator(word_or_tool),
+    Annotated[Literal["none", "auto", "required"], Tag("<word>")]
+    | Annotated[NamedTool, Tag("<tool>")]
+    | Annotated[AllowedChoice, Tag("<allowed>")],
+    Discriminator(kind_of_choice),
 ]
 
 
 class CalledFunction(Body):
+    """A call's function, and its arguments as the model wrote them: JSON, but for one that was cut short."""
+
     name: Annotated[Text, Field(min_length=1, max_length=256)]
     arguments: Text
 
     @model_validator(mode="after")
     def check_arguments(self) -> Self:
         try:
-            arguments = json.loads(self.arguments)
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise invalid("arguments", "Arguments are a JSON object in a string")
-        if depth(arguments) > MAX_DEPTH:
+            is_deep = depth(self.values) > MAX_DEPTH
+        except RecursionError:
+            is_deep = True
+        if is_deep:
             raise invalid("arguments", f"Arguments are nested more than {MAX_DEPTH} levels deep")
-        check_encodable(json.dumps(arguments, ensure_ascii=False), field="arguments")
+        check_encodable(json.dumps(self.values, ensure_ascii=False), field="arguments")
         return self
+
+    @property
+    def values(self) -> Any:
+        """The arguments for a chat template: an object, or the text that is none; clients send "" for no arguments."""
+        try:
+            return json.loads(self.arguments or "{}")
+        except ValueError:
+            return self.arguments
 
 
 class ToolCall(Body):
@@ -104,7 +130,7 @@ class ToolCall(Body):
     @property
     def for_template(self) -> dict[str, Any]:
         """The call as chat templates want it: with its arguments as an object rather than as JSON in a string."""
-        function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
+        function = {"name": self.function.name, "arguments": self.function.values}
         return {"id": self.id, "type": "function", "function": function}
 
 
@@ -112,7 +138,7 @@ class ToolCall(Body):
 class Toolset:
     """The tools of one request: the prompt shows those `offered`, the answer may call those `callable`.
 
-    They differ where `tool_choice` names one tool. `must_call` allows no other text, `is_parallel` several calls.
+    They differ where `tool_choice` names some tools. `must_call` allows no other text, `is_parallel` several calls.
     """
 
     offered: tuple[Tool, ...]
@@ -134,6 +160,10 @@ class Toolset:
             raise invalid("tools", "Tools have different names")
         if isinstance(tool_choice, NamedTool) and tool_choice.function.name not in names:
             raise invalid("tool_choice.function.name", "It is not the name of one of the tools")
+        for tool in tool_choice.allowed_tools.tools if isinstance(tool_choice, AllowedChoice) else ():
+            if tool.function.name not in names:
+                reason = f"'{tool.function.name}' is not the name of one of the tools"
+                raise invalid("tool_choice.allowed_tools.tools", reason)
         if tool_choice == "required" and not tools:
             raise refusal("tool_choice", "Only with tools.")
 
@@ -142,8 +172,11 @@ class Toolset:
         """None where no tool may be called; the prompt then does not mention any."""
         if not tools or tool_choice == "none":
             return None
-        functions = tuple(tool.function for tool in tools)
+        functions = {tool.function.name: tool.function for tool in tools}
         if isinstance(tool_choice, NamedTool):
-            named = tool_choice.function.name
-            return cls(tuple(tools), tuple(f for f in functions if f.name == named), True, False)
-        return cls(tuple(tools), functions, tool_choice == "required", is_parallel)
+            return cls(tuple(tools), (functions[tool_choice.function.name],), True, False)
+        if isinstance(tool_choice, AllowedChoice):
+            allowed = tool_choice.allowed_tools
+            names = dict.fromkeys(tool.function.name for tool in allowed.tools)
+            return cls(tuple(tools), tuple(functions[name] for name in names), allowed.mode == "required", is_parallel)
+        return cls(tuple(tools), tuple(functions.values()), tool_choice == "required", is_parallel)

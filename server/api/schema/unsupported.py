@@ -3,6 +3,7 @@
 from server.api.schema.base import NoEffect
 
 NOT_HONOURED: NoEffect = {
+    "prompt_cache_retention": (None, "in_memory", "in-memory", "24h"),
     "service_tier": (None, "auto", "default"),
 }
 NOT_HONOURED_BEYOND_OPENAI: NoEffect = {
@@ -46,7 +47,6 @@ NOT_HONOURED_IN_CHAT: NoEffect = {
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "prompt_cache_options": (None,),
-    "prompt_cache_retention": (None,),
     "web_search_options": (None,),
 }
 NOT_HONOURED_IN_COMPLETIONS: NoEffect = {
@@ -70,5 +70,8 @@ NOT_HONOURED_IN_MESSAGES: NoEffect = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
+    "images": (None, []),
+    "reasoning_details": (None, []),
     "refusal": (None, ""),
+    "thinking_blocks": (None, []),
 }

@@ -4,6 +4,9 @@ Draft and full model are adjusted alike, and each row by exactly the tokens befo
 included. So a row's token is the one that plain decoding would choose there.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -69,7 +72,10 @@ class TokenCounts:
 
 
 class LogitsProcessor:
-    """The adjustments of one request, over the tokens of its own sequence."""
+    """The adjustments of one request, over the tokens of its own sequence.
+
+    An error in them is kept as `failure` in place of being raised: it ends this sequence, not the step that all share.
+    """
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class LogitsProcessor:
         self.stop = stop
         self.prompt_length = prompt_length
         self.counts: TokenCounts | None = None
+        self.failure: Exception | None = None
 
     @classmethod
     def of(
@@ -100,6 +107,23 @@ class LogitsProcessor:
 
     def adjust(self, logits: Tensor, ids: list[int], drafted: list[int]) -> None:
         """Adjusts the logits [rows, vocabulary] in place; the last row follows `ids` and all of `drafted`."""
+        with self.keeping_failure():
+            self.apply(logits, ids, drafted)
+
+    def forced(self, ids: list[int], limit: int) -> list[int]:
+        """Tokens, at most `limit`, that the request's grammar leaves no choice about after `ids`."""
+        with self.keeping_failure():
+            return self.grammar.forced(ids, limit) if self.grammar else []
+        return []
+
+    @contextmanager
+    def keeping_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or error
+
+    def apply(self, logits: Tensor, ids: list[int], drafted: list[int]) -> None:
         if self.adjustments.logit_bias:
             token_ids, biases = zip(*self.adjustments.logit_bias, strict=True)
             add_bias(logits, torch.tensor(token_ids, device=logits.device), torch.tensor(biases, device=logits.device))

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,11 +17,11 @@ from openai.types.responses import Response
 from server.api.answers.thinking import ThoughtReader
 from server.engine import RoutingArtifact, Thinking, load_checkpoint
 from tests.api.answers.test_tools import TOOLS
-from tests.api.live import make_worker, serve
+from tests.api.live import make_worker, sent_events, serve
 from tests.api.prepare.test_structured import NO_BLANKS
 from tests.api.schema.test_refusals import check_error
 from tests.api.strict import check, check_event
-from tests.tiny import CPU, save_random_model, tiny_config
+from tests.tiny import CPU
 
 TEMPLATE = (
     "<s>{% for m in messages %}<|{{ m['role'] }}|>"
@@ -37,13 +38,12 @@ PLAIN, CASCADE = ({"speculation": {"method": method}} for method in ("plain", "c
 
 
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: RoutingArtifact) -> Iterator[dict[str, str]]:
+def urls(roomy_folder: Path, tiny_artifact: RoutingArtifact) -> Iterator[dict[str, str]]:
     """Servers of a model whose template opens the thinking, and of one that leaves it to the model."""
-    folder = save_random_model(tmp_path_factory.mktemp("thinking"), tiny_config(max_position_embeddings=2048))
-    checkpoint = load_checkpoint(str(folder), torch.float32, CPU)
+    checkpoint = load_checkpoint(str(roomy_folder), torch.float32, CPU)
     workers = {}
     for name, opening in (("open", "<think>\n"), ("possible", "")):
-        tokenizer = type(checkpoint.tokenizer).from_pretrained(folder)
+        tokenizer = type(checkpoint.tokenizer).from_pretrained(roomy_folder)
         tokenizer.chat_template = TEMPLATE.replace("OPENING", opening)
         workers[name], _ = make_worker(replace(checkpoint, tokenizer=tokenizer), tiny_artifact)
     with serve(workers["open"]) as first, serve(workers["possible"]) as second:
@@ -151,8 +151,7 @@ def test_a_stream_has_the_same_thoughts(urls: dict[str, str]) -> None:
     asked = ASKED | {"logit_bias": LETTERS, "thinking_budget": 10, "n": 2}
     whole = post(urls["open"], **asked)["choices"]
     response = httpx.post(f"{urls['open']}/v1/chat/completions", json=asked | {"stream": True}, timeout=60)
-    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line.startswith("data: {")]
-    chunks = [check(json.loads(line), ChatCompletionChunk) for line in lines]
+    chunks = [check(event, ChatCompletionChunk) for event in sent_events(response)]
     for index, name in itertools.product((0, 1), ("reasoning_content", "content")):
         deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices[0].index == index]
         text = "".join(delta.to_dict().get(name, "") for delta in deltas)  # type: ignore[misc]
@@ -168,7 +167,7 @@ def test_responses_have_an_item_of_thoughts(urls: dict[str, str]) -> None:
     assert message.type == "message" and len(whole.output_text) == 39
     assert whole.usage and whole.usage.output_tokens_details.reasoning_tokens == 21
     response = httpx.post(f"{urls['open']}/v1/responses", json=body | {"stream": True}, timeout=60)
-    events = [json.loads(line[6:]) for line in response.text.split("\n") if line.startswith("data: ")]
+    events = sent_events(response)
     for event in events:
         check_event(event)
     kinds = [kind for kind, _ in itertools.groupby(event["type"].removeprefix("response.") for event in events)]

@@ -44,6 +44,8 @@ def follows(grammar: str, codec: TextCodec, text: str, marker: int | None = None
         (GENERIC, "auto", f"Sure.\n{HERMES_CALL}", True),
         (HERMES, "auto", f"{HERMES_CALL}\n{HERMES_CALL}", True),
         (HERMES, "auto", "<tool_call>\nno", False),
+        (HERMES, "auto", HERMES_CALL.replace("<tool_call>\n", "<tool_call>"), True),
+        (HERMES, "auto", "<tool_call>no", False),
         (HERMES, "auto", HERMES_CALL.replace("move", "go"), False),
         (LLAMA, "required", '{"name": "stay", "parameters": {}}', True),
         (LLAMA, "auto", '{"name": "stay", "parameters": {}}', True),

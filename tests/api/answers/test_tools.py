@@ -1,24 +1,16 @@
 """Tools through the official SDK: required calls always parse, streams build the same calls, histories come back."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import torch
 from openai.types.chat import ChatCompletion
 
-from server.engine import (
-    RoutingArtifact,
-    TextCodec,
-    load_checkpoint,
-)
-from tests.api.live import make_worker, serve
+from server.engine import TextCodec
 from tests.api.prepare.test_structured import GREEDY, SAMPLED
 from tests.api.schema.test_refusals import CHAT, check_error
-from tests.tiny import CPU, save_random_model, tiny_config
 
 POINT = {
     "type": "object",
@@ -38,25 +30,15 @@ LONG = {"type": "object", "description": "x" * 70_000}
 MESSAGES: list[Any] = [{"role": "user", "content": "Go"}]
 
 
-@pytest.fixture(scope="module")
-def base_url(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: RoutingArtifact) -> Iterator[str]:
-    """The tiny model with room for descriptions of tools, each letter of which takes it a token."""
-    folder = save_random_model(tmp_path_factory.mktemp("long"), tiny_config(max_position_embeddings=2048))
-    worker, _ = make_worker(load_checkpoint(str(folder), torch.float32, CPU), tiny_artifact)
-    with serve(worker) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(base_url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        yield client
-
-
 def ask(client: openai.OpenAI, **options: Any) -> ChatCompletion:
     answer = client.chat.completions.create(messages=options.pop("messages", MESSAGES), tools=TOOLS, **options)
     assert isinstance(answer, ChatCompletion)
     return answer
+
+
+def allowed(*names: str, mode: str = "auto") -> Any:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
 
 
 def check_calls(answer: ChatCompletion, names: set[str]) -> list[tuple[str, Any]]:
@@ -71,11 +53,11 @@ def check_calls(answer: ChatCompletion, names: set[str]) -> list[tuple[str, Any]
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("choice", ["required", "move", "stay"])
-def test_calls_that_must_be_made_are_made(client: openai.OpenAI, options: dict[str, Any], choice: str) -> None:
+def test_calls_that_must_be_made_are_made(roomy_client: openai.OpenAI, options: dict[str, Any], choice: str) -> None:
     wanted: Any = choice if choice == "required" else {"type": "function", "function": {"name": choice}}
     answers = [
         ask(
-            client,
+            roomy_client,
             tool_choice=wanted,
             parallel_tool_calls=False,
             extra_body={"speculation": {"method": method}},
@@ -90,17 +72,26 @@ def test_calls_that_must_be_made_are_made(client: openai.OpenAI, options: dict[s
         assert answer.choices[0].message.content is None
 
 
-def test_a_call_that_a_stop_string_cuts_short_is_not_to_be_made(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("mode", ["required", "auto"])
+def test_some_of_the_tools_are_allowed(roomy_client: openai.OpenAI, mode: str) -> None:
+    """The prompt shows all of them all the same, so that it stays the one that was read before."""
+    answer = ask(roomy_client, tool_choice=allowed("stay", "stay", mode=mode), parallel_tool_calls=False, **GREEDY)
+    assert len(check_calls(answer, {"stay"})) == (mode == "required")
+    free = ask(roomy_client, tool_choice="auto", **GREEDY)
+    assert answer.usage and free.usage and answer.usage.prompt_tokens == free.usage.prompt_tokens
+
+
+def test_a_call_that_a_stop_string_cuts_short_is_not_to_be_made(roomy_client: openai.OpenAI) -> None:
     named: Any = {"type": "function", "function": {"name": "move"}}
-    choice = ask(client, tool_choice=named, stop='"x"', **GREEDY).choices[0]
+    choice = ask(roomy_client, tool_choice=named, stop='"x"', **GREEDY).choices[0]
     assert choice.finish_reason == "stop"
     (call,) = choice.message.tool_calls or []
     assert call.type == "function" and call.function.arguments.strip() == "{"
 
 
-def test_several_calls_of_one_answer(client: openai.OpenAI) -> None:
+def test_several_calls_of_one_answer(roomy_client: openai.OpenAI) -> None:
     again = SAMPLED | {"logit_bias": {**SAMPLED["logit_bias"], "2": -100, "204": -60}}
-    answer = ask(client, tool_choice="required", **(again | {"max_tokens": 180}))
+    answer = ask(roomy_client, tool_choice="required", **(again | {"max_tokens": 180}))
     found = check_calls_before_the_cut(answer)
     assert len(found) > 1
     assert len({call.id for call in answer.choices[0].message.tool_calls or []}) == len(found)
@@ -114,10 +105,10 @@ def check_calls_before_the_cut(answer: ChatCompletion) -> list[Any]:
     return list(calls)
 
 
-def test_a_stream_builds_the_calls_of_the_whole_answer(client: openai.OpenAI) -> None:
+def test_a_stream_builds_the_calls_of_the_whole_answer(roomy_client: openai.OpenAI) -> None:
     options = SAMPLED | {"tool_choice": "required", "parallel_tool_calls": False}
-    whole = ask(client, **options).choices[0]
-    chunks = list(client.chat.completions.create(messages=MESSAGES, tools=TOOLS, stream=True, **options))
+    whole = ask(roomy_client, **options).choices[0]
+    chunks = list(roomy_client.chat.completions.create(messages=MESSAGES, tools=TOOLS, stream=True, **options))
     assert chunks[0].choices[0].delta.role == "assistant"
     deltas = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or []]
     assert deltas[0].id and deltas[0].type == "function" and deltas[0].function and deltas[0].function.name
@@ -128,38 +119,40 @@ def test_a_stream_builds_the_calls_of_the_whole_answer(client: openai.OpenAI) ->
     assert (deltas[0].function.name, arguments) == (call.function.name, call.function.arguments)
     assert chunks[-1].choices[0].finish_reason == whole.finish_reason == "tool_calls"
     assert not any(chunk.choices[0].delta.content for chunk in chunks)
-    with client.chat.completions.stream(messages=MESSAGES, tools=TOOLS, **options) as stream:
+    with roomy_client.chat.completions.stream(messages=MESSAGES, tools=TOOLS, **options) as stream:
         final = stream.get_final_completion().choices[0].message.tool_calls or []
     assert final[0].function.arguments == arguments
 
 
-def test_left_to_itself_the_model_may_write_text(client: openai.OpenAI) -> None:
-    answer = ask(client, tool_choice="auto", **GREEDY)
+def test_left_to_itself_the_model_may_write_text(roomy_client: openai.OpenAI) -> None:
+    answer = ask(roomy_client, tool_choice="auto", **GREEDY)
     assert answer.choices[0].message.content and answer.choices[0].message.tool_calls is None
-    streamed = client.chat.completions.create(messages=MESSAGES, tools=TOOLS, stream=True, **GREEDY)
+    streamed = roomy_client.chat.completions.create(messages=MESSAGES, tools=TOOLS, stream=True, **GREEDY)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
     assert text == answer.choices[0].message.content
-    untold = client.chat.completions.create(messages=MESSAGES, **GREEDY).choices[0].message.content
-    none = ask(client, tool_choice="none", **GREEDY).choices[0].message
+    untold = roomy_client.chat.completions.create(messages=MESSAGES, **GREEDY).choices[0].message.content
+    none = ask(roomy_client, tool_choice="none", **GREEDY).choices[0].message
     assert (none.content, none.tool_calls) == (untold, None)
 
 
-def test_json_or_a_call(client: openai.OpenAI) -> None:
+def test_json_or_a_call(roomy_client: openai.OpenAI) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "boolean"}}}
     for seed in range(4):
-        message = ask(client, response_format=form, **(SAMPLED | {"seed": seed})).choices[0].message
+        message = ask(roomy_client, response_format=form, **(SAMPLED | {"seed": seed})).choices[0].message
         assert message.tool_calls or json.loads(message.content or "") in (True, False)
 
 
-def test_a_conversation_with_calls_and_results_goes_on(client: openai.OpenAI, codec: TextCodec, base_url: str) -> None:
-    first = ask(client, tool_choice="required", parallel_tool_calls=False, **GREEDY).choices[0].message
+def test_a_conversation_with_calls_and_results_goes_on(
+    roomy_client: openai.OpenAI, codec: TextCodec, roomy_url: str
+) -> None:
+    first = ask(roomy_client, tool_choice="required", parallel_tool_calls=False, **GREEDY).choices[0].message
     assert first.tool_calls
     result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "done"}
     history: list[Any] = [*MESSAGES, first, result]
     short = GREEDY | {"max_tokens": 2, "messages": [{"role": "user", "content": "x"}]}
-    assert client.chat.completions.create(**(short | {"messages": history})).choices[0].finish_reason
+    assert roomy_client.chat.completions.create(**(short | {"messages": history})).choices[0].finish_reason
     messages = [*MESSAGES, first.model_dump(exclude_none=True), result]
-    ids = httpx.post(f"{base_url}/tokenize", json={"messages": messages}).json()["tokens"]
+    ids = httpx.post(f"{roomy_url}/tokenize", json={"messages": messages}).json()["tokens"]
     text = codec.vocabulary.decode(ids)
     assert '<tool_call>\n{"name": "' in text and text.endswith(
         "<|user|><tool_response>\ndone\n</tool_response></s><|assistant|>"
@@ -175,6 +168,9 @@ def test_a_conversation_with_calls_and_results_goes_on(client: openai.OpenAI, co
             "invalid_value",
         ),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "invalid_value"),
+        ({"tools": TOOLS, "tool_choice": allowed()}, "tool_choice.allowed_tools.tools", "invalid_value"),
+        ({"tools": TOOLS, "tool_choice": allowed("go")}, "tool_choice.allowed_tools.tools", "invalid_value"),
+        ({"tool_choice": allowed("stay")}, "tool_choice.allowed_tools.tools", "invalid_value"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools", "invalid_value"),
         ({"tools": TOOLS * 65}, "tools", "invalid_value"),
@@ -227,23 +223,11 @@ def test_a_conversation_with_calls_and_results_goes_on(client: openai.OpenAI, co
             "messages[0].tool_calls",
             "unsupported_parameter",
         ),
-        (
-            {
-                "messages": [
-                    {
-                        "role": "assistant",
-                        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "a", "arguments": "{"}}],
-                    }
-                ]
-            },
-            "messages[0].tool_calls[0].function.arguments",
-            "invalid_value",
-        ),
         ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content", "missing_required_parameter"),
     ],
 )
-def test_what_is_refused(base_url: str, changes: dict[str, Any], param: str, code: str) -> None:
-    check_error(httpx.post(f"{base_url}/v1/chat/completions", json=CHAT | changes), 400, param, code)
+def test_what_is_refused(roomy_url: str, changes: dict[str, Any], param: str, code: str) -> None:
+    check_error(httpx.post(f"{roomy_url}/v1/chat/completions", json=CHAT | changes), 400, param, code)
 
 
 @pytest.mark.parametrize(
@@ -255,20 +239,20 @@ def test_what_is_refused(base_url: str, changes: dict[str, Any], param: str, cod
         ("messages", '{"a":' * 70 + "1" + "}" * 70, "messages[0].tool_calls[0].function.arguments"),
     ],
 )
-def test_what_no_template_could_show_is_refused(base_url: str, name: str, value: Any, param: str) -> None:
+def test_what_no_template_could_show_is_refused(roomy_url: str, name: str, value: Any, param: str) -> None:
     function = {"name": "a", "arguments" if name == "messages" else "parameters": value}
     tool = {"type": "function", "function": function}
     messages = [{"role": "assistant", "tool_calls": [tool | {"id": "1"}]}]
     body = CHAT | {name: messages if name == "messages" else [tool]}
     # Written by json, for httpx sends no lone surrogates.
     response = httpx.post(
-        f"{base_url}/v1/chat/completions", content=json.dumps(body), headers={"content-type": "application/json"}
+        f"{roomy_url}/v1/chat/completions", content=json.dumps(body), headers={"content-type": "application/json"}
     )
     check_error(response, 400, param, "invalid_value")
 
 
-def test_tools_that_are_not_strict_may_have_what_cannot_be_enforced(base_url: str) -> None:
+def test_tools_that_are_not_strict_may_have_what_cannot_be_enforced(roomy_url: str) -> None:
     parameters = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}, "x-guidance": {}}
     tools = [{"type": "function", "function": {"name": "a", "parameters": parameters}}]
-    response = httpx.post(f"{base_url}/v1/chat/completions", json=CHAT | {"tools": tools, "tool_choice": "required"})
+    response = httpx.post(f"{roomy_url}/v1/chat/completions", json=CHAT | {"tools": tools, "tool_choice": "required"})
     assert response.status_code == 200, response.text

@@ -2,13 +2,11 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import resource
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -21,17 +19,12 @@ from server.engine import Checkpoint
 from server.tickets import QueueLimits
 from server.worker import Worker
 from tests.api.live import GatedEngine, make_worker, serve, wait_until
+from tests.attacks import request
 
-PATIENCE = ConnectionLimits(max_connections=1000, client_timeout=0.3)
+PATIENCE = ConnectionLimits(max_connections=1000, client_timeout=1)
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "seed": 1, "min_tokens": 200}
 LOUD = CHAT | {"max_tokens": 200, "stream": True, "n": 4, "logprobs": True, "top_logprobs": 20}
 """An answer of some megabytes: more than the socket's buffers hold."""
-
-
-def request(path: str, body: dict[str, Any]) -> bytes:
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(content)}"
-    return "\r\n".join((*head, "", "")).encode() + content
 
 
 def connected(url: str, sent: bytes = b"") -> socket.socket:
@@ -112,9 +105,9 @@ def test_who_does_not_read_loses_the_connection_and_keeps_no_place(live: tuple[s
 def test_the_deadline_ends_who_does_not_read(checkpoint: Checkpoint) -> None:
     worker, engine = make_worker(checkpoint, None, limits=QueueLimits(4, 10_000))
     limits = ConnectionLimits(client_timeout=1000)
-    with serve(worker, AppConfig(request_timeout=1), limits, send_buffer=8192) as url:
+    with serve(worker, AppConfig(request_timeout=3), limits, send_buffer=8192) as url:
         with connected(url, request("/v1/chat/completions", LOUD)) as connection:
-            wait_until(lambda: engine.num_steps > 20)
+            wait_until(lambda: engine.num_steps > 0)
             wait_until(lambda: not worker.tickets.open and not worker.generations)
             time.sleep(GRACE + 0.5)
             assert b"request_timeout" not in rest(connection)
@@ -124,15 +117,18 @@ def test_the_deadline_ends_who_does_not_read(checkpoint: Checkpoint) -> None:
 def test_the_deadline_of_who_reads_late_is_an_event(checkpoint: Checkpoint) -> None:
     """What was not taken by then is dropped, and the error comes next."""
     worker, engine = make_worker(checkpoint, None)
+    engine.shut_at_step = 5
     streamed = request("/v1/chat/completions", CHAT | {"stream": True})
-    with serve(worker, AppConfig(request_timeout=1)) as url, connected(url, streamed) as connection:
-        wait_until(lambda: engine.num_steps > 10)
-        engine.gate.clear()
+    with serve(worker, AppConfig(request_timeout=3)) as url, connected(url, streamed) as connection:
+        wait_until(lambda: engine.num_steps == 5)
         wait_until(lambda: not worker.tickets.open)
         engine.gate.set()
         received = b""
-        while b"request_timeout" not in received:
-            received += connection.recv(1 << 20)
+        while new := connection.recv(1 << 20):
+            received += new
+            if b"request_timeout" in received:
+                break
+        assert received.startswith(b"HTTP/1.1 200") and b"request_timeout" in received
 
 
 def test_an_unread_answer_is_not_waited_for(live: tuple[str, Worker, GatedEngine]) -> None:

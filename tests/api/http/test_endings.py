@@ -54,7 +54,7 @@ def test_a_client_that_leaves_frees_its_slot(live: tuple[str, Worker, GatedEngin
     engine.gate.set()
     wait_until(lambda: not worker.generations)
     assert engine.num_running == engine.num_waiting == 0
-    assert b'knnssd_request_success_total{finished_reason="cancelled"} 1.0' in worker.metrics.render()
+    wait_until(lambda: b'knnssd_request_success_total{finished_reason="cancelled"} 1.0' in worker.metrics.render())
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_stream(live: tuple[str, Worker, GatedEngine]) -> None:

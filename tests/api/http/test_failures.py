@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from server.engine import Checkpoint, RoutingArtifact
+from server.engine.sampling.grammar_matcher import GrammarMatcher
+from server.engine.sampling.logits_processor import LogitsProcessor
 from server.generation import Generation
 from server.worker import StuckError, Worker
 from tests.api.live import GatedEngine, lose_model, make_worker, serve, wait_until
@@ -50,9 +52,11 @@ def test_a_step_that_fails_costs_the_open_requests_and_no_later_one(live: Live, 
     url, worker, engine = live
     before = answer(url)
     engine.gate.clear()
+    num_steps = engine.num_steps
     with ThreadPoolExecutor(2) as pool, httpx.Client(timeout=30) as client:
         waiting = [pool.submit(client.post, url, json=BODY | {"stream": stream}) for stream in (False, True)]
-        wait_until(lambda: worker.inbox.qsize() + len(worker.generations) == 2)
+        # The first has begun a step, so nothing but the second can wait in the inbox.
+        wait_until(lambda: engine.num_steps > num_steps and worker.inbox.qsize() + len(worker.generations) == 2)
         engine.error = error
         engine.gate.set()
         for request in waiting:
@@ -68,10 +72,11 @@ def test_a_step_that_fails_costs_the_open_requests_and_no_later_one(live: Live, 
     assert b'knnssd_request_errors_total{reason="failed"} 2.0' in worker.metrics.render()
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
 def test_an_engine_that_failed_is_not_kept(
-    checkpoint: Checkpoint, tiny_artifact: RoutingArtifact, caplog: pytest.LogCaptureFixture
+    checkpoint: Checkpoint, tiny_artifact: RoutingArtifact, caplog: pytest.LogCaptureFixture, is_frozen: bool
 ) -> None:
-    """A second model beside it may have no room."""
+    """A second model beside it may have no room; the command has collections pass over what it has loaded."""
     # A record that is kept for the test would keep the traceback, and with it the engine.
     caplog.set_level(logging.CRITICAL + 1, "server.worker")
     worker, engine = make_worker(checkpoint, tiny_artifact)
@@ -79,6 +84,8 @@ def test_an_engine_that_failed_is_not_kept(
     with serve(worker) as url:
         engine.error = RuntimeError("broken")
         del engine
+        if is_frozen:
+            gc.freeze()
         assert httpx.post(f"{url}/v1/chat/completions", json=BODY).status_code == 503
         wait_until(lambda: worker.unavailable is None)
         gc.collect()
@@ -88,14 +95,11 @@ def test_an_engine_that_failed_is_not_kept(
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(live: Live) -> None:
     url, worker, engine = live
+    engine.fatal_step = 3
     with httpx.stream("POST", url, json=BODY | {"stream": True, "min_tokens": 200}) as response:
-        lines = response.iter_lines()
-        assert json.loads(next(lines).removeprefix("data: "))["choices"]
-        engine.error = RuntimeError("secret detail")
-        events = [line for line in lines if line]
+        events = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line]
     assert response.status_code == 200
-    if "[DONE]" not in events[-1]:
-        assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "unavailable"
+    assert events[0]["choices"] and events[-1]["error"]["code"] == "unavailable"
     wait_until(lambda: worker.unavailable is None)
     assert answer(url)
 
@@ -139,6 +143,41 @@ def test_an_error_in_the_text_of_a_stream_is_its_last_event(live: Live, monkeypa
     assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "internal_error"
     wait_until(lambda: engine.num_running == 0)
     assert answer(url)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("part", "name"), [(LogitsProcessor, "apply"), (GrammarMatcher, "restrict"), (GrammarMatcher, "forced")]
+)
+def test_an_error_in_one_requests_part_of_a_step_is_its_own(
+    live: Live, monkeypatch: pytest.MonkeyPatch, part: type, name: str, is_streamed: bool
+) -> None:
+    """Its logits processor or its grammar raises at the fourth call, beside an answer that goes on."""
+    url, worker, engine = live
+    before, function, num_calls = answer(url, min_tokens=50), getattr(part, name), 0
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        nonlocal num_calls
+        num_calls += self.grammar is not None
+        if num_calls == 4:
+            raise RuntimeError("secret detail")
+        return function(self, *arguments)
+
+    monkeypatch.setattr(part, name, failing)
+    engine.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        held = {"structured_outputs": {"regex": "[a-z]{60}"}, "n": 2, "stream": is_streamed}
+        ill = pool.submit(httpx.post, url, json=BODY | held, timeout=30)
+        well = pool.submit(answer, url, min_tokens=50)
+        wait_until(lambda: len(worker.tickets.open) == 2)
+        engine.gate.set()
+        status, text = ill.result().status_code, ill.result().text
+        assert status == (200 if is_streamed else 500)
+        assert '"code":"internal_error"' in text.replace(" ", "") and "secret" not in text
+        assert well.result() == before
+    wait_until(lambda: not worker.generations and not worker.tickets.open)
+    assert engine.num_running == engine.num_waiting == 0
+    assert worker.served is not None and worker.served.engine is engine
 
 
 def test_errors_in_traces_and_metrics_cost_no_answer(

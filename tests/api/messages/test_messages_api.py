@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import anthropic
@@ -18,7 +19,7 @@ from tests.api.answers.test_thinking import LETTERS, TEMPLATE
 from tests.api.answers.test_tools import TOOLS as CHAT_TOOLS
 from tests.api.live import make_worker, serve, serve_full
 from tests.api.prepare.test_structured import NO_BLANKS
-from tests.tiny import CPU, save_random_model, tiny_config
+from tests.tiny import CPU
 
 USER: dict[str, Any] = {"role": "user", "content": "Go"}
 ASKED: dict[str, Any] = {"model": "tiny", "max_tokens": 24, "messages": [USER]}
@@ -31,6 +32,7 @@ TOOLS: list[Any] = [
     }
     for tool in CHAT_TOOLS
 ]
+RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "t1"}
 CALLED = {"seed": 5, "temperature": 0.7, **NO_BLANKS}
 EVENTS: dict[str, Any] = {
     get_args(event.model_fields["type"].annotation)[0]: event for event in get_args(get_args(RawMessageStreamEvent)[0])
@@ -48,18 +50,8 @@ def checked(data: Any, form: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def base_url(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: RoutingArtifact) -> Iterator[str]:
-    """The tiny model with room for descriptions of tools, each letter of which takes it a token."""
-    folder = save_random_model(tmp_path_factory.mktemp("long"), tiny_config(max_position_embeddings=2048))
-    worker, _ = make_worker(load_checkpoint(str(folder), torch.float32, CPU), tiny_artifact)
-    with serve(worker) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def thinking_url(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: RoutingArtifact) -> Iterator[str]:
-    folder = save_random_model(tmp_path_factory.mktemp("thinking"), tiny_config(max_position_embeddings=2048))
-    checkpoint = load_checkpoint(str(folder), torch.float32, CPU)
+def thinking_url(roomy_folder: Path, tiny_artifact: RoutingArtifact) -> Iterator[str]:
+    checkpoint = load_checkpoint(str(roomy_folder), torch.float32, CPU)
     checkpoint.tokenizer.chat_template = TEMPLATE.replace("OPENING", "<think>\n")
     worker, _ = make_worker(checkpoint, tiny_artifact)
     with serve(worker) as url:
@@ -67,8 +59,8 @@ def thinking_url(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: Routin
 
 
 @pytest.fixture(scope="module")
-def client(base_url: str) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=base_url, api_key="none", max_retries=0, timeout=60) as client:
+def client(roomy_url: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=roomy_url, api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -90,9 +82,9 @@ def events(url: str, **body: Any) -> list[dict[str, Any]]:
     return found
 
 
-def test_it_is_the_chats_answer(base_url: str) -> None:
-    answer = checked(post(base_url, system="Be brief", **SEED), Message)
-    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none") as other:
+def test_it_is_the_chats_answer(roomy_url: str) -> None:
+    answer = checked(post(roomy_url, system="Be brief", **SEED), Message)
+    with openai.OpenAI(base_url=f"{roomy_url}/v1", api_key="none") as other:
         chat = other.chat.completions.create(
             model="tiny",
             messages=[{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Go"}],
@@ -108,8 +100,8 @@ def test_it_is_the_chats_answer(base_url: str) -> None:
     assert usage.input_tokens + usage.cache_read_input_tokens == chat.usage.prompt_tokens
 
 
-def test_events_build_up_the_whole_answer(base_url: str) -> None:
-    whole, found = post(base_url, **SEED), events(base_url, **SEED)
+def test_events_build_up_the_whole_answer(roomy_url: str) -> None:
+    whole, found = post(roomy_url, **SEED), events(roomy_url, **SEED)
     kinds = [kind for kind, _ in itertools.groupby(event["type"] for event in found)]
     block = ["content_block_start", "content_block_delta", "content_block_stop"]
     assert kinds == ["message_start", *block, "message_delta", "message_stop"]
@@ -128,13 +120,13 @@ def test_the_sdks_own_stream(client: anthropic.Anthropic) -> None:
     assert (final.stop_reason, final.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
 
 
-def test_a_stop_sequence_is_named(base_url: str) -> None:
-    text = post(base_url, **SEED)["content"][0]["text"]
+def test_a_stop_sequence_is_named(roomy_url: str) -> None:
+    text = post(roomy_url, **SEED)["content"][0]["text"]
     stop = text[3:5]
-    answer = post(base_url, **SEED, stop_sequences=["absent", stop])
+    answer = post(roomy_url, **SEED, stop_sequences=["absent", stop])
     assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", stop)
     assert answer["content"][0]["text"] == text[: text.index(stop)]
-    ended = post(base_url, logit_bias={"2": 100})
+    ended = post(roomy_url, logit_bias={"2": 100})
     assert (ended["stop_reason"], ended["content"]) == ("end_turn", [])
 
 
@@ -154,8 +146,9 @@ def test_calls_of_tools_and_the_turn_after_them(client: anthropic.Anthropic) -> 
     assert [block.type for block in second.content] == ["text"]
 
 
-def test_the_prompt_is_the_chats(base_url: str) -> None:
+def test_the_prompt_is_the_chats(roomy_url: str) -> None:
     blocks = [
+        {"type": "redacted_thinking", "data": "x"},
         {"type": "thinking", "thinking": "Hm", "signature": ""},
         {"type": "text", "text": "Yes", "cache_control": {"type": "ephemeral"}},
         {"type": "tool_use", "id": "t1", "name": "move", "input": {"x": 1, "y": 2}},
@@ -163,7 +156,7 @@ def test_the_prompt_is_the_chats(base_url: str) -> None:
     results = [{"type": "tool_result", "tool_use_id": "t1", "content": "done"}, {"type": "text", "text": "Go on"}]
     turns = [USER, {"role": "assistant", "content": blocks}, {"role": "user", "content": results}]
     counted = httpx.post(
-        f"{base_url}/v1/messages/count_tokens", json={"model": "tiny", "messages": turns, "tools": TOOLS}
+        f"{roomy_url}/v1/messages/count_tokens", json={"model": "tiny", "messages": turns, "tools": TOOLS}
     )
     call = {"id": "t1", "type": "function", "function": {"name": "move", "arguments": '{"x": 1, "y": 2}'}}
     messages = [
@@ -176,7 +169,7 @@ def test_the_prompt_is_the_chats(base_url: str) -> None:
     for function in functions:
         del function["input_schema"]
     tools = [{"type": "function", "function": function} for function in functions]
-    same = httpx.post(f"{base_url}/tokenize", json={"messages": messages, "tools": tools})
+    same = httpx.post(f"{roomy_url}/tokenize", json={"messages": messages, "tools": tools})
     assert checked(counted.json(), MessageTokensCount).input_tokens == same.json()["count"]
 
 
@@ -194,9 +187,9 @@ def test_thoughts_are_a_block(thinking_url: str) -> None:
     assert [block["type"] for block in off["content"]] == ["text"]
 
 
-def test_an_answer_that_was_begun_goes_on(base_url: str) -> None:
+def test_an_answer_that_was_begun_goes_on(roomy_url: str) -> None:
     begun = {"role": "assistant", "content": "Well, "}
-    answer = post(base_url, messages=[USER, begun], temperature=0)
+    answer = post(roomy_url, messages=[USER, begun], temperature=0)
     chat = {
         "model": "tiny",
         "messages": [USER, begun],
@@ -204,13 +197,13 @@ def test_an_answer_that_was_begun_goes_on(base_url: str) -> None:
         "temperature": 0,
         "continue_final_message": True,
     }
-    other = httpx.post(f"{base_url}/v1/chat/completions", json=chat, timeout=60).json()
+    other = httpx.post(f"{roomy_url}/v1/chat/completions", json=chat, timeout=60).json()
     assert answer["content"][0]["text"] == other["choices"][0]["message"]["content"]
 
 
-def test_json_of_a_schema(base_url: str) -> None:
+def test_json_of_a_schema(roomy_url: str) -> None:
     form = {"type": "json_schema", "schema": {"type": "boolean"}}
-    answer = post(base_url, output_config={"format": form})
+    answer = post(roomy_url, output_config={"format": form})
     assert json.loads(answer["content"][0]["text"]) in (True, False)
 
 
@@ -227,15 +220,20 @@ def test_json_of_a_schema(base_url: str) -> None:
         ({"tool_choice": {"type": "tool"}, "tools": TOOLS}, "tool_choice.name"),
         ({"tool_choice": {"type": "tool", "name": "go"}, "tools": TOOLS}, "tool_choice.name"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "text only"),
+        (
+            {"messages": [{"role": "user", "content": [RESULT | {"content": [{"type": "image", "source": {}}]}]}]},
+            "text only",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "search_result"}]}]}, "content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "a"}]}]}, "input"),
         ({"messages": [USER | {"content": "x" * 3000}]}, "context length"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "'not'"),
     ],
 )
-def test_what_is_refused_has_anthropics_form(base_url: str, changes: dict[str, Any], field: str) -> None:
+def test_what_is_refused_has_anthropics_form(roomy_url: str, changes: dict[str, Any], field: str) -> None:
     body = {name: value for name, value in (ASKED | changes).items() if value is not None}
     for stream in (False, True):
-        response = httpx.post(f"{base_url}/v1/messages", json=body | {"stream": stream})
+        response = httpx.post(f"{roomy_url}/v1/messages", json=body | {"stream": stream})
         assert response.status_code == 400, response.text
         told = response.json()
         assert told["type"] == "error" and told["error"]["type"] == "invalid_request_error"

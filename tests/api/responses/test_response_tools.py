@@ -1,51 +1,33 @@
 """Tools in /v1/responses: calls as items and events, and the turns that follow them."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import torch
-from openai.types.responses import Response
+from openai.types.responses import Response, ToolChoiceAllowed
 
-from server.engine import RoutingArtifact, load_checkpoint
 from tests.api.answers.test_tools import TOOLS as CHAT_TOOLS
-from tests.api.live import make_worker, serve
+from tests.api.live import sent_events
 from tests.api.prepare.test_structured import NO_BLANKS
 from tests.api.strict import check, check_event
-from tests.tiny import CPU, save_random_model, tiny_config
 
 TOOLS: list[Any] = [{"type": "function", "strict": None, **tool["function"]} for tool in CHAT_TOOLS]
 ASKED: dict[str, Any] = {"model": "tiny", "input": "Go", "max_output_tokens": 150, "tools": TOOLS, "temperature": 0.7}
 MUST = ASKED | {"tool_choice": "required", "parallel_tool_calls": False}
+NAMED = {"type": "function", "name": "go"}
 OWN = {"seed": 5, **NO_BLANKS}
 
 
-@pytest.fixture(scope="module")
-def base_url(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: RoutingArtifact) -> Iterator[str]:
-    """The tiny model with room for descriptions of tools, each letter of which takes it a token."""
-    folder = save_random_model(tmp_path_factory.mktemp("long"), tiny_config(max_position_embeddings=2048))
-    worker, _ = make_worker(load_checkpoint(str(folder), torch.float32, CPU), tiny_artifact)
-    with serve(worker) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(base_url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        yield client
-
-
-def events(base_url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    response = httpx.post(f"{base_url}/v1/responses", json=body | OWN | {"stream": True}, timeout=60)
+def events(roomy_url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    response = httpx.post(f"{roomy_url}/v1/responses", json=body | OWN | {"stream": True}, timeout=60)
     assert response.status_code == 200, response.text
-    return [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n") if line.startswith("data: ")]
+    return sent_events(response)
 
 
-def test_a_call_is_an_item(base_url: str) -> None:
-    whole = httpx.post(f"{base_url}/v1/responses", json=MUST | OWN, timeout=60).json()
+def test_a_call_is_an_item(roomy_url: str) -> None:
+    whole = httpx.post(f"{roomy_url}/v1/responses", json=MUST | OWN, timeout=60).json()
     answer = check(whole, Response)
     (call,) = answer.output
     assert call.type == "function_call" and call.call_id.startswith("call_") and call.status == "completed"
@@ -54,8 +36,8 @@ def test_a_call_is_an_item(base_url: str) -> None:
     assert (answer.tool_choice, answer.parallel_tool_calls, answer.status) == ("required", False, "completed")
 
 
-def test_events_build_up_the_call(base_url: str) -> None:
-    found = events(base_url, MUST)
+def test_events_build_up_the_call(roomy_url: str) -> None:
+    found = events(roomy_url, MUST)
     for event in found:
         check_event(event)
     assert [event["sequence_number"] for event in found] == list(range(len(found)))
@@ -74,9 +56,9 @@ def test_events_build_up_the_call(base_url: str) -> None:
     assert last["response"]["output"] == [item["item"]]
 
 
-def test_the_sdks_own_stream_knows_the_call(client: openai.OpenAI) -> None:
+def test_the_sdks_own_stream_knows_the_call(roomy_client: openai.OpenAI) -> None:
     named: Any = {"type": "function", "name": "move"}
-    with client.responses.stream(**(MUST | {"tool_choice": named}), extra_body=OWN) as stream:
+    with roomy_client.responses.stream(**(MUST | {"tool_choice": named}), extra_body=OWN) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_response()
     assert "response.function_call_arguments.delta" in kinds
@@ -85,16 +67,16 @@ def test_the_sdks_own_stream_knows_the_call(client: openai.OpenAI) -> None:
     assert json.loads(call.arguments).keys() == {"x", "y"}
 
 
-def test_text_then_a_call(base_url: str) -> None:
+def test_text_then_a_call(roomy_url: str) -> None:
     """Left to itself a random model writes text; in a stream it is a message's."""
-    found = events(base_url, ASKED | {"max_output_tokens": 20})
+    found = events(roomy_url, ASKED | {"max_output_tokens": 20})
     for event in found:
         check_event(event)
     assert found[2]["item"]["type"] == "message" and found[-1]["type"] == "response.incomplete"
     assert found[-1]["response"]["output"][0]["status"] == "incomplete"
 
 
-def test_the_prompt_is_the_chats(base_url: str, client: openai.OpenAI) -> None:
+def test_the_prompt_is_the_chats(roomy_url: str, roomy_client: openai.OpenAI) -> None:
     """Thoughts, text and calls that follow each other are one message, as in the chat of the same turns."""
     call = {"name": "move", "arguments": '{"x": 1, "y": 2}'}
     items: list[Any] = [
@@ -114,19 +96,28 @@ def test_the_prompt_is_the_chats(base_url: str, client: openai.OpenAI) -> None:
         {"role": "tool", "tool_call_id": "call_2", "content": "done"},
     ]
     told: Any = {"model": "tiny", "temperature": 0, "extra_body": NO_BLANKS}
-    answer = client.responses.create(input=items, tools=TOOLS, max_output_tokens=12, **told)
-    chat = client.chat.completions.create(messages=messages, tools=CHAT_TOOLS, max_tokens=12, **told)
+    answer = roomy_client.responses.create(input=items, tools=TOOLS, max_output_tokens=12, **told)
+    chat = roomy_client.chat.completions.create(messages=messages, tools=CHAT_TOOLS, max_tokens=12, **told)
     assert answer.output_text == chat.choices[0].message.content
     assert answer.usage and chat.usage and answer.usage.input_tokens == chat.usage.prompt_tokens
 
 
-def test_the_next_turn_takes_the_output_as_it_is(client: openai.OpenAI) -> None:
-    first = client.responses.create(**MUST, extra_body=OWN)
+def test_some_of_the_tools_are_allowed(roomy_url: str) -> None:
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "stay"}]}
+    body = MUST | OWN | {"tool_choice": allowed}
+    answer = check(httpx.post(f"{roomy_url}/v1/responses", json=body, timeout=60).json(), Response)
+    (call,) = answer.output
+    assert call.type == "function_call" and call.name == "stay"
+    assert answer.tool_choice == ToolChoiceAllowed.model_validate(allowed)
+
+
+def test_the_next_turn_takes_the_output_as_it_is(roomy_client: openai.OpenAI) -> None:
+    first = roomy_client.responses.create(**MUST, extra_body=OWN)
     (call,) = first.output
     assert call.type == "function_call"
     result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
     turns: Any = [{"role": "user", "content": "Go"}, *first.output, result]
-    second = client.responses.create(**(ASKED | {"input": turns, "max_output_tokens": 8, "tool_choice": "none"}))
+    second = roomy_client.responses.create(**(ASKED | {"input": turns, "max_output_tokens": 8, "tool_choice": "none"}))
     assert [item.type for item in second.output] == ["message"]
 
 
@@ -138,14 +129,15 @@ def test_the_next_turn_takes_the_output_as_it_is(client: openai.OpenAI) -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [TOOLS[0] | {"parameters": {"not": {}}, "strict": True}]}, "tools[0].parameters"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "name": "go"}}, "tool_choice.name"),
-        ({"input": [{"type": "function_call", "call_id": "1", "name": "a", "arguments": "{"}]}, "input[0].arguments"),
+        ({"tool_choice": NAMED}, "tool_choice.name"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [NAMED]}}, "tool_choice.tools"),
+        ({"input": [{"type": "function_call", "call_id": "1", "name": "a", "arguments": {}}]}, "input[0].arguments"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type"),
         ({"max_tool_calls": 3}, "max_tool_calls"),
     ],
 )
-def test_what_is_refused(base_url: str, changes: dict[str, Any], param: str) -> None:
-    response = httpx.post(f"{base_url}/v1/responses", json=ASKED | changes)
+def test_what_is_refused(roomy_url: str, changes: dict[str, Any], param: str) -> None:
+    response = httpx.post(f"{roomy_url}/v1/responses", json=ASKED | changes)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param, response.text

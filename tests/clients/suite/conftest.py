@@ -1,10 +1,15 @@
-"""A server for real clients: the one at CLIENTS_URL, or the default model on a free port."""
+"""A server for real clients: the one at CLIENTS_URL, or the default model on a free port.
 
+SERVER_PYTHON is the interpreter of an environment that has the server, where that of the clients has not.
+"""
+
+import gc
 import os
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,6 +26,15 @@ class Served(NamedTuple):
         return f"{self.url}/v1"
 
 
+@pytest.fixture(autouse=True)
+def connections_left_open() -> Iterator[None]:
+    """Some clients leave theirs to the garbage collector, which would warn of them in the middle of another test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
     if url := os.environ.get("CLIENTS_URL"):
@@ -29,7 +43,8 @@ def served() -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "server", "--port", str(port), "--log-level", "warning"])
+    python = os.environ.get("SERVER_PYTHON", sys.executable)
+    process = subprocess.Popen([python, "-m", "server", "--port", str(port), "--log-level", "warning"])
     url = f"http://127.0.0.1:{port}"
     try:
         yield Served(url, model_at(url))

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.clients.suite.conftest import Served
-from tests.clients.suite.questions import BOAT, GREETING, WEATHER, Boat, get_weather
+from tests.clients.suite.questions import BOAT, GREETING, PLAIN, REFUSED, WEATHER, WRONG, Boat, get_weather
 
 agents = pytest.importorskip("agents")
 
@@ -51,8 +51,10 @@ def test_a_tool_over_two_turns(model) -> None:
 
 
 def test_a_handoff(model) -> None:
+    """To an agent whose answer has a form, so that it ends."""
+
     async def ask():
-        other = agents.Agent(name="Weatherman", model=model, model_settings=settings())
+        other = agents.Agent(name="Weatherman", model=model, output_type=Boat, model_settings=settings())
         agent = agents.Agent(name="Ann", model=model, handoffs=[other], model_settings=settings(**ONE_CALL))
         return await agents.Runner.run(agent, WEATHER, max_turns=4)
 
@@ -62,6 +64,14 @@ def test_a_handoff(model) -> None:
 def test_an_object(model) -> None:
     agent = agents.Agent(name="Ann", model=model, output_type=Boat, model_settings=settings())
     assert isinstance(agents.Runner.run_sync(agent, BOAT).final_output, Boat)
+
+
+def test_fields_beyond_openais(model) -> None:
+    agent = agents.Agent(name="Ann", model=model, model_settings=settings(extra_body=PLAIN))
+    assert agents.Runner.run_sync(agent, GREETING).final_output
+    agent = agents.Agent(name="Ann", model=model, model_settings=settings(extra_body=WRONG))
+    with pytest.raises(openai.BadRequestError, match=REFUSED):
+        agents.Runner.run_sync(agent, GREETING)
 
 
 def test_an_error(model) -> None:

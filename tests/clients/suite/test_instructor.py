@@ -1,25 +1,34 @@
 """instructor, in the modes that fit OpenAI's chats and responses."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import openai
 import pytest
 
 from tests.clients.suite.conftest import Served
-from tests.clients.suite.questions import BOAT, Boat
+from tests.clients.suite.questions import BOAT, GREETING, PLAIN, REFUSED, WRONG, Boat
 
 instructor = pytest.importorskip("instructor")
+core = pytest.importorskip("instructor.core")
 MODES = ("TOOLS", "TOOLS_STRICT", "JSON_SCHEMA", "RESPONSES_TOOLS")
+ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": BOAT}], "temperature": 0}
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.v1, api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_object(served: Served, mode: str) -> None:
-    with openai.OpenAI(base_url=served.v1, api_key="none", max_retries=0) as client:
-        told = {"messages": [{"role": "user", "content": BOAT}], "response_model": Boat, "max_retries": 2}
-        limit = {"max_output_tokens": 200} if mode.startswith("RESPONSES") else {"max_tokens": 200}
-        patched = instructor.from_openai(client, mode=instructor.Mode[mode])
-        assert isinstance(patched.create(model=served.model, temperature=0, **told, **limit), Boat)
+def test_an_object(served: Served, client: openai.OpenAI, mode: str) -> None:
+    limit = {"max_output_tokens": 200} if mode.startswith("RESPONSES") else {"max_tokens": 200}
+    patched = instructor.from_openai(client, mode=instructor.Mode[mode])
+    assert isinstance(patched.create(model=served.model, response_model=Boat, max_retries=2, **ASKED, **limit), Boat)
 
 
-def test_a_retry(served: Served) -> None:
+def test_a_retry(served: Served, client: openai.OpenAI) -> None:
     """An answer that the client's own check refuses is sent back with the error, and asked for again."""
     seen = []
 
@@ -29,16 +38,32 @@ def test_a_retry(served: Served) -> None:
             if len(seen) < 2:
                 raise ValueError("once more, please")
 
-    with openai.OpenAI(base_url=served.v1, api_key="none", max_retries=0) as client:
-        patched = instructor.from_openai(client, mode=instructor.Mode.TOOLS)
-        told = [{"role": "user", "content": BOAT}]
-        patched.create(model=served.model, messages=told, response_model=Refused, max_retries=3, max_tokens=200)
+    patched = instructor.from_openai(client, mode=instructor.Mode.TOOLS)
+    patched.create(model=served.model, response_model=Refused, max_retries=3, max_tokens=200, **ASKED)
     assert len(seen) == 2
 
 
-def test_a_partial_object(served: Served) -> None:
-    with openai.OpenAI(base_url=served.v1, api_key="none", max_retries=0) as client:
-        patched = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
-        told = [{"role": "user", "content": BOAT}]
-        found = list(patched.create_partial(model=served.model, messages=told, response_model=Boat, max_tokens=200))
+def test_a_partial_object(served: Served, client: openai.OpenAI) -> None:
+    patched = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
+    found = list(patched.create_partial(model=served.model, response_model=Boat, max_tokens=200, **ASKED))
     assert found[-1].kind and found[-1].length is not None
+
+
+def test_plain_and_streamed(served: Served, client: openai.OpenAI) -> None:
+    patched = instructor.from_openai(client, mode=instructor.Mode.TOOLS)
+    asked = {"model": served.model, "response_model": None, "temperature": 0, "max_tokens": 60}
+    asked["messages"] = [{"role": "user", "content": GREETING}]
+    text = patched.create(**asked).choices[0].message.content
+    assert (
+        text and "".join(chunk.choices[0].delta.content or "" for chunk in patched.create(**asked, stream=True)) == text
+    )
+
+
+def test_fields_beyond_openais_and_errors(served: Served, client: openai.OpenAI) -> None:
+    patched = instructor.from_openai(client, mode=instructor.Mode.TOOLS)
+    told = {"response_model": Boat, "max_tokens": 200, "max_retries": 0, **ASKED}
+    assert patched.create(model=served.model, extra_body=PLAIN, **told)
+    with pytest.raises(core.InstructorRetryException, match=REFUSED):
+        patched.create(model=served.model, extra_body=WRONG, **told)
+    with pytest.raises(core.InstructorRetryException, match="does not exist"):
+        patched.create(model="absent", **told)

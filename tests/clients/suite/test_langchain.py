@@ -4,7 +4,7 @@ import openai
 import pytest
 
 from tests.clients.suite.conftest import Served
-from tests.clients.suite.questions import BOAT, GREETING, SUNNY, WEATHER, Boat, get_weather
+from tests.clients.suite.questions import BOAT, GREETING, PLAIN, REFUSED, SUNNY, WEATHER, WRONG, Boat, get_weather
 
 langchain = pytest.importorskip("langchain_openai")
 messages = pytest.importorskip("langchain_core.messages")
@@ -41,6 +41,12 @@ def test_a_tool_over_two_turns(chat) -> None:
 def test_an_object(chat) -> None:
     for method in ("json_schema", "function_calling"):
         assert isinstance(chat.with_structured_output(Boat, method=method).invoke(BOAT), Boat)
+
+
+def test_fields_beyond_openais(chat) -> None:
+    assert chat.model_copy(update={"extra_body": PLAIN}).invoke(GREETING).text
+    with pytest.raises(openai.BadRequestError, match=REFUSED):
+        chat.model_copy(update={"extra_body": WRONG}).invoke(GREETING)
 
 
 def test_an_error(served: Served) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.clients.suite.conftest import Served
-from tests.clients.suite.questions import BOAT, GREETING, SUNNY, WEATHER, Boat
+from tests.clients.suite.questions import BOAT, GREETING, PLAIN, REFUSED, SUNNY, WEATHER, WRONG, Boat
 
 litellm = pytest.importorskip("litellm")
 TOOL = {
@@ -49,6 +49,18 @@ def test_an_object(asked) -> None:
         pytest.skip("LiteLLM writes the schema of Anthropic's models as a tool")
     answer = litellm.completion(messages=[{"role": "user", "content": BOAT}], response_format=Boat, **asked)
     Boat.model_validate_json(answer.choices[0].message.content)
+
+
+def test_fields_beyond_openais(asked) -> None:
+    """OpenAI's go as `extra_body`, Anthropic's as they are."""
+
+    def ask(extra):
+        told = extra if asked["model"].startswith("anthropic") else {"extra_body": extra}
+        return litellm.completion(messages=[{"role": "user", "content": GREETING}], **told, **asked)
+
+    assert ask(PLAIN).choices[0].message.content
+    with pytest.raises(litellm.exceptions.BadRequestError, match=REFUSED):
+        ask(WRONG)
 
 
 def test_an_error(asked) -> None:

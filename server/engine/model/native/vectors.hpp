@@ -37,6 +37,7 @@ struct bf16 {
 inline f32x16 splat(float x) { return f32x16{} + x; }
 
 // `WIDTH` of sixteen numbers, from this lane on.
+inline floats part(const f32x16& v, int lane) { return *(const floats*)((const float*)&v + lane); }
 inline void put(floats v, f32x16* to, int lane) { *(floats*)((float*)to + lane) = v; }
 
 inline float to_float(float x) { return x; }
@@ -94,11 +95,18 @@ inline float inverse_rms(const float* x, int size, float epsilon) {
 }
 
 // The results of `f`, a register's width after the other: where sixteen numbers take two registers, the compiler would
-// compare and choose number by number.
-template <class F, class... V>
-inline f32x16 by_width(F&& f, const V&... v) {
+// compare and choose number by number. (The types are no parameters of the template, which would lose their alignment.)
+template <class F>
+inline f32x16 by_width(F&& f, const f32x16& v) {
   f32x16 out;
-  for (int lane = 0; lane < LANES; lane += WIDTH) put(f(*(const floats*)((const float*)&v + lane)...), &out, lane);
+  for (int lane = 0; lane < LANES; lane += WIDTH) put(f(part(v, lane)), &out, lane);
+  return out;
+}
+
+template <class F>
+inline f32x16 by_width(F&& f, const f32x16& a, const f32x16& b) {
+  f32x16 out;
+  for (int lane = 0; lane < LANES; lane += WIDTH) put(f(part(a, lane), part(b, lane)), &out, lane);
   return out;
 }
 

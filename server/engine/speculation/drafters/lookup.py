@@ -66,8 +66,7 @@ class LookupDrafter(Drafter):
             index = self.indexes.setdefault(sequence.id, NgramIndex(self.sizes))
             index.extend(sequence.ids)
             limit = sequence.grown_draft_limit(self.growths.get(sequence.id, 1))
-            forced = sequence.grammar.forced(sequence.ids, limit) if sequence.grammar else []
-            if found := forced or index.continuation(sequence.ids, limit):
+            if found := sequence.forced(limit) or index.continuation(sequence.ids, limit):
                 proposals[sequence.id] = found
         return proposals
 

@@ -81,8 +81,7 @@ class RecyclingDrafter(Drafter):
             successors = self.grown(sequence)
             self.latest[sequence.id] = successors.of(sequence.ids[-1])
             limit = self.limit(sequence, row_price)
-            forced = sequence.grammar.forced(sequence.ids, limit) if sequence.grammar else []
-            if found := forced or successors.chain(sequence.ids[-1], limit):
+            if found := sequence.forced(limit) or successors.chain(sequence.ids[-1], limit):
                 proposals[sequence.id] = found
         return proposals
 

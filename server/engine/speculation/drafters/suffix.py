@@ -80,7 +80,7 @@ class SuffixDrafter(Drafter):
             limit, trust = sequence.grown_draft_limit(LONGEST_GROWTH), running.trust.value
             floor = min(row_price / trust, HIGHEST_FLOOR)
             found, running.expected = self.history.texts[sequence.id].continuation(sequence.ids, limit, floor)
-            if sequence.grammar and (forced := sequence.grammar.forced(sequence.ids, limit)):
+            if forced := sequence.forced(limit):
                 found, running.expected = forced, len(forced) / trust
             if found:
                 proposals[sequence.id] = found
