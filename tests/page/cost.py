@@ -101,7 +101,8 @@ def main() -> None:
             for kind, each in times.items():
                 low, high = interval(times["alone"], each)
                 ratio = sum(times["alone"]) / sum(each)
-                print(f"{method}, {kind}: {len(each) / sum(each):.1f} tokens/s, {ratio:.3f} ({low:.3f} to {high:.3f})")
+                figures = f"{len(each) / sum(each):.1f} tokens/s, {ratio:.3f} ({low:.3f} to {high:.3f})"
+                print(f"{method}, {kind}: {figures}", flush=True)
         started = time.perf_counter()
         for _ in range(100):
             http.get("/now").raise_for_status()
