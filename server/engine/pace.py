@@ -10,7 +10,7 @@ ALONE_SECONDS = 0.1
 """What a step reads for while nobody decodes: so long waits, at most, who has just come."""
 FEWEST_ALONE = 64
 """Rows of a pass share its reading of the weights; of fewer ones a large model would read most of the time."""
-FEWEST_BESIDE = 16
+FEWEST_BESIDE = 8
 """Of fewer rows each takes longer, for they read the same weights and keys."""
 RATE = 1 / 16
 """By so much the middle of decoding times is moved at each step, up or down."""
