@@ -58,6 +58,7 @@ class Rows(Structure):
         *fields(c_int, "count table_size"),
         *fields(c_void_p, "ids positions slots tables keys values is_skipped hidden patch states"),
         ("is_reading", c_int),
+        *fields(c_void_p, "places parents"),
     ]
 
 
@@ -115,6 +116,8 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_new.argtypes = [POINTER(Shape), POINTER(Layer), POINTER(Edges), c_void_p]
     kernels.decoder_forward.argtypes = [c_void_p, POINTER(Rows)]
     kernels.decoder_forward.restype = None
+    kernels.decoder_keep_branch.argtypes = [c_void_p, POINTER(Rows)]
+    kernels.decoder_keep_branch.restype = None
     kernels.decoder_pass.argtypes = [c_void_p, POINTER(Rows), c_int, c_int, c_void_p]
     kernels.decoder_pass.restype = None
     kernels.decoder_logits.argtypes = [c_void_p, POINTER(Matrix), c_int, c_void_p, c_void_p]

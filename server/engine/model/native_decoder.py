@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from ctypes import Array as CArray
 from ctypes import addressof, byref
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
@@ -127,6 +128,13 @@ class NativeDecoder:
         self.kernels.decoder_forward(self.handle, byref(rows))
         return hidden
 
+    def keep_branch(self, cache: KVCache, slot: int, places: list[int], first: int) -> None:
+        """As `Decoder.keep_branch`."""
+        count = len(places)
+        flat = array("i", [0] * count + [*range(first, first + count)] + [slot] * count + places + [0] * count)
+        rows = self.rows(flat, count, torch.empty(0), cache, FULL_MODEL)
+        self.kernels.decoder_keep_branch(self.handle, byref(rows))
+
     def sublayers(
         self, batch: TokenBatch, cache: KVCache, residual: Tensor | None, sublayers: range, draft: DraftModel
     ) -> Tensor:
@@ -204,17 +212,16 @@ class NativeDecoder:
         draft: DraftModel,
         states: Tensor | None = None,
     ) -> Rows:
-        """`flat` has `count` ids, positions and slots; the caller keeps it and the tensors alive through the call.
+        """`flat` has `count` ids, positions and slots, and places and parents where there is a tree.
 
-        `states` are contiguous and in fp32.
+        The caller keeps it and the tensors alive through the call. `states` are contiguous and in fp32.
         """
-        first = flat.buffer_info()[0]
+        first, number = flat.buffer_info()
+        parts = [first + part * count * flat.itemsize for part in range(number // count)]
         return Rows(
             count,
             cache.table_size,
-            first,
-            first + count * flat.itemsize,
-            first + 2 * count * flat.itemsize,
+            *parts[:3],
             cache.tables.buffer_info()[0],
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
@@ -222,6 +229,8 @@ class NativeDecoder:
             hidden.data_ptr(),
             addressof(self.patch_matrix(draft.patch)) if draft.patch else None,
             address(states),
+            0,
+            *parts[3:],
         )
 
     def logits(self, hidden: Tensor, head: "NativeHead | None" = None) -> Tensor:
@@ -281,8 +290,9 @@ def scored(head: "NativeHead | None") -> tuple[Any, int | None]:
 
 
 def flattened(batch: TokenBatch) -> "array[int]":
-    """Ids, positions and slots of all tokens, one after the other."""
-    return array("i", [value for values in batch.flat for value in values])
+    """Ids, positions and slots of all tokens, one after the other; of a batch with trees places and parents too."""
+    tree = (batch.places, batch.parents) if batch.forks else ()
+    return array("i", chain(*batch.flat, *tree))
 
 
 def pointed(parts: Parts, input_bits: int) -> dict[str, Matrix | int | None]:

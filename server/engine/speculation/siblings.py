@@ -12,7 +12,7 @@ from torch import Tensor
 from server.engine.model.native_head import NativeHead
 from server.engine.sequence import Sequence
 from server.engine.speculation.averages import Average
-from server.engine.speculation.base import Feedback
+from server.engine.speculation.base import Feedback, Paths
 from server.engine.types import DraftModel
 
 MEMORY, FIRST_ACCEPTANCE = 64, 0.7
@@ -44,13 +44,13 @@ class Siblings:
         if chain and sequence.request.sampling.is_greedy and draft.floor == 0:
             self.latest[sequence.id] = Last(chain, logits, head)
 
-    def branches(self, sequence: Sequence, row_price: float) -> tuple[list[int], ...]:
+    def branches(self, sequence: Sequence, row_price: float) -> Paths:
         """The chain with its last token's sibling, if that is worth the rows."""
         if not (last := self.latest.pop(sequence.id, None)):
             return ()
         tops, places = last.logits.topk(2)
         chance = float((tops[1] - last.logits.logsumexp(-1)).exp())
-        if self.acceptance.value ** (len(last.chain) - 1) * chance < row_price * (len(last.chain) + 1):
+        if self.acceptance.value ** (len(last.chain) - 1) * chance < row_price:
             return ()
         second = int(places[1])
         return ([*last.chain[:-1], last.head.ids[second] if last.head else second],)

@@ -16,6 +16,7 @@ from server.engine.speculation.base import (
     DraftingParts,
     Feedback,
     Method,
+    Paths,
     Proposals,
     methods,
 )
@@ -27,22 +28,22 @@ from server.engine.types import PATCHED, PLAIN, StepStats, TracedStep
 class Speculator:
     """The drafters of one engine; without a policy a sequence takes the first of its method that has something."""
 
-    def __init__(self, drafters: Iterable[Drafter], policy: DraftPolicy | None = None, num_branches: int = 0) -> None:
-        """So many continuations at most may be checked beside the draft of a sequence that decodes alone."""
+    def __init__(self, drafters: Iterable[Drafter], policy: DraftPolicy | None = None, max_tree: int = 0) -> None:
+        """A draft and what is checked beside it have at most `max_tree` tokens; with 0 all drafts are chains."""
         self.drafters = {drafter.name: drafter for drafter in drafters}
         self.policy = policy
-        self.num_branches = num_branches
+        self.max_tree = max_tree
         self.methods: Mapping[str, Method] = methods()
         self.allowed = {name: [d for d in each.drafters if d in self.drafters] for name, each in self.methods.items()}
         """The drafters of each method that are here, the preferred one first."""
         self.free: dict[str, Proposals] = {}
         """This step's proposals of free drafters, whether or not they are checked."""
-        self.others: dict[str, tuple[list[int], ...]] = {}
-        """Continuations beside these, by drafter, where one sequence decodes alone."""
+        self.others: dict[str, dict[int, Paths]] = {}
+        """Continuations beside this step's proposals, by drafter and sequence."""
 
     @classmethod
-    def of(cls, parts: DraftingParts, policy: DraftPolicy | None, num_branches: int) -> Self:
-        return cls([kind.of(parts) for kind in DRAFTERS.values() if kind.fits(parts)], policy, num_branches)
+    def of(cls, parts: DraftingParts, policy: DraftPolicy | None, max_tree: int) -> Self:
+        return cls([kind.of(parts) for kind in DRAFTERS.values() if kind.fits(parts)], policy, max_tree)
 
     def draft(self, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
         """Drafts by sequence id, empty where passes were spent in vain; who is absent is decoded plainly."""
@@ -52,8 +53,7 @@ class Speculator:
         for name, drafter in self.drafters.items():
             if drafter.is_free and (allowing := [s for s in sequences if name in self.allowed[s.method]]):
                 self.free[name] = drafter.propose(allowing, row_price)
-                if len(sequences) == 1 and self.num_branches and self.free[name]:
-                    self.others[name] = drafter.branches(sequences[0], row_price, self.num_branches)
+                self.branch(name, allowing, self.free[name], row_price)
         # 2) Each sequence gets one drafter.
         picks = {s.id: self.pick(s, len(sequences)) for s in sequences}
         # 3) Passes are spent for those that were given a drafter which needs them.
@@ -63,14 +63,22 @@ class Speculator:
                 started = time.perf_counter()
                 picked = [s for s in sequences if picks[s.id] == name]
                 proposals[name] = self.drafters[name].propose(picked, row_price)
-                if len(sequences) == 1 and self.num_branches and proposals[name]:
-                    self.others[name] = self.drafters[name].branches(sequences[0], row_price, self.num_branches)
+                self.branch(name, picked, proposals[name], row_price)
                 stats.drafting_seconds[name] = time.perf_counter() - started
         return {
-            number: Draft(proposals[name].get(number, []), name, self.others.get(name, ()))
+            number: Draft(proposals[name].get(number, []), name, self.others_of(name, number))
             for number, name in picks.items()
             if name != PLAIN
         }
+
+    def branch(self, name: str, sequences: list[Sequence], proposals: Proposals, row_price: float) -> None:
+        """Notes what a drafter would have checked beside its proposals."""
+        if self.max_tree:
+            drafter, proposed = self.drafters[name], [s for s in sequences if s.id in proposals]
+            self.others[name] = {s.id: drafter.branches(s, row_price, self.max_tree) for s in proposed}
+
+    def others_of(self, name: str, number: int) -> Paths:
+        return self.others.get(name, {}).get(number, ())
 
     def reads_state(self, sequence: Sequence) -> bool:
         """Whether its next draft may begin at the state of its last token."""
@@ -89,7 +97,7 @@ class Speculator:
             drafter = self.drafters[name]
             if drafter.is_free:
                 if found := self.free[name].get(sequence.id):
-                    num_rows = Draft(found, name, self.others.get(name, ())).num_rows
+                    num_rows = Draft(found, name, self.others_of(name, sequence.id)).num_rows
                     options[name] = Option(num_rows, drafter.promise(sequence))
             elif drafter.can_draft(sequence):
                 options[name] = Option()

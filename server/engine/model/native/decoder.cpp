@@ -27,6 +27,9 @@ void* decoder_new(const Shape* shape, const Layer* layers, const Edges* edges, v
 
 void decoder_forward(void* decoder, const Rows* rows) { static_cast<Model*>(decoder)->forward(*rows); }
 
+// Moves what the cache has of a tree's branch to where plain decoding would have put it.
+void decoder_keep_branch(void* decoder, const Rows* rows) { static_cast<Model*>(decoder)->keep_branch(*rows); }
+
 // Sub-layers are counted from 0: attention and MLP of each layer in turn.
 void decoder_pass(void* decoder, const Rows* rows, int first, int last, float* residual) {
   static_cast<Model*>(decoder)->pass(*rows, first, last, residual);

@@ -17,7 +17,7 @@ from server.engine.sampling.distribution import draw_with_confidence
 from server.engine.sampling.native_sampling import packed
 from server.engine.sampling.sampler import adjusted
 from server.engine.sequence import Sequence
-from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Proposals
+from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Paths, Proposals
 from server.engine.speculation.draft_heads import DraftHeads
 from server.engine.speculation.siblings import Siblings
 from server.engine.types import DraftModel
@@ -115,7 +115,7 @@ class ChainDrafter(Drafter):
             self.siblings.note(group[0], draft, lone, decoder.drafting.row(len(lone) - 1 - first, scored), scored)
         return {number: chain for number, chain in drafts.items() if chain}
 
-    def branches(self, sequence: Sequence, row_price: float, most: int) -> tuple[list[int], ...]:
+    def branches(self, sequence: Sequence, row_price: float, most: int) -> Paths:
         return self.siblings.branches(sequence, row_price)
 
     def learn(self, sequence: Sequence, feedback: Feedback) -> None:

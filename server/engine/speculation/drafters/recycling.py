@@ -2,11 +2,12 @@
 
 from array import array
 from collections import OrderedDict
+from heapq import heappop, heappush
 from typing import Self
 
 from server.engine.sequence import Sequence
 from server.engine.speculation.averages import Average
-from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Proposals, register
+from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Paths, Proposals, register
 
 MAX_OWNERS = 16
 """Tables that are kept, 12 bytes for each token of the vocabulary: 29 MB for 16 of 151,936 tokens."""
@@ -85,15 +86,22 @@ class RecyclingDrafter(Drafter):
                 proposals[sequence.id] = found
         return proposals
 
-    def branches(self, sequence: Sequence, row_price: float, most: int) -> tuple[list[int], ...]:
-        found = []
-        acceptance, limit = self.acceptances[sequence.id].value, self.limit(sequence, row_price)
-        for token, chance in zip(self.latest[sequence.id][1:], self.chances[1:], strict=False):
-            branch = [token, *self.tables[sequence.request.owner].chain(token, limit - 1)]
-            promise = chance.value * sum(acceptance**i for i in range(len(branch)))
-            if limit and promise >= row_price * (len(branch) + 1):
-                found.append(branch)
-        return tuple(found[:most])
+    def branches(self, sequence: Sequence, row_price: float, most: int) -> Paths:
+        """The likeliest ways through the successors, a token at a time, as OPT-Tree (arXiv 2406.17276) grows a tree."""
+        successors, last = self.tables[sequence.request.owner], sequence.ids[-1]
+        chances = [self.acceptances[sequence.id].value, *(chance.value for chance in self.chances[1:])]
+        open_ways: list[tuple[float, list[int]]] = [(-1.0, [])]
+        found: list[list[int]] = []
+        while open_ways and len(found) <= most:
+            chance, way = heappop(open_ways)
+            found.append(way)
+            if len(way) == sequence.draft_limit:
+                continue
+            for token, share in zip(successors.of(way[-1] if way else last), chances, strict=False):
+                if -chance * share >= row_price:
+                    heappush(open_ways, (chance * share, [*way, token]))
+        inner = {tuple(way[:-1]) for way in found}
+        return tuple(way for way in found[1:] if tuple(way) not in inner)
 
     def limit(self, sequence: Sequence, row_price: float) -> int:
         acceptance = self.acceptances.setdefault(sequence.id, Average(MEMORY, FIRST_ACCEPTANCE)).value

@@ -1,4 +1,4 @@
-"""Trees of drafts, as branches in slots of their own: the text is that of plain decoding, bit for bit."""
+"""Trees of drafts: the text is that of plain decoding, bit for bit."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,14 +16,13 @@ from server.engine import (
     GenerationRequest,
     Route,
     SamplingParams,
-    Sequence,
     StopConditions,
     add_draft,
     load_checkpoint,
 )
-from server.engine.engine import CheckedDraft
 from server.engine.model import kernels
 from server.engine.speculation.verification import count_agreeing
+from server.engine.trees import CheckedDraft, Tree
 from tests.tiny import CPU, save_random_model, tiny_config, torch_decoder
 
 VOCABULARY = 12
@@ -63,16 +62,15 @@ def with_copy(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the branches that were right where the draft was not."""
     lengths: list[int] = []
-    choose = Engine.choose_branch
+    best = Tree.best
 
-    def noted(self: Engine, sequence: Sequence, found: dict[int, CheckedDraft], *checked: Any) -> None:
-        before = found[sequence.id].draft
-        choose(self, sequence, found, *checked)
-        chosen = found[sequence.id]
-        if chosen.draft is not before:
+    def noted(self: Tree, *checked: Any) -> CheckedDraft:
+        chosen = best(self, *checked)
+        if chosen.draft is not self.draft:
             lengths.append(count_agreeing(chosen.draft.ids, chosen.own.token_ids) + 1)
+        return chosen
 
-    monkeypatch.setattr(Engine, "choose_branch", noted)
+    monkeypatch.setattr(Tree, "best", noted)
     # No row costs anything, so that every branch is checked.
     monkeypatch.setattr("server.engine.speculation.speculator.FIRST_ROW_PRICE", 0.0)
     return lengths
@@ -83,14 +81,17 @@ def asked(number: int, sampling: SamplingParams, method: str = "recycling") -> G
     return GenerationRequest([1, *words], sampling, StopConditions(60), method)
 
 
-def engine(model: Decoder, num_branches: int, max_batch: int = 1) -> Engine:
-    config = EngineConfig(max_batch=max_batch, num_branches=num_branches, is_adaptive=False, baseline_share=0)
+def engine(model: Decoder, max_tree: int, max_batch: int = 1) -> Engine:
+    """Drafts are short, so that there is room for branches beside them."""
+    config = EngineConfig(
+        max_batch=max_batch, max_tree=max_tree, max_draft=4, is_adaptive=False, baseline_share=0, confidence=0.1
+    )
     return Engine(model, config)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled", "top-k", "adjusted"])
 def test_the_text_stays_the_same(model: Decoder, sampling: SamplingParams, taken: list[int]) -> None:
-    branching = engine(model, 2)
+    branching = engine(model, 16)
     for number in range(4):
         request = asked(number, sampling)
         (plain,) = engine(model, 0).generate([replace(request, method="plain")])
@@ -108,7 +109,7 @@ def test_a_chain_that_ends_unsure_has_a_sibling(
 ) -> None:
     vocabulary = DraftVocabulary(tuple(range(size))) if size else None
     route = Route("test", DraftModel(vocabulary=vocabulary, is_low_bit=True))
-    branching = engine(with_copy, 2)
+    branching = engine(with_copy, 16)
     for number in range(6):
         request = replace(asked(number, SAMPLINGS[0], method), route=route)
         (plain,) = engine(with_copy, 0).generate([replace(request, method="plain")])
@@ -119,15 +120,15 @@ def test_a_chain_that_ends_unsure_has_a_sibling(
 
 
 def test_a_sampled_chain_has_no_sibling(with_copy: Decoder, taken: list[int]) -> None:
-    (drafted,) = engine(with_copy, 2).generate([asked(1, SAMPLINGS[1], "low-bit")])
+    (drafted,) = engine(with_copy, 16).generate([asked(1, SAMPLINGS[1], "low-bit")])
     assert drafted.stats.num_drafted
     assert not taken
 
 
 def test_fewer_steps_are_needed_than_without_branches(model: Decoder, taken: list[int]) -> None:
     steps = []
-    for num_branches in (0, 1, 2):
-        sequences = [engine(model, num_branches).generate([asked(i, SAMPLINGS[1])])[0] for i in range(4)]
+    for max_tree in (0, 8, 24):
+        sequences = [engine(model, max_tree).generate([asked(i, SAMPLINGS[1])])[0] for i in range(4)]
         steps.append(sum(sequence.stats.num_steps for sequence in sequences))
     assert steps[0] > steps[1] >= steps[2]
 
@@ -136,7 +137,7 @@ def test_log_probabilities_and_scored_tokens_are_those_of_plain_decoding(model: 
     request = replace(asked(1, SAMPLINGS[1]), num_logprobs=2)
     scores = []
     for one in (replace(request, method="plain"), request):
-        branching = engine(model, 2)
+        branching = engine(model, 16)
         branching.add(one)
         emissions = []
         while branching.has_work:
@@ -146,8 +147,8 @@ def test_log_probabilities_and_scored_tokens_are_those_of_plain_decoding(model: 
     assert taken
 
 
-def test_several_at_once_have_chains_and_the_next_one_alone_has_branches(model: Decoder, taken: list[int]) -> None:
-    branching = engine(model, 2, max_batch=2)
+def test_several_at_once_have_a_tree_each(model: Decoder, taken: list[int]) -> None:
+    branching = engine(model, 16, max_batch=2)
     requests = [asked(i, SAMPLINGS[1]) for i in (1, 2)]
     expected = [engine(model, 0).generate([replace(each, method="plain")])[0].output_ids for each in requests]
     short = replace(requests[1], stop=StopConditions(8))
@@ -158,7 +159,7 @@ def test_several_at_once_have_chains_and_the_next_one_alone_has_branches(model: 
 
 def test_a_chat_that_goes_on_reads_what_branches_wrote(model: Decoder, taken: list[int]) -> None:
     """The next turn takes over the slot's keys and values, of which some came from a branch."""
-    branching = engine(model, 2)
+    branching = engine(model, 16)
     first = asked(2, SAMPLINGS[1])
     (answered,) = branching.generate([first])
     assert taken
