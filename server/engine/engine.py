@@ -67,7 +67,7 @@ class Engine:
         policy = DraftPolicy() if config.is_adaptive else None
         seeds = artifact.history if artifact else {}
         self.history = History(config.history_bytes, seeds) if History.is_built() else None
-        parts = DraftingParts(model, self.cache, confidence, self.history)
+        parts = DraftingParts(model, self.cache, confidence, self.history, config.max_tree > 0)
         self.speculator = Speculator.of(parts, policy, config.max_tree)
         self.numbers = itertools.count()
         self.is_at_work = False

@@ -74,7 +74,8 @@ class Chain(Structure):
     _fields_ = [
         ("stride", c_int),
         *fields(c_float, "confidence floor"),
-        *fields(c_void_p, "limits drafted lengths samplings"),
+        *fields(c_void_p, "limits drafted lengths samplings seconds chances"),
+        ("outputs", c_int),
     ]
 
 
@@ -142,6 +143,8 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_draft.restype = None
     kernels.logits_sample.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p]
     kernels.logits_sample.restype = None
+    kernels.logits_likeliest.argtypes = [c_void_p, c_int, c_int, c_int, c_void_p]
+    kernels.logits_likeliest.restype = None
     kernels.decoder_free.argtypes = [c_void_p]
     kernels.decoder_free.restype = None
     kernels.matrix_copy_outputs.argtypes = [POINTER(Matrix), c_int, c_void_p, POINTER(Matrix), c_int]

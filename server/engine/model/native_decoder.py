@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Samplings = CArray[Sampling]
 """How the token of each row is drawn."""
+Seconds = list[tuple[int, float]]
+"""What came second to each token of a chain, and its probability."""
 Parts = Mapping[str, Panels | Tensor | None]
 """Matrices and vectors by the names of the kernels' fields, None where the model has no such part."""
 
@@ -187,11 +189,12 @@ class NativeDecoder:
         head: "NativeHead | None" = None,
         states: Tensor | None = None,
         samplings: Samplings | None = None,
+        seconds: list[Seconds] | None = None,
     ) -> list[list[int]]:
         """Chains after the batch's single tokens, as `ChainDrafter` describes them.
 
         `head`: the rows of the draft's vocabulary, where it has one; `states` as in `Decoder.forward`; `samplings` draw
-        the first tokens of each, without them they are greedy.
+        the first tokens of each, without them they are greedy. `seconds` receives those of each chain.
         """
         flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens)
         stride = max(limits)
@@ -199,8 +202,16 @@ class NativeDecoder:
         lengths = array("i", bytes(4 * len(limits)))
         addresses = (values.buffer_info()[0] for values in (most, drafted, lengths))
         chain = Chain(stride, confidence, draft.floor, *addresses, addressof(samplings) if samplings else None)
+        if seconds is not None:
+            second, chances = array("i", drafted), array("f", bytes(4 * len(drafted)))
+            chain.seconds, chain.chances = second.buffer_info()[0], chances.buffer_info()[0]
+            chain.outputs = head.matrix.outputs if head else self.config.vocabulary_size
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft, states)
         self.kernels.decoder_draft(self.handle, byref(rows), *scored(head), byref(scratch.unsure), byref(chain))
+        if seconds is not None:
+            tokens = [head.ids[each] for each in second] if head else second
+            pairs = list(zip(tokens, chances, strict=True))
+            seconds += [pairs[i * stride : i * stride + length] for i, length in enumerate(lengths)]
         return [drafted[i * stride : i * stride + length].tolist() for i, length in enumerate(lengths)]
 
     def rows(

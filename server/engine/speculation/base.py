@@ -80,6 +80,8 @@ class DraftingParts:
     confidence: float
     history: History | None = None
     """What answers of the past tell, and texts tell of themselves; None in a build without a compiler."""
+    grows_trees: bool = False
+    """Whether other continuations than a proposal may be checked beside it."""
 
     @cached_property
     def heads(self) -> DraftHeads:

@@ -56,6 +56,11 @@ void logits_sample(const float* logits, int count, int size, const Sampling* sam
   }
 }
 
+// The likeliest tokens of each row [count][tokens].
+void logits_likeliest(const float* logits, int count, int size, int tokens, int32_t* out) {
+  for (int r = 0; r < count; r++) find_likeliest(logits + size_t(r) * size, size, tokens, out + r * tokens);
+}
+
 // Chooses as `decoder_choose` does.
 void decoder_draft(void* decoder, const Rows* rows, const Matrix* head, const int32_t* ids, const Choice* choice,
                    const Chain* chain) {
