@@ -29,7 +29,8 @@ KIND_MEMORY = 64
 """Drafts that the average gain of a kind of sequence reaches back."""
 FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
-FIRST_ROW_PRICE = 0.3
+FIRST_ROW_PRICE, LEAST_ROW_PRICE = 0.3, 0.01
+"""Share of a plain step that a row takes before it was measured, and at least: what is measured under it is chance."""
 INFINITE = float("inf")
 PRICED = "priced"
 """Key of the rests of drafts that are refused for their price."""
@@ -170,7 +171,7 @@ class DraftPolicy:
     def row_price(self, num_rows: int) -> float:
         """What a drafted token has to bring: the share of a plain step that its row takes from all of the batch."""
         measured = self.prices[size_class(num_rows)].row.value
-        return HURDLE * (FIRST_ROW_PRICE if measured is None else measured)
+        return HURDLE * (FIRST_ROW_PRICE if measured is None else max(measured, LEAST_ROW_PRICE))
 
     def observe_seconds(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
         self.prices[size_class(num_rows)].add(drafts, num_rows, stats)

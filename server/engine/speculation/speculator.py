@@ -36,8 +36,8 @@ class Speculator:
         self.methods: Mapping[str, Method] = methods()
         self.allowed = {name: [d for d in each.drafters if d in self.drafters] for name, each in self.methods.items()}
         """The drafters of each method that are here, the preferred one first."""
-        self.free: dict[str, Proposals] = {}
-        """This step's proposals of free drafters, whether or not they are checked."""
+        self.proposals: dict[str, Proposals] = {}
+        """This step's, by drafter; those of free ones whether or not they are checked."""
         self.others: dict[str, dict[int, Paths]] = {}
         """Continuations beside this step's proposals, by drafter and sequence."""
 
@@ -49,33 +49,30 @@ class Speculator:
         """Drafts by sequence id, empty where passes were spent in vain; who is absent is decoded plainly."""
         # 1) What costs nothing is proposed for all that allow it.
         row_price = self.policy.row_price(len(sequences)) if self.policy else FIRST_ROW_PRICE
-        self.free, self.others = {}, {}
+        self.proposals, self.others = {}, {}
         for name, drafter in self.drafters.items():
             if drafter.is_free and (allowing := [s for s in sequences if name in self.allowed[s.method]]):
-                self.free[name] = drafter.propose(allowing, row_price)
-                self.branch(name, allowing, self.free[name], row_price)
+                self.propose(drafter, allowing, row_price)
         # 2) Each sequence gets one drafter.
         picks = {s.id: self.pick(s, len(sequences)) for s in sequences}
         # 3) Passes are spent for those that were given a drafter which needs them.
-        proposals = dict(self.free)
         for name in dict.fromkeys(picks.values()):
-            if name in self.drafters and name not in self.free:
+            if name in self.drafters and not self.drafters[name].is_free:
                 started = time.perf_counter()
-                picked = [s for s in sequences if picks[s.id] == name]
-                proposals[name] = self.drafters[name].propose(picked, row_price)
-                self.branch(name, picked, proposals[name], row_price)
+                self.propose(self.drafters[name], [s for s in sequences if picks[s.id] == name], row_price)
                 stats.drafting_seconds[name] = time.perf_counter() - started
         return {
-            number: Draft(proposals[name].get(number, []), name, self.others_of(name, number))
+            number: Draft(self.proposals[name].get(number, []), name, self.others_of(name, number))
             for number, name in picks.items()
             if name != PLAIN
         }
 
-    def branch(self, name: str, sequences: list[Sequence], proposals: Proposals, row_price: float) -> None:
-        """Notes what a drafter would have checked beside its proposals."""
+    def propose(self, drafter: Drafter, sequences: list[Sequence], row_price: float) -> None:
+        """Notes what a drafter proposes, and what it would have checked beside that."""
+        proposals = self.proposals[drafter.name] = drafter.propose(sequences, row_price)
         if self.max_tree:
-            drafter, proposed = self.drafters[name], [s for s in sequences if s.id in proposals]
-            self.others[name] = {s.id: drafter.branches(s, row_price, self.max_tree) for s in proposed}
+            proposed = [sequence for sequence in sequences if sequence.id in proposals]
+            self.others[drafter.name] = {s.id: drafter.branches(s, row_price, self.max_tree) for s in proposed}
 
     def others_of(self, name: str, number: int) -> Paths:
         return self.others.get(name, {}).get(number, ())
@@ -96,7 +93,7 @@ class Speculator:
         for name in self.allowed[sequence.method]:
             drafter = self.drafters[name]
             if drafter.is_free:
-                if found := self.free[name].get(sequence.id):
+                if found := self.proposals[name].get(sequence.id):
                     num_rows = Draft(found, name, self.others_of(name, sequence.id)).num_rows
                     options[name] = Option(num_rows, drafter.promise(sequence))
             elif drafter.can_draft(sequence):
@@ -109,20 +106,23 @@ class Speculator:
         """Tells drafters and policy what a step's proposals gained and cost; `checks` are those of `sequences`."""
         for sequence, check in zip(sequences, checks, strict=True):
             draft = drafts.get(sequence.id, NO_DRAFT)
-            proposed = {name: self.free[name].pop(sequence.id, []) for name in self.free}
-            for name, ids in (proposed | {draft.drafter: draft.ids}).items():
-                if ids:
-                    num_agreed = check.num_accepted if ids is draft.ids else count_agreeing(ids, check.emitted)
-                    self.judge(name, sequence, Feedback(ids, check.emitted, num_agreed))
+            for name, proposals in self.proposals.items():
+                if ids := proposals.pop(sequence.id, None):
+                    self.judge(name, sequence, ids, check.emitted)
             if self.policy and sequence.id in drafts and not draft.ids:
                 self.policy.observe_gain(draft.drafter, sequence, 0)
         if self.policy:
             self.policy.observe_seconds(list(drafts.values()), len(sequences), stats)
 
-    def judge(self, name: str, sequence: Sequence, feedback: Feedback) -> None:
-        self.drafters[name].learn(sequence, feedback)
+    def judge(self, name: str, sequence: Sequence, proposed: list[int], emitted: list[int]) -> None:
+        """A drafter learns of its proposal, the policy of the best that stood beside it too."""
+        feedback = [
+            Feedback(ids, emitted, count_agreeing(ids, emitted))
+            for ids in (proposed, *self.others_of(name, sequence.id))
+        ]
+        self.drafters[name].learn(sequence, feedback[0])
         if self.policy:
-            self.policy.observe_gain(name, sequence, feedback.gain)
+            self.policy.observe_gain(name, sequence, max(each.gain for each in feedback))
 
     def traced(self, sequence: Sequence, draft: Draft, check: Verification) -> TracedStep | None:
         """Where the tokens of a check came from; None unless the request asks."""
@@ -140,7 +140,7 @@ class Speculator:
     def forget(self, sequence: Sequence) -> None:
         for drafter in self.drafters.values():
             drafter.forget(sequence)
-        for proposals in self.free.values():
+        for proposals in self.proposals.values():
             proposals.pop(sequence.id, None)
         if self.policy:
             self.policy.forget(sequence)

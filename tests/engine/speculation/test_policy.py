@@ -42,7 +42,7 @@ class UnaskedSkipDrafter(SkipDrafter):
 def pick(policy: DraftPolicy, one: Sequence, num_found: int, num_rows: int) -> str:
     """What the policy picks where a lookup has found so many tokens."""
     speculator = Speculator([LookupDrafter(), UnaskedSkipDrafter()], policy)
-    speculator.free = {"lookup": {one.id: [0] * num_found}}
+    speculator.proposals = {"lookup": {one.id: [0] * num_found}}
     speculator.allowed["cascade"] = ["lookup", "skip"]
     return speculator.pick(one, num_rows)
 
