@@ -69,7 +69,7 @@ class Prices:
 
     def __init__(self) -> None:
         self.plain = Typical(9)
-        self.row = Typical(9)
+        self.row = Typical(33)
         """Of a drafted token's row in the check, as a share of a plain step, taken from all of the batch."""
         self.checks: dict[tuple[str, int], Typical] = defaultdict(lambda: Typical(9))
         """What a free draft adds, by drafter and about its length."""

@@ -76,8 +76,8 @@ struct Sampling {
 
 // A draft for each of `rows.count` sequences: at most limits[i] tokens, ended by one that is less probable than
 // `confidence`, and before one that is less probable than `floor`. Row i of `drafted` [count][stride] receives
-// lengths[i] tokens. `samplings` draw the first ones; without them a draft is greedy. Unless null, `seconds` and `chances`
-// receive which of the head's `outputs` came second to each, and its probability.
+// lengths[i] tokens. `samplings` draw the first ones; without them a draft is greedy. Unless null, `seconds` and
+// `chances` receive which of the head's `outputs` came second to each, and its probability.
 struct Chain {
   int stride;
   float confidence, floor;

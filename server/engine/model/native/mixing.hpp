@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cache.hpp"
+#include "tails.hpp"
 #include "tiled_attention.hpp"
 
 namespace {
@@ -18,7 +19,7 @@ namespace {
 template <class T>
 class Mixing {
  public:
-  explicit Mixing(const Shape& shape) : shape_(shape) {}
+  explicit Mixing(const Shape& shape) : shape_(shape), tails_(shape.head_dim) {}
 
   void resize(const Rows& rows, int ranks) {
     queries_.resize(size_t(rows.count) * shape_.heads * shape_.head_dim);
@@ -26,7 +27,7 @@ class Mixing {
     scores_.resize(size_t(FEW) * ranks * TALLEST * stride(rows));
     shares_.resize(scores_.size());
     totals_.resize(size_t(FEW) * ranks * TALLEST);
-    if (rows.parents) tails_.resize(size_t(FEW) * ranks * tail_size(rows));
+    tails_.resize(rows, FEW * ranks);
   }
 
   // The queries [groups][head_dim] of one row and key head, for the caller to fill in; those of a key head lie
@@ -100,11 +101,6 @@ class Mixing {
   }
 
   int row(const Tile& tile, int i) const { return tile.first_row + (tile.first_query + i) / shape_.groups(); }
-
-  // Numbers of a branch's values, from the first block on that it may have for itself.
-  size_t tail_size(const Rows& rows) const {
-    return size_t(rows.count / BLOCK_LENGTH + 2) * BLOCK_LENGTH * shape_.head_dim;
-  }
 
   // Places that hold the keys of a tile's queries.
   int stored(const Rows& rows, const Tile& tile) const { return rows.place(row(tile, tile.height - 1)) + 1; }
@@ -212,7 +208,7 @@ class Mixing {
         sum_values(rows, tile, some, positions, own, place, true, cached);
         continue;
       }
-      T* tail = copy_tail(rows, cache, last, positions, own, place);
+      const T* tail = tails_.copy(rows, cache, last, positions, own, place);
       const auto copied = [&](int block) { return tail + size_t(block * BLOCK_LENGTH - shared) * shape_.head_dim; };
       sum_values(rows, tile, some, positions, own, place, true, copied);
     }
@@ -225,20 +221,6 @@ class Mixing {
       if (r != row(tile, query - 1) && rows.is_elsewhere(r) && rows.parents[r] != r - 1) break;
     }
     return query;
-  }
-
-  // The values of a row's branch at these positions, some panels of each.
-  T* copy_tail(const Rows& rows, const HeadCache<T>& cache, int last, Part positions, Part own, int place) {
-    const int dim = shape_.head_dim, from = own.first * 2 * LANES, size = (own.last - own.first) * 2 * LANES;
-    T* tail = &tails_[size_t(place) * tail_size(rows)];
-    const auto block_of = [&](int t) { return tail + size_t(t / BLOCK_LENGTH * BLOCK_LENGTH - positions.first) * dim; };
-    for (int t = positions.first; t < positions.last; t += 2) {
-      const int pair = t % BLOCK_LENGTH * dim + from;
-      std::copy_n(cache.values(t / BLOCK_LENGTH) + pair, size, block_of(t) + pair);
-    }
-    for (int r = last; rows.is_elsewhere(r); r = rows.parents[r])
-      cache.copy_value(rows.places[r], block_of(rows.positions[r]), rows.positions[r], own);
-    return tail;
   }
 
   // The same of some queries and positions. Sums that begin behind others go on from those; `is_whole` ones are divided
@@ -296,7 +278,7 @@ class Mixing {
   const Shape shape_;
   std::vector<float> scores_, totals_, mixed_;
   std::vector<Activation<T>> queries_, shares_;
-  std::vector<T> tails_;
+  Tails<T> tails_;
 };
 
 }  // namespace
