@@ -39,7 +39,9 @@ class Speculator:
         self.proposals: dict[str, Proposals] = {}
         """This step's, by drafter; those of free ones whether or not they are checked."""
         self.others: dict[str, dict[int, Paths]] = {}
-        """Continuations beside this step's proposals, by drafter and sequence."""
+        """Continuations beside this step's proposals, by drafter and sequence, whether or not they are checked."""
+        self.trees: set[tuple[str, int]] = set()
+        """Drafters and sequences of which they are."""
 
     @classmethod
     def of(cls, parts: DraftingParts, policy: DraftPolicy | None, max_tree: int) -> Self:
@@ -49,7 +51,7 @@ class Speculator:
         """Drafts by sequence id, empty where passes were spent in vain; who is absent is decoded plainly."""
         # 1) What costs nothing is proposed for all that allow it.
         row_price = self.policy.row_price(len(sequences)) if self.policy else FIRST_ROW_PRICE
-        self.proposals, self.others = {}, {}
+        self.proposals, self.others, self.trees = {}, {}, set()
         for name, drafter in self.drafters.items():
             if drafter.is_free and (allowing := [s for s in sequences if name in self.allowed[s.method]]):
                 self.propose(drafter, allowing, row_price)
@@ -72,10 +74,19 @@ class Speculator:
         proposals = self.proposals[drafter.name] = drafter.propose(sequences, row_price)
         if self.max_tree:
             proposed = [sequence for sequence in sequences if sequence.id in proposals]
-            self.others[drafter.name] = {s.id: drafter.branches(s, row_price, self.max_tree) for s in proposed}
+            others = {s.id: drafter.branches(s, row_price, self.max_tree) for s in proposed}
+            self.others[drafter.name] = others
+            self.trees |= {
+                (drafter.name, number)
+                for number, ways in others.items()
+                if ways and self.pays(Draft(proposals[number], drafter.name, ways), len(sequences))
+            }
+
+    def pays(self, tree: Draft, num_rows: int) -> bool:
+        return self.policy is None or self.policy.prefers_tree(tree, num_rows)
 
     def others_of(self, name: str, number: int) -> Paths:
-        return self.others.get(name, {}).get(number, ())
+        return self.others[name][number] if (name, number) in self.trees else ()
 
     def reads_state(self, sequence: Sequence) -> bool:
         """Whether its next draft may begin at the state of its last token."""
@@ -94,10 +105,11 @@ class Speculator:
             drafter = self.drafters[name]
             if drafter.is_free:
                 if found := self.proposals[name].get(sequence.id):
-                    num_rows = Draft(found, name, self.others_of(name, sequence.id)).num_rows
-                    options[name] = Option(num_rows, drafter.promise(sequence))
+                    others = self.others_of(name, sequence.id)
+                    num_rows = Draft(found, name, others).num_rows
+                    options[name] = Option(num_rows, drafter.promise(sequence), bool(others))
             elif drafter.can_draft(sequence):
-                options[name] = Option()
+                options[name] = Option(is_tree=self.max_tree > 0)
         return options
 
     def learn(
@@ -115,14 +127,14 @@ class Speculator:
             self.policy.observe_seconds(list(drafts.values()), len(sequences), stats)
 
     def judge(self, name: str, sequence: Sequence, proposed: list[int], emitted: list[int]) -> None:
-        """A drafter learns of its proposal, the policy of the best that stood beside it too."""
-        feedback = [
-            Feedback(ids, emitted, count_agreeing(ids, emitted))
-            for ids in (proposed, *self.others_of(name, sequence.id))
-        ]
-        self.drafters[name].learn(sequence, feedback[0])
+        """Drafter and policy learn of a proposal, the policy also what those beside it would have brought or did."""
+        others = self.others.get(name, {}).get(sequence.id, ())
+        chain, *beside = (Feedback(ids, emitted, count_agreeing(ids, emitted)) for ids in (proposed, *others))
+        self.drafters[name].learn(sequence, chain)
         if self.policy:
-            self.policy.observe_gain(name, sequence, max(each.gain for each in feedback))
+            self.policy.observe_gain(name, sequence, chain.gain)
+        if self.policy and beside:
+            self.policy.observe_bonus(name, max(max(each.gain for each in beside) - chain.gain, 0))
 
     def traced(self, sequence: Sequence, draft: Draft, check: Verification) -> TracedStep | None:
         """Where the tokens of a check came from; None unless the request asks."""
