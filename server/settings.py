@@ -13,6 +13,7 @@ from server.api.http.connection import ConnectionLimits
 from server.app import AppConfig
 from server.engine import (
     DEFAULT_ARTIFACT,
+    MAX_DRAFT,
     MAX_THREADS,
     Activations,
     DraftWeights,
@@ -76,7 +77,7 @@ class Settings(BaseSettings):
     """How tokens are drafted."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Sequences decoded at once; each holds a slot of the cache; without it 8, or fewer where memory is short."""
-    branches: Annotated[int, Field(ge=0, le=16)] = 0
+    max_tree: Annotated[int, Field(ge=0, le=MAX_DRAFT)] = 0
     """Further slots, in which a lone answer's draft may branch; with 0 every draft is a chain."""
     history_memory: Annotated[int, Field(ge=0, le=65536)] = 64
     """MiB that are kept of answers to draft from; with 0 nothing is learned from them."""
@@ -182,7 +183,7 @@ class Settings(BaseSettings):
             max_batch=self.max_batch or USUAL_BATCH,
             max_length=self.max_length,
             method=self.method,
-            num_branches=self.branches,
+            max_tree=self.max_tree,
             history_bytes=self.history_memory << 20,
             reuses_prefixes=self.prefix_reuse,
         )

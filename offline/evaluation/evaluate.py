@@ -39,7 +39,7 @@ class Evaluation(Strict):
     top_p: float = 1.0
     top_k: int = 0
     batch_size: int
-    branches: int = 0
+    max_tree: int = 0
     max_new_tokens: int
     ignore_eos: bool
     learn: bool
@@ -84,7 +84,7 @@ def evaluate(settings: MethodSettings) -> Evaluation:
         top_p=drawn.top_p,
         top_k=drawn.top_k,
         batch_size=settings.batch_size,
-        branches=settings.branches,
+        max_tree=settings.max_tree,
         max_new_tokens=settings.max_new_tokens,
         ignore_eos=settings.ignore_eos,
         learn=settings.learn,
@@ -153,7 +153,7 @@ def make_runners(
     config = EngineConfig(
         max_batch=settings.batch_size,
         max_length=length,
-        num_branches=settings.branches,
+        max_tree=settings.max_tree,
         history_bytes=history_bytes,
         reuses_prefixes=False,
     )

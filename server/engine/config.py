@@ -79,8 +79,8 @@ class EngineConfig:
     A step reads at most `prefill_chunk` tokens of prompts. While sequences decode, reading takes about `reading_share`
     of its time: with 0.6 a running answer goes on at 0.4 of its speed while others' prompts are read.
 
-    `num_branches` further slots let some drafters have other continuations checked beside their draft, where one
-    sequence decodes alone. With 0 every draft is a chain.
+    A draft is a tree of about `max_tree` tokens at most where its drafter knows other continuations that are worth
+    their rows. With 0 every draft is a chain.
 
     `history_bytes` bounds what is kept of answers, to draft from; with 0 nothing is learned from them.
     `reuses_prefixes` spares a prompt what it has in common with a text that the cache still holds.
@@ -96,7 +96,7 @@ class EngineConfig:
     confidence: float | None = None
     baseline_share: float = 1 / 64
     is_adaptive: bool = True
-    num_branches: int = 0
+    max_tree: int = 0
     history_bytes: int = 64 << 20
     reuses_prefixes: bool = True
 
@@ -107,5 +107,5 @@ class EngineConfig:
             raise ValueError("reading_share is between 0 and 1, and neither of them")
         if self.max_draft is not None and not 0 <= self.max_draft <= MAX_DRAFT:
             raise ValueError(f"max_draft is between 0 and {MAX_DRAFT}")
-        if self.history_bytes < 0 or self.num_branches < 0:
-            raise ValueError("history_bytes and num_branches are at least 0")
+        if self.history_bytes < 0 or not 0 <= self.max_tree <= MAX_DRAFT:
+            raise ValueError(f"history_bytes is at least 0, and max_tree between 0 and {MAX_DRAFT}")

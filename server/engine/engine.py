@@ -7,12 +7,11 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from server.engine.branches import OWN_BLOCKS, Branches
 from server.engine.config import EngineConfig
 from server.engine.history.history import History
 from server.engine.kvcache.budget import fitting_length
@@ -29,22 +28,15 @@ from server.engine.prefixes import Prefixes
 from server.engine.requests import GenerationRequest, check_request
 from server.engine.sampling.logprobs import score, score_prompt
 from server.engine.sampling.own_tokens import own_tokens
-from server.engine.sampling.sampler import Sampled, sample
+from server.engine.sampling.sampler import sample
 from server.engine.scheduler import Chunk, Scheduler, StepPlan
 from server.engine.sequence import Emission, Sequence
 from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
 from server.engine.speculation.policy import DraftPolicy
 from server.engine.speculation.speculator import Speculator
-from server.engine.speculation.verification import Verification, count_agreeing, verify
+from server.engine.speculation.verification import Verification, verify
+from server.engine.trees import CheckedDraft, Tree, check_batch
 from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats, TracedStep
-
-
-class CheckedDraft(NamedTuple):
-    """What was drafted for a sequence, the full model's own token in each row, and the states they were drawn from."""
-
-    draft: Draft
-    own: Sampled
-    states: Tensor
 
 
 class Engine:
@@ -53,15 +45,13 @@ class Engine:
     def __init__(self, model: Decoder, config: EngineConfig, artifact: RoutingArtifact | None = None) -> None:
         self.model = model
         self.config = config
-        fitting = fitting_length(model.config, config.max_batch + config.num_branches, model.dtype, model.device)
+        fitting = fitting_length(model.config, config.max_batch, model.dtype, model.device)
         self.max_length = min(config.max_length or fitting, model.config.max_length)
-        num_slots = config.max_batch + config.num_branches
         num_tokens = max(config.cache_tokens or config.max_batch * self.max_length, self.max_length)
-        num_blocks = blocks_of(num_tokens) + OWN_BLOCKS * config.num_branches
-        self.cache = model.new_shared_cache(num_slots, self.max_length, num_blocks)
+        num_blocks = blocks_of(num_tokens)
+        self.cache = model.new_shared_cache(config.max_batch, self.max_length, num_blocks)
         tree = PrefixTree()
         self.tables = BlockTables(self.cache, BlockPool(num_blocks, tree))
-        self.branches = Branches(self.tables, list(range(config.max_batch, num_slots)))
         self.pace = Pace(config.prefill_chunk, config.reading_share)
         prefixes = Prefixes(self.tables, tree, config.reuses_prefixes)
         self.scheduler = Scheduler(config.max_batch, self.pace, self.tables, prefixes)
@@ -76,9 +66,8 @@ class Engine:
         policy = DraftPolicy() if config.is_adaptive else None
         seeds = artifact.history if artifact else {}
         self.history = History(config.history_bytes, seeds) if History.is_built() else None
-        self.speculator = Speculator.of(
-            DraftingParts(model, self.cache, confidence, self.history), policy, config.num_branches
-        )
+        parts = DraftingParts(model, self.cache, confidence, self.history, config.max_tree > 0)
+        self.speculator = Speculator.of(parts, policy, config.max_tree)
         self.numbers = itertools.count()
         self.is_at_work = False
         self.steps_until_baseline = self.baseline_interval
@@ -275,23 +264,21 @@ class Engine:
         if not plan.decoding and not plan.chunks:
             return {}, ()
         started = time.perf_counter()
-        decoding = plan.decoding
-        chosen = [drafts.get(s.id, NO_DRAFT) for s in decoding]
-        rows = [(s.slot, s.cursor, [s.ids[-1], *draft.ids]) for s, draft in zip(decoding, chosen, strict=True)]
-        spans = [s.span(draft.ids, num_rows=len(draft.ids) + 1) for s, draft in zip(decoding, chosen, strict=True)]
-        # Whoever decodes alone may have other continuations than its draft checked beside it.
-        branches = self.branches.rows(decoding[0], chosen[0].others) if decoding else []
-        rows += branches
-        spans += [decoding[0].span(ids[1:], num_rows=len(ids)) for _, _, ids in branches]
+        trees = [Tree.of(sequence, drafts.get(sequence.id, NO_DRAFT)) for sequence in plan.decoding]
+        spans = [tree.spans for tree in trees]
         read = [(sequence.slot, sequence.cursor, ids) for sequence, ids in plan.chunks]
-        own, states = own_tokens(self.model, self.cache, rows, spans, read)
-        parts = states.split([len(ids) for _, _, ids in rows + read])
-        found = {s.id: CheckedDraft(*each) for s, *each in zip(decoding, chosen, own, parts, strict=False)}
-        if branches:
-            self.choose_branch(decoding[0], found, own[1:], parts[1:])
-            self.branches.release()
+        batch = check_batch(trees, self.cache)
+        own, states = own_tokens(self.model, self.cache, batch, [span for each in spans for span in each], read)
+        tokens, parts = iter(own), states.split([tree.num_rows for tree in trees] + [len(ids) for _, _, ids in read])
+        found = {
+            tree.sequence.id: tree.best(list(islice(tokens, len(each))), part)
+            for tree, each, part in zip(trees, spans, parts, strict=False)
+        }
+        for sequence in plan.decoding:
+            if elsewhere := found[sequence.id].elsewhere:
+                self.model.keep_branch(self.cache, sequence.slot, elsewhere, found[sequence.id].first)
         self.book(plan, time.perf_counter() - started, stats)
-        return found, parts[len(rows) :]
+        return found, parts[len(trees) :]
 
     def book(self, plan: StepPlan, seconds: float, stats: StepStats) -> None:
         """Says which part of a pass was reading prompts, and which was checking drafts."""
@@ -299,24 +286,11 @@ class Engine:
         stats.prefill_seconds = self.pace.learn(stats.prefill_tokens, seconds, bool(plan.decoding), plan.crowd)
         stats.verify_seconds = seconds - stats.prefill_seconds
 
-    def choose_branch(
-        self, sequence: Sequence, found: dict[int, CheckedDraft], own: list[Sampled], parts: tuple[Tensor, ...]
-    ) -> None:
-        """Puts the continuation of which most was right in place of the draft; of equal ones the draft stays."""
-        draft = found[sequence.id].draft
-        numbers = [count_agreeing(ids, each.token_ids) for ids, each in zip(draft.others, own, strict=False)]
-        best = max(range(len(numbers)), key=numbers.__getitem__)
-        if numbers[best] <= count_agreeing(draft.ids, found[sequence.id].own.token_ids):
-            return
-        self.branches.take_over(sequence, self.branches.slots[best])
-        rest = (draft.ids, *draft.others[:best], *draft.others[best + 1 :])
-        found[sequence.id] = CheckedDraft(Draft(draft.others[best], draft.drafter, rest), own[best], parts[best])
-
     def accept(self, sequence: Sequence, found: CheckedDraft, stats: StepStats) -> Verification:
         """Moves the cursor over what was accepted and the corrected or bonus token, and keeps the states there."""
-        draft, own, states = found
-        check = verify(draft.ids, own.token_ids, sequence.request.stop.token_ids, sequence.room)
-        accepted = states[: len(check.emitted)]
+        draft = found.draft
+        check = verify(draft.ids, found.own.token_ids, sequence.request.stop.token_ids, sequence.room)
+        accepted = found.states[: len(check.emitted)]
         self.cache.keep_states(sequence.slot, sequence.cursor, accepted)
         sequence.cursor += len(check.emitted)
         sequence.stats.record(check.num_drafted, check.num_accepted)

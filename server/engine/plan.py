@@ -6,7 +6,6 @@ made first; what nobody has chosen is made to fit, and what was chosen and canno
 
 from dataclasses import dataclass, replace
 
-from server.engine.branches import OWN_BLOCKS
 from server.engine.config import EngineConfig
 from server.engine.kvcache.budget import STEP, block_bytes
 from server.engine.kvcache.cache import BLOCK_LENGTH, blocks_of
@@ -78,7 +77,8 @@ def plan_memory(outline: Outline, draft_bytes: int, config: EngineConfig, wishes
         raise MemoryPlanError(f"--cache-memory of {mb(room)} does not fit: {described(fixed)} leave {mb(left)} for it")
     at_most = left if wishes.cache_bytes is None else room
     num_slots = wishes.num_slots or MOST_SLOTS
-    size, others = block_bytes(outline.config, outline.dtype), 1 + OWN_BLOCKS * config.num_branches
+    # A cache has one block more than it deals out.
+    size, others = block_bytes(outline.config, outline.dtype), 1
     fitting = max(room // size - others, 0) * BLOCK_LENGTH
     max_length = context(outline, wishes, fitting)
     num_tokens = max(fitting if wishes.cache_bytes else min(fitting, num_slots * max_length), max_length)

@@ -115,12 +115,6 @@ def test_what_is_chosen_is_kept_or_refused_with_what_would_fit() -> None:
         plan(model, available, Wishes(8, length + BLOCK_LENGTH))
 
 
-def test_blocks_of_branches_count_too() -> None:
-    model = outline(LLAMA, bits=4.625)
-    without, found = plan(model, 16 * GB), plan(model, 16 * GB, num_branches=4)
-    assert found.cache == without.cache and found.num_tokens == without.num_tokens - 8 * BLOCK_LENGTH
-
-
 def test_cache_memory_bounds_the_cache() -> None:
     model, available = outline(LLAMA, bits=4.625), 16 * GB
     found = plan(model, available, Wishes(cache_bytes=2 * GB))

@@ -1,6 +1,7 @@
 """The tokens of one pass, and where each of them stands in the cache."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -19,10 +20,16 @@ class TokenBatch:
     Eight sequences that decode one token each are eight rows of one token; a prompt is one row of many. What
     only torch's attention needs (`mask`, `gather`) is made when it is first asked for, and never for the kernels.
     The caller keeps every row within the blocks of its slot.
+
+    A tree of drafts has a row for each of its branches, one behind the other. `forks` has, by a branch's number among
+    the rows, the token that it begins behind, counted over the batch. Its own tokens have the positions of their branch
+    and attend to no other, but are kept where the slot's row before has ended; `Decoder.keep_branch` then puts what
+    turned out to be right where it belongs.
     """
 
     rows: list[Row]
     cache: KVCache
+    forks: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -60,21 +67,55 @@ class TokenBatch:
         return torch.tensor(self.flat[1], device=self.device)
 
     @cached_property
+    def places(self) -> list[int]:
+        """Where in its slot each token is kept: at its position, except in a branch."""
+        places: list[int] = []
+        for number, (_, start, ids) in enumerate(self.rows):
+            first = places[-1] + 1 if number in self.forks else start
+            places += range(first, first + len(ids))
+        return places
+
+    @cached_property
+    def parents(self) -> list[int]:
+        """The token before each in its branch; -1 where all of these are kept at their positions."""
+        parents: list[int] = []
+        for number, (_, _, ids) in enumerate(self.rows):
+            first = len(parents)
+            parents += (
+                [self.forks[number], *range(first, first + len(ids) - 1)] if number in self.forks else [-1] * len(ids)
+            )
+        return parents
+
+    @cached_property
     def blocks(self) -> Tensor:
         """The block of each token."""
-        size, (_, positions, slots) = self.cache.table_size, self.flat
-        numbers = [slot * size + position // BLOCK_LENGTH for slot, position in zip(slots, positions, strict=True)]
+        size, slots = self.cache.table_size, self.flat[2]
+        numbers = [slot * size + place // BLOCK_LENGTH for slot, place in zip(slots, self.places, strict=True)]
         return torch.tensor([self.cache.tables[number] for number in numbers], device=self.device)
 
     @cached_property
-    def places(self) -> Tensor:
+    def offsets(self) -> Tensor:
         """Where in its block each token stands."""
-        return self.positions % BLOCK_LENGTH
+        return torch.tensor(self.places, device=self.device) % BLOCK_LENGTH
 
     @cached_property
     def row_blocks(self) -> Tensor:
-        """The blocks [rows, blocks] of each row's slot, to the end of the longest row."""
-        return torch.tensor([self.cache.table(slot, self.end) for slot, _, _ in self.rows], device=self.device)
+        """The blocks [rows, blocks] of each row's slot, to the last place of any."""
+        stored = max(self.places) + 1
+        return torch.tensor([self.cache.table(slot, stored) for slot, _, _ in self.rows], device=self.device)
+
+    @cached_property
+    def key_places(self) -> Tensor | None:
+        """Where the keys of each row's positions are kept [rows, end]; None where all are at their positions."""
+        if not self.forks:
+            return None
+        places = torch.arange(self.end).repeat(self.num_rows, 1)
+        for number in self.forks:
+            token = sum(self.lengths[: number + 1]) - 1
+            while self.parents[token] >= 0:
+                places[number, self.flat[1][token]] = self.places[token]
+                token = self.parents[token]
+        return places.to(self.device)
 
     @property
     def last_rows(self) -> Tensor:

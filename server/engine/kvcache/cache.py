@@ -110,8 +110,18 @@ class KVCache:
 
     def write(self, layer: int, keys: Tensor, values: Tensor, batch: "TokenBatch") -> None:
         """Stores keys and values [tokens, kv heads, head_dim] at the batch's positions."""
-        self.keys[batch.blocks, layer, :, batch.places] = keys
-        self.values[batch.blocks, layer, :, batch.places] = values
+        self.keys[batch.blocks, layer, :, batch.offsets] = keys
+        self.values[batch.blocks, layer, :, batch.offsets] = values
+
+    def keep_branch(self, slot: int, places: list[int], first: int) -> None:
+        """Moves keys and values from these places of a slot, in all layers, to positions from `first` on."""
+        table = self.table(slot, max(places) + 1)
+        old, new = (
+            (torch.tensor([table[at // BLOCK_LENGTH] for at in part]), torch.tensor([at % BLOCK_LENGTH for at in part]))
+            for part in (places, range(first, first + len(places)))
+        )
+        for part in (self.keys, self.values):
+            part[new[0], :, :, new[1]] = part[old[0], :, :, old[1]]
 
     def attend(self, layer: int, queries: Tensor, batch: "TokenBatch") -> Tensor:
         """Attention of queries [tokens, heads, head_dim] over their own slots -> [tokens, heads * head_dim].
@@ -131,7 +141,10 @@ class KVCache:
 
     def gathered(self, part: Tensor, layer: int, batch: "TokenBatch") -> Tensor:
         """Keys or values [rows, kv heads, positions, head_dim] of a layer, to the end of the longest row."""
-        return part[batch.row_blocks, layer].transpose(1, 2).flatten(2, 3)[:, :, : batch.end]
+        stored = part[batch.row_blocks, layer].transpose(1, 2).flatten(2, 3)
+        if batch.key_places is None:
+            return stored[:, :, : batch.end]
+        return stored.take_along_dim(batch.key_places[:, None, :, None], 2)
 
 
 def blocks_of(length: int) -> int:

@@ -86,6 +86,13 @@ class Decoder:
         """
         return self.body.forward(batch, cache, draft, states.float().contiguous() if states is not None else None)
 
+    def keep_branch(self, cache: KVCache, slot: int, places: list[int], first: int) -> None:
+        """Moves what a tree's branch left at these places of a slot to the positions from `first` on."""
+        if self.native:
+            self.native.keep_branch(cache, slot, places, first)
+        else:
+            cache.keep_branch(slot, places, first)
+
     def sublayers(
         self,
         batch: TokenBatch,

@@ -58,6 +58,7 @@ class Rows(Structure):
         *fields(c_int, "count table_size num_chosen"),
         *fields(c_void_p, "ids positions slots tables keys values is_skipped hidden patch states"),
         ("is_reading", c_int),
+        *fields(c_void_p, "places parents"),
     ]
 
 
@@ -73,7 +74,8 @@ class Chain(Structure):
     _fields_ = [
         ("stride", c_int),
         *fields(c_float, "confidence floor"),
-        *fields(c_void_p, "limits drafted lengths samplings"),
+        *fields(c_void_p, "limits drafted lengths samplings seconds chances"),
+        ("outputs", c_int),
     ]
 
 
@@ -115,6 +117,8 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_new.argtypes = [POINTER(Shape), POINTER(Layer), POINTER(Edges), c_void_p]
     kernels.decoder_forward.argtypes = [c_void_p, POINTER(Rows)]
     kernels.decoder_forward.restype = None
+    kernels.decoder_keep_branch.argtypes = [c_void_p, POINTER(Rows)]
+    kernels.decoder_keep_branch.restype = None
     kernels.decoder_pass.argtypes = [c_void_p, POINTER(Rows), c_int, c_int, c_void_p]
     kernels.decoder_pass.restype = None
     kernels.decoder_logits.argtypes = [c_void_p, POINTER(Matrix), c_int, c_void_p, c_void_p]
@@ -139,6 +143,8 @@ def library() -> ctypes.CDLL | None:
     kernels.decoder_draft.restype = None
     kernels.logits_sample.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p]
     kernels.logits_sample.restype = None
+    kernels.logits_likeliest.argtypes = [c_void_p, c_int, c_int, c_int, c_void_p]
+    kernels.logits_likeliest.restype = None
     kernels.decoder_free.argtypes = [c_void_p]
     kernels.decoder_free.restype = None
     kernels.matrix_copy_outputs.argtypes = [POINTER(Matrix), c_int, c_void_p, POINTER(Matrix), c_int]

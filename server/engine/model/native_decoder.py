@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from ctypes import Array as CArray
 from ctypes import addressof, byref
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Samplings = CArray[Sampling]
 """How the token of each row is drawn."""
+Seconds = list[tuple[int, float]]
+"""What came second to each token of a chain, and its probability."""
 Parts = Mapping[str, Panels | Tensor | None]
 """Matrices and vectors by the names of the kernels' fields, None where the model has no such part."""
 
@@ -127,6 +130,13 @@ class NativeDecoder:
         self.kernels.decoder_forward(self.handle, byref(rows))
         return hidden
 
+    def keep_branch(self, cache: KVCache, slot: int, places: list[int], first: int) -> None:
+        """As `Decoder.keep_branch`."""
+        count = len(places)
+        flat = array("i", [0] * count + [*range(first, first + count)] + [slot] * count + places + [0] * count)
+        rows = self.rows(flat, count, torch.empty(0), cache, FULL_MODEL)
+        self.kernels.decoder_keep_branch(self.handle, byref(rows))
+
     def sublayers(
         self, batch: TokenBatch, cache: KVCache, residual: Tensor | None, sublayers: range, draft: DraftModel
     ) -> Tensor:
@@ -183,11 +193,12 @@ class NativeDecoder:
         head: "NativeHead | None" = None,
         states: Tensor | None = None,
         samplings: Samplings | None = None,
+        seconds: list[Seconds] | None = None,
     ) -> list[list[int]]:
         """Chains after the batch's single tokens, as `ChainDrafter` describes them.
 
         `head`: the rows of the draft's vocabulary, where it has one; `states` as in `Decoder.forward`; `samplings` draw
-        the first tokens of each, without them they are greedy.
+        the first tokens of each, without them they are greedy. `seconds` receives those of each chain.
         """
         flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens, batch.num_tokens)
         stride = max(limits)
@@ -195,8 +206,16 @@ class NativeDecoder:
         lengths = array("i", bytes(4 * len(limits)))
         addresses = (values.buffer_info()[0] for values in (most, drafted, lengths))
         chain = Chain(stride, confidence, draft.floor, *addresses, addressof(samplings) if samplings else None)
+        if seconds is not None:
+            second, chances = array("i", drafted), array("f", bytes(4 * len(drafted)))
+            chain.seconds, chain.chances = second.buffer_info()[0], chances.buffer_info()[0]
+            chain.outputs = head.matrix.outputs if head else self.config.vocabulary_size
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft, states)
         self.kernels.decoder_draft(self.handle, byref(rows), *scored(head), byref(scratch.unsure), byref(chain))
+        if seconds is not None:
+            tokens = [head.ids[each] for each in second] if head else second
+            pairs = list(zip(tokens, chances, strict=True))
+            seconds += [pairs[i * stride : i * stride + length] for i, length in enumerate(lengths)]
         return [drafted[i * stride : i * stride + length].tolist() for i, length in enumerate(lengths)]
 
     def rows(
@@ -208,18 +227,17 @@ class NativeDecoder:
         draft: DraftModel,
         states: Tensor | None = None,
     ) -> Rows:
-        """`flat` has `count` ids, positions and slots; the caller keeps it and the tensors alive through the call.
+        """`flat` has `count` ids, positions and slots, and places and parents where there is a tree.
 
-        `states` are contiguous and in fp32.
+        The caller keeps it and the tensors alive through the call. `states` are contiguous and in fp32.
         """
-        first = flat.buffer_info()[0]
+        first, number = flat.buffer_info()
+        parts = [first + part * count * flat.itemsize for part in range(number // count)]
         return Rows(
             count,
             cache.table_size,
             count,
-            first,
-            first + count * flat.itemsize,
-            first + 2 * count * flat.itemsize,
+            *parts[:3],
             cache.tables.buffer_info()[0],
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
@@ -227,6 +245,8 @@ class NativeDecoder:
             hidden.data_ptr(),
             addressof(self.patch_matrix(draft.patch)) if draft.patch else None,
             address(states),
+            0,
+            *parts[3:],
         )
 
     def logits(self, hidden: Tensor, head: "NativeHead | None" = None) -> Tensor:
@@ -288,8 +308,9 @@ def scored(head: "NativeHead | None") -> tuple[Any, int | None]:
 
 
 def flattened(batch: TokenBatch) -> "array[int]":
-    """Ids, positions and slots of all tokens, one after the other."""
-    return array("i", [value for values in batch.flat for value in values])
+    """Ids, positions and slots of all tokens, one after the other; of a batch with trees places and parents too."""
+    tree = (batch.places, batch.parents) if batch.forks else ()
+    return array("i", chain(*batch.flat, *tree))
 
 
 def pointed(parts: Parts, input_bits: int) -> dict[str, Matrix | int | None]:

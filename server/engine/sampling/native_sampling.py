@@ -1,4 +1,4 @@
-"""Draws on a CPU, by the kernels: the same choice as `distribution.py` makes in torch, in one pass over each row."""
+"""Tokens of rows of logits by the kernels: draws as `distribution.py` makes them in torch, and the likeliest."""
 
 from array import array
 from ctypes import Array, addressof
@@ -39,3 +39,16 @@ def draw_natively(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[fl
     addresses = tokens.buffer_info()[0], tops.buffer_info()[0]
     kernels.logits_sample(logits.data_ptr(), count, size, addressof(rows), *addresses)
     return tokens.tolist(), tops.tolist()
+
+
+def likeliest(logits: Tensor, count: int) -> list[list[int]]:
+    """The likeliest tokens of each row [rows, vocabulary], the likeliest first."""
+    rows, size = logits.shape
+    count = min(count, size)
+    kernels = library() if can_draw(logits) else None
+    if kernels is None:
+        found: list[list[int]] = logits.topk(count, -1).indices.tolist()
+        return found
+    logits, tokens = logits.contiguous(), array("i", bytes(4 * rows * count))
+    kernels.logits_likeliest(logits.data_ptr(), rows, size, count, tokens.buffer_info()[0])
+    return [tokens[first : first + count].tolist() for first in range(0, rows * count, count)]

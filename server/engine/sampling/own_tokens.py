@@ -17,16 +17,16 @@ GREEDY = SamplingParams()
 
 
 def own_tokens(
-    model: Decoder, cache: KVCache, rows: list[Row], spans: list[Span], read: list[Row]
+    model: Decoder, cache: KVCache, batch: TokenBatch, spans: list[Span], read: list[Row]
 ) -> tuple[list[Sampled], Tensor]:
-    """The tokens of each span, whose rows are checked, and the states [tokens, hidden_size] of these, then of `read`.
+    """The tokens of each span of a batch, and the states [tokens, hidden_size] of its rows, then of those of `read`.
 
     After rows that are only read no token is chosen. A request that adjusts its logits is drawn again from those, apart
     from the others.
     """
-    if not rows:
+    if not spans:
         return [], model.forward(TokenBatch(read, cache), cache)
-    checked = check(model, cache, rows, read, [draw for span in spans for draw in first_draws(span)])
+    checked = check(model, cache, batch, read, [draw for span in spans for draw in first_draws(span)])
     logits, own, first = checked.logits.split([span.num_rows for span in spans]), [], 0
     for span, part in zip(spans, logits, strict=True):
         last = first + span.num_rows
@@ -35,11 +35,12 @@ def own_tokens(
     return own, checked.states
 
 
-def check(model: Decoder, cache: KVCache, rows: list[Row], read: list[Row], draws: list[Draw]) -> Checked:
-    """One token after each of the tokens that are checked, from the model's own logits; states of those read too."""
+def check(model: Decoder, cache: KVCache, batch: TokenBatch, read: list[Row], draws: list[Draw]) -> Checked:
+    """One token after each of the batch's, from the model's own logits; states of what is only read, too."""
     if model.native:
-        return model.native.checked(TokenBatch([*rows, *read], cache), cache, packed(draws), len(draws))
-    checked = model.greedy(TokenBatch(rows, cache), cache)
+        whole = TokenBatch([*batch.rows, *read], cache, batch.forks)
+        return model.native.checked(whole, cache, packed(draws), len(draws))
+    checked = model.greedy(batch, cache)
     states = checked.states
     if read:
         # Torch's attention pads rows to the longest, so a prompt's part would make each of the others as long.

@@ -20,6 +20,8 @@ from server.engine.types import PLAIN
 
 Proposals = dict[int, list[int]]
 """Proposed ids by sequence id; a sequence for which there is nothing to propose is absent."""
+Paths = tuple[list[int], ...]
+"""Other continuations than a proposal, each from its beginning; they may begin as that or another does."""
 
 
 class Draft(NamedTuple):
@@ -30,12 +32,14 @@ class Draft(NamedTuple):
 
     ids: list[int]
     drafter: str
-    others: tuple[list[int], ...] = ()
+    others: Paths = ()
 
     @property
     def num_rows(self) -> int:
-        """Rows of a check that it adds; every further branch has one for the last id too."""
-        return len(self.ids) + sum(len(ids) + 1 for ids in self.others)
+        """Rows of a check that it adds; what continuations have in common is one."""
+        if not self.others:
+            return len(self.ids)
+        return len({tuple(ids[:end]) for ids in (self.ids, *self.others) for end in range(1, len(ids) + 1)})
 
 
 NO_DRAFT = Draft([], PLAIN)
@@ -76,6 +80,8 @@ class DraftingParts:
     confidence: float
     history: History | None = None
     """What answers of the past tell, and texts tell of themselves; None in a build without a compiler."""
+    grows_trees: bool = False
+    """Whether other continuations than a proposal may be checked beside it."""
 
     @cached_property
     def heads(self) -> DraftHeads:
@@ -122,8 +128,11 @@ class Drafter(Protocol):
         """
         ...
 
-    def branches(self, sequence: Sequence, row_price: float, most: int) -> tuple[list[int], ...]:
-        """At most so many other continuations than this step's proposal, each worth its rows; asked only after it."""
+    def branches(self, sequence: Sequence, row_price: float, most: int) -> Paths:
+        """Other continuations than this step's proposal, whose tokens are worth their rows; asked only after it.
+
+        With the proposal they have about `most` tokens.
+        """
         return ()
 
     def promise(self, sequence: Sequence) -> float | None:

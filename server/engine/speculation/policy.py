@@ -29,10 +29,12 @@ KIND_MEMORY = 64
 """Drafts that the average gain of a kind of sequence reaches back."""
 FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
-FIRST_ROW_PRICE = 0.3
+FIRST_ROW_PRICE, LEAST_ROW_PRICE = 0.3, 0.01
+"""Share of a plain step that a row takes before it was measured, and at least: what is measured under it is chance."""
 INFINITE = float("inf")
-PRICED = "priced"
-"""Key of the rests of drafts that are refused for their price."""
+FIRST_BONUS = 0.2
+PRICED, TREES = "priced", "trees"
+"""Keys of the rests of drafts that are refused for their price, and of trees of which the chain alone is faster."""
 HURDLE = 1.2
 """What a step's time brings anyway, as a multiple of plain decoding: a row has to bring more."""
 
@@ -42,6 +44,7 @@ class Option(NamedTuple):
 
     length: int = 0
     promise: float | None = None
+    is_tree: bool = False
 
 
 class Rest:
@@ -68,7 +71,7 @@ class Prices:
 
     def __init__(self) -> None:
         self.plain = Typical(9)
-        self.row = Typical(9)
+        self.row = Typical(33)
         """Of a drafted token's row in the check, as a share of a plain step, taken from all of the batch."""
         self.checks: dict[tuple[str, int], Typical] = defaultdict(lambda: Typical(9))
         """What a free draft adds, by drafter and about its length."""
@@ -114,6 +117,8 @@ class DraftPolicy:
     def __init__(self) -> None:
         self.gains_of_kinds: dict[tuple[Kind, str], Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_GAIN))
         self.gains: dict[tuple[int, str], Average] = {}
+        self.bonuses: dict[str, Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_BONUS))
+        """What the branches of a drafter's trees bring beside its chains."""
         self.prices: dict[int, Prices] = defaultdict(Prices)
         """By the class of the batch's size."""
         self.rests: dict[Hashable, Rest] = defaultdict(Rest)
@@ -128,6 +133,7 @@ class DraftPolicy:
         best, highest = PLAIN, 0.0
         for name, option in options.items():
             gain = self.gain(name, sequence).value if option.promise is None else option.promise
+            gain += self.bonuses[name].value if option.is_tree else 0
             rate = prices.rate(name, option.length, gain, num_rows)
             if rate >= max(needed_gain(name) / prices.plain.value, highest):
                 best, highest = name, rate
@@ -167,10 +173,33 @@ class DraftPolicy:
         self.gain(drafter, sequence).add(num_accepted)
         self.gains_of_kinds[sequence.kind, drafter].add(num_accepted)
 
+    def observe_bonus(self, drafter: str, num_tokens: float) -> None:
+        self.bonuses[drafter].add(num_tokens)
+
+    def prefers_tree(self, tree: Draft, num_rows: int) -> bool:
+        """Whether it promises more tokens a second than its chain, by what checks of so many rows took; now and then.
+
+        A price of rows is a small difference of large times. Here both have it, so that it does not decide.
+        """
+        name, prices, bonus = tree.drafter, self.prices[size_class(num_rows)], self.bonuses[tree.drafter].value
+        gain = self.mean_gain(name)
+        alone = prices.rate(name, len(tree.ids), gain, num_rows)
+        together = prices.rate(name, tree.num_rows, gain + bonus, num_rows)
+        key = TREES, name, size_class(num_rows)
+        if together >= alone:
+            self.rests.pop(key, None)
+            return True
+        return self.rests[key].is_over(num_rows)
+
+    def mean_gain(self, drafter: str) -> float:
+        """Over the sequences that it drafts for now."""
+        gains = [average.value for (_, name), average in self.gains.items() if name == drafter]
+        return sum(gains) / len(gains) if gains else FIRST_GAIN
+
     def row_price(self, num_rows: int) -> float:
         """What a drafted token has to bring: the share of a plain step that its row takes from all of the batch."""
         measured = self.prices[size_class(num_rows)].row.value
-        return HURDLE * (FIRST_ROW_PRICE if measured is None else measured)
+        return HURDLE * (FIRST_ROW_PRICE if measured is None else max(measured, LEAST_ROW_PRICE))
 
     def observe_seconds(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
         self.prices[size_class(num_rows)].add(drafts, num_rows, stats)

@@ -1,59 +1,41 @@
-"""A second choice beside a greedy draft: in place of its last token, of which it was least sure.
+"""Second choices beside a greedy draft: in place of one of its tokens, where the draft was not sure.
 
-A chain ends after a token that the draft would bet against. What comes second there is known for nothing, and is right
-about as often as not where the first is wrong. One sibling of one node, the last: a tree of drafts as OPT-Tree's
-(arXiv 2406.17276), of which only this part is worth its rows, since each branch has all of its rows for itself.
+What comes second at a token is known for nothing. It is right where all tokens before are, and it in place of the
+first: a tree as OPT-Tree's (arXiv 2406.17276), without what would follow a second choice, which would take passes.
 """
 
-from typing import NamedTuple
+import math
 
 from torch import Tensor
 
+from server.engine.model.native_decoder import Seconds
 from server.engine.model.native_head import NativeHead
+from server.engine.sampling.native_sampling import likeliest
 from server.engine.sequence import Sequence
 from server.engine.speculation.averages import Average
-from server.engine.speculation.base import Feedback
-from server.engine.types import DraftModel
+from server.engine.speculation.base import Feedback, Paths
 
 MEMORY, FIRST_ACCEPTANCE = 64, 0.7
 
 
-class Last(NamedTuple):
-    """A chain, the logits that its last token was chosen from, and the tokens that they are of (None: all)."""
-
-    chain: list[int]
-    logits: Tensor
-    head: NativeHead | None
-
-
 class Siblings:
-    """What may stand in place of the last token of a lone sequence's chain."""
+    """What may stand in place of the tokens of greedy chains."""
 
     def __init__(self) -> None:
-        self.latest: dict[int, Last] = {}
+        self.latest: dict[int, tuple[list[int], Seconds]] = {}
+        """By sequence id, its chain and what came second to each token."""
         self.acceptance = Average(MEMORY, FIRST_ACCEPTANCE)
 
-    def note(
-        self, sequence: Sequence, draft: DraftModel, chain: list[int], logits: Tensor, head: NativeHead | None
-    ) -> None:
-        """Remembers how a chain ended; the logits are read before the next draft writes over them.
+    def note(self, sequence: Sequence, chain: list[int], seconds: Seconds) -> None:
+        """Remembers a chain until its next one."""
+        self.latest[sequence.id] = chain, seconds
 
-        Sampled tokens have other seconds than the likeliest, and under a floor a chain ends before its last choice.
-        """
-        self.latest.clear()
-        if chain and sequence.request.sampling.is_greedy and draft.floor == 0:
-            self.latest[sequence.id] = Last(chain, logits, head)
-
-    def branches(self, sequence: Sequence, row_price: float) -> tuple[list[int], ...]:
-        """The chain with its last token's sibling, if that is worth the rows."""
-        if not (last := self.latest.pop(sequence.id, None)):
-            return ()
-        tops, places = last.logits.topk(2)
-        chance = float((tops[1] - last.logits.logsumexp(-1)).exp())
-        if self.acceptance.value ** (len(last.chain) - 1) * chance < row_price * (len(last.chain) + 1):
-            return ()
-        second = int(places[1])
-        return ([*last.chain[:-1], last.head.ids[second] if last.head else second],)
+    def branches(self, sequence: Sequence, row_price: float, most: int) -> Paths:
+        """The likeliest ways to a second choice that are worth a row; with the chain at most so many tokens."""
+        chain, seconds = self.latest.pop(sequence.id, ([], []))
+        worth = [self.acceptance.value**depth * chance for depth, (_, chance) in enumerate(seconds)]
+        depths = sorted((d for d, each in enumerate(worth) if each >= row_price), key=worth.__getitem__, reverse=True)
+        return tuple([*chain[:depth], seconds[depth][0]] for depth in depths[: max(most - len(chain), 0)])
 
     def learn(self, feedback: Feedback) -> None:
         for _ in range(feedback.num_agreed):
@@ -63,3 +45,10 @@ class Siblings:
 
     def forget(self, sequence: Sequence) -> None:
         self.latest.pop(sequence.id, None)
+
+
+def second_choice(logits: Tensor, top: float, head: NativeHead | None) -> tuple[int, float]:
+    """What came second in a row of logits [outputs], the likeliest of which has probability `top`."""
+    first, second = likeliest(logits[None], 2)[0]
+    chance = top * math.exp(float(logits[second] - logits[first]))
+    return head.ids[second] if head else second, chance

@@ -16,6 +16,7 @@ from server.engine.speculation.base import (
     DraftingParts,
     Feedback,
     Method,
+    Paths,
     Proposals,
     methods,
 )
@@ -27,50 +28,65 @@ from server.engine.types import PATCHED, PLAIN, StepStats, TracedStep
 class Speculator:
     """The drafters of one engine; without a policy a sequence takes the first of its method that has something."""
 
-    def __init__(self, drafters: Iterable[Drafter], policy: DraftPolicy | None = None, num_branches: int = 0) -> None:
-        """So many continuations at most may be checked beside the draft of a sequence that decodes alone."""
+    def __init__(self, drafters: Iterable[Drafter], policy: DraftPolicy | None = None, max_tree: int = 0) -> None:
+        """A draft and what is checked beside it have at most `max_tree` tokens; with 0 all drafts are chains."""
         self.drafters = {drafter.name: drafter for drafter in drafters}
         self.policy = policy
-        self.num_branches = num_branches
+        self.max_tree = max_tree
         self.methods: Mapping[str, Method] = methods()
         self.allowed = {name: [d for d in each.drafters if d in self.drafters] for name, each in self.methods.items()}
         """The drafters of each method that are here, the preferred one first."""
-        self.free: dict[str, Proposals] = {}
-        """This step's proposals of free drafters, whether or not they are checked."""
-        self.others: dict[str, tuple[list[int], ...]] = {}
-        """Continuations beside these, by drafter, where one sequence decodes alone."""
+        self.proposals: dict[str, Proposals] = {}
+        """This step's, by drafter; those of free ones whether or not they are checked."""
+        self.others: dict[str, dict[int, Paths]] = {}
+        """Continuations beside this step's proposals, by drafter and sequence, whether or not they are checked."""
+        self.trees: set[tuple[str, int]] = set()
+        """Drafters and sequences of which they are."""
 
     @classmethod
-    def of(cls, parts: DraftingParts, policy: DraftPolicy | None, num_branches: int) -> Self:
-        return cls([kind.of(parts) for kind in DRAFTERS.values() if kind.fits(parts)], policy, num_branches)
+    def of(cls, parts: DraftingParts, policy: DraftPolicy | None, max_tree: int) -> Self:
+        return cls([kind.of(parts) for kind in DRAFTERS.values() if kind.fits(parts)], policy, max_tree)
 
     def draft(self, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
         """Drafts by sequence id, empty where passes were spent in vain; who is absent is decoded plainly."""
         # 1) What costs nothing is proposed for all that allow it.
         row_price = self.policy.row_price(len(sequences)) if self.policy else FIRST_ROW_PRICE
-        self.free, self.others = {}, {}
+        self.proposals, self.others, self.trees = {}, {}, set()
         for name, drafter in self.drafters.items():
             if drafter.is_free and (allowing := [s for s in sequences if name in self.allowed[s.method]]):
-                self.free[name] = drafter.propose(allowing, row_price)
-                if len(sequences) == 1 and self.num_branches and self.free[name]:
-                    self.others[name] = drafter.branches(sequences[0], row_price, self.num_branches)
+                self.propose(drafter, allowing, row_price)
         # 2) Each sequence gets one drafter.
         picks = {s.id: self.pick(s, len(sequences)) for s in sequences}
         # 3) Passes are spent for those that were given a drafter which needs them.
-        proposals = dict(self.free)
         for name in dict.fromkeys(picks.values()):
-            if name in self.drafters and name not in self.free:
+            if name in self.drafters and not self.drafters[name].is_free:
                 started = time.perf_counter()
-                picked = [s for s in sequences if picks[s.id] == name]
-                proposals[name] = self.drafters[name].propose(picked, row_price)
-                if len(sequences) == 1 and self.num_branches and proposals[name]:
-                    self.others[name] = self.drafters[name].branches(sequences[0], row_price, self.num_branches)
+                self.propose(self.drafters[name], [s for s in sequences if picks[s.id] == name], row_price)
                 stats.drafting_seconds[name] = time.perf_counter() - started
         return {
-            number: Draft(proposals[name].get(number, []), name, self.others.get(name, ()))
+            number: Draft(self.proposals[name].get(number, []), name, self.others_of(name, number))
             for number, name in picks.items()
             if name != PLAIN
         }
+
+    def propose(self, drafter: Drafter, sequences: list[Sequence], row_price: float) -> None:
+        """Notes what a drafter proposes, and what it would have checked beside that."""
+        proposals = self.proposals[drafter.name] = drafter.propose(sequences, row_price)
+        if self.max_tree:
+            proposed = [sequence for sequence in sequences if sequence.id in proposals]
+            others = {s.id: drafter.branches(s, row_price, self.max_tree) for s in proposed}
+            self.others[drafter.name] = others
+            self.trees |= {
+                (drafter.name, number)
+                for number, ways in others.items()
+                if ways and self.pays(Draft(proposals[number], drafter.name, ways), len(sequences))
+            }
+
+    def pays(self, tree: Draft, num_rows: int) -> bool:
+        return self.policy is None or self.policy.prefers_tree(tree, num_rows)
+
+    def others_of(self, name: str, number: int) -> Paths:
+        return self.others[name][number] if (name, number) in self.trees else ()
 
     def reads_state(self, sequence: Sequence) -> bool:
         """Whether its next draft may begin at the state of its last token."""
@@ -88,11 +104,12 @@ class Speculator:
         for name in self.allowed[sequence.method]:
             drafter = self.drafters[name]
             if drafter.is_free:
-                if found := self.free[name].get(sequence.id):
-                    num_rows = Draft(found, name, self.others.get(name, ())).num_rows
-                    options[name] = Option(num_rows, drafter.promise(sequence))
+                if found := self.proposals[name].get(sequence.id):
+                    others = self.others_of(name, sequence.id)
+                    num_rows = Draft(found, name, others).num_rows
+                    options[name] = Option(num_rows, drafter.promise(sequence), bool(others))
             elif drafter.can_draft(sequence):
-                options[name] = Option()
+                options[name] = Option(is_tree=self.max_tree > 0)
         return options
 
     def learn(
@@ -101,21 +118,24 @@ class Speculator:
         """Tells drafters and policy what a step's proposals gained and cost; `checks` are those of `sequences`."""
         for sequence, check in zip(sequences, checks, strict=True):
             draft = drafts.get(sequence.id, NO_DRAFT)
-            proposed = {name: self.free[name].pop(sequence.id, []) for name in self.free}
-            for name, ids in (proposed | {draft.drafter: draft.ids}).items():
-                if ids:
-                    num_agreed = check.num_accepted if ids is draft.ids else count_agreeing(ids, check.emitted)
-                    self.judge(name, sequence, Feedback(ids, check.emitted, num_agreed))
+            for name, proposals in self.proposals.items():
+                if ids := proposals.pop(sequence.id, None):
+                    self.judge(name, sequence, ids, check.emitted)
             if self.policy and sequence.id in drafts and not draft.ids:
                 self.policy.observe_gain(draft.drafter, sequence, 0)
         # What a step that reads prompts takes says little of drafts.
         if self.policy and not stats.prefill_tokens:
             self.policy.observe_seconds(list(drafts.values()), len(sequences), stats)
 
-    def judge(self, name: str, sequence: Sequence, feedback: Feedback) -> None:
-        self.drafters[name].learn(sequence, feedback)
+    def judge(self, name: str, sequence: Sequence, proposed: list[int], emitted: list[int]) -> None:
+        """Drafter and policy learn of a proposal, the policy also what those beside it would have brought or did."""
+        others = self.others.get(name, {}).get(sequence.id, ())
+        chain, *beside = (Feedback(ids, emitted, count_agreeing(ids, emitted)) for ids in (proposed, *others))
+        self.drafters[name].learn(sequence, chain)
         if self.policy:
-            self.policy.observe_gain(name, sequence, feedback.gain)
+            self.policy.observe_gain(name, sequence, chain.gain)
+        if self.policy and beside:
+            self.policy.observe_bonus(name, max(max(each.gain for each in beside) - chain.gain, 0))
 
     def traced(self, sequence: Sequence, draft: Draft, check: Verification) -> TracedStep | None:
         """Where the tokens of a check came from; None unless the request asks."""
@@ -133,7 +153,7 @@ class Speculator:
     def forget(self, sequence: Sequence) -> None:
         for drafter in self.drafters.values():
             drafter.forget(sequence)
-        for proposals in self.free.values():
+        for proposals in self.proposals.values():
             proposals.pop(sequence.id, None)
         if self.policy:
             self.policy.forget(sequence)

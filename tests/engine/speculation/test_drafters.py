@@ -32,7 +32,6 @@ from server.engine.speculation.drafters.lookup import LookupDrafter, NgramIndex
 from server.engine.speculation.drafters.skip import SkipDrafter
 from server.engine.speculation.policy import FIRST_GAIN, DraftPolicy
 from server.engine.speculation.speculator import Speculator
-from server.engine.speculation.verification import count_agreeing
 from tests.batches import read_prompts
 
 FIRST, SECOND = SkipMask(frozenset({1}), frozenset({2})), SkipMask(frozenset({2, 3}), frozenset())
@@ -230,6 +229,6 @@ def test_what_was_found_is_judged_whether_or_not_it_was_drafted(
     policy = DraftPolicy()
     speculator = Speculator([SkipDrafter(decoder, engine.cache, 0.0), LookupDrafter()], policy)
     found = [5, 6, 7, 9]
-    speculator.judge("lookup", one, Feedback(found, emitted, count_agreeing(found, emitted)))
+    speculator.judge("lookup", one, found, emitted)
     assert policy.gain("lookup", one).value == pytest.approx((FIRST_GAIN + gain) / 2, abs=0.6)
     assert policy.gains_of_kinds[one.kind, "lookup"].value == (FIRST_GAIN + gain) / 2

@@ -62,13 +62,16 @@ def test_drafts_grow_as_they_come_true_and_end_before_a_row_costs_more_than_it_p
     assert not (drafter.lengths or drafter.acceptances or drafter.latest)
 
 
-def test_branches_begin_at_earlier_successors_that_are_worth_their_rows() -> None:
+def test_a_tree_has_the_likeliest_ways_that_are_worth_their_rows() -> None:
     drafter, one = RecyclingDrafter(VOCABULARY), sequence(0, [7, 3, 7, 4, 5, 7, 6, 7])
     proposal = proposed(drafter, one)
     assert proposal[0] == 6
-    assert drafter.branches(one, 0.0, 4) == ([4, 5, 7, 6, 7, 6], [3, 7, 6, 7, 6, 7])
-    assert drafter.branches(one, 0.0, 1) == ([4, 5, 7, 6, 7, 6],)
-    assert drafter.branches(one, 0.2, 4) == ()
+    # Successors are taken for right at .3, .1 and .05: 6 and 4, then 7 behind 6, 3 and 5, and 6 behind 6 7.
+    assert drafter.branches(one, 0.0, 1) == ([6],)
+    assert drafter.branches(one, 0.0, 2) == ([6], [4])
+    assert drafter.branches(one, 0.0, 4) == ([4], [6, 7], [3])
+    assert drafter.branches(one, 0.0, 6) == ([3], [4, 5], [6, 7, 6])
+    assert drafter.branches(one, 0.08, 6) == ([4], [6, 7])
     for _ in range(60):
         drafter.learn(one, Feedback(proposal, [4], 0))
     proposed(drafter, one)

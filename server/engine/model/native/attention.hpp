@@ -80,7 +80,8 @@ class Attention {
         rotate(key, layer.key_norm, position);
         if (rows.is_reading) continue;
         const bool is_last = r + 1 == rows.count || rows.slots[r + 1] != rows.slots[r];
-        HeadCache<T>(shape_, rows, index, r, h).write(position, key, value, is_last && position % 2 == 0);
+        const int place = rows.place(r);
+        HeadCache<T>(shape_, rows, index, r, h).write(place, key, value, is_last && place % 2 == 0);
       }
   }
 

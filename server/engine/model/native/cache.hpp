@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "interface.hpp"
 #include "panels.hpp"
 
@@ -30,6 +32,25 @@ class HeadCache {
 
   // The panels [positions / 2][dims / 16] of 16 dimensions of a block's values.
   T* values(int block) const { return values_ + table_[block] * stride_; }
+
+  // Gives a place what another has.
+  void copy(int from, int to) const {
+    const T* from_keys = keys(from / LANES);
+    T* to_keys = keys(to / LANES);
+    for (int i = 0; i < dim_; i++)
+      to_keys[i / 2 * 2 * LANES + Pair<T>::element(i % 2, to % LANES)] =
+          from_keys[i / 2 * 2 * LANES + Pair<T>::element(i % 2, from % LANES)];
+    copy_value(from, values(to / BLOCK_LENGTH), to, {0, dim_ / LANES});
+  }
+
+  // Gives a block of values, for a position in it, some panels of what stands at a place.
+  void copy_value(int place, T* block, int position, Part panels) const {
+    const T* from = values(place / BLOCK_LENGTH) + place % BLOCK_LENGTH / 2 * 2 * dim_;
+    T* to = block + position % BLOCK_LENGTH / 2 * 2 * dim_;
+    for (int i = panels.first * 2 * LANES; i < panels.last * 2 * LANES; i += 2 * LANES)
+      for (int lane = 0; lane < LANES; lane++)
+        to[i + Pair<T>::element(position % 2, lane)] = from[i + Pair<T>::element(place % 2, lane)];
+  }
 
   // Values of two positions stand in pairs. The place beside a last value is read, with weight zero, so a number must
   // stand there: `is_unpaired` puts a zero.

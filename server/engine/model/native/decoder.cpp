@@ -27,6 +27,9 @@ void* decoder_new(const Shape* shape, const Layer* layers, const Edges* edges, v
 
 void decoder_forward(void* decoder, const Rows* rows) { static_cast<Model*>(decoder)->forward(*rows); }
 
+// Moves what the cache has of a tree's branch to where plain decoding would have put it.
+void decoder_keep_branch(void* decoder, const Rows* rows) { static_cast<Model*>(decoder)->keep_branch(*rows); }
+
 // Sub-layers are counted from 0: attention and MLP of each layer in turn.
 void decoder_pass(void* decoder, const Rows* rows, int first, int last, float* residual) {
   static_cast<Model*>(decoder)->pass(*rows, first, last, residual);
@@ -51,6 +54,11 @@ void logits_sample(const float* logits, int count, int size, const Sampling* sam
     const Drawn drawn = sampler.draw(logits + size_t(r) * size, size, samplings[r]);
     tokens[r] = drawn.token, tops[r] = drawn.top;
   }
+}
+
+// The likeliest tokens of each row [count][tokens].
+void logits_likeliest(const float* logits, int count, int size, int tokens, int32_t* out) {
+  for (int r = 0; r < count; r++) find_likeliest(logits + size_t(r) * size, size, tokens, out + r * tokens);
 }
 
 // Chooses as `decoder_choose` does.

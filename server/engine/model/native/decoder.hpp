@@ -18,6 +18,7 @@ struct Model {
   virtual ~Model() = default;
   virtual int width() const = 0;  // of a hidden state
   virtual void forward(const Rows& rows) = 0;
+  virtual void keep_branch(const Rows& rows) = 0;
   virtual void pass(const Rows& rows, int first, int last, float* residual) = 0;
   virtual void logits(const Matrix* head, int count, const float* hidden, float* out) = 0;
   virtual void choose(const Rows& rows, const Matrix* head, const int32_t* ids, const Sampling* samplings,
@@ -45,6 +46,14 @@ class Decoder final : public Model {
       if (rows.patch) return residual_.patch(rows, edges_.norm, rank);
       residual_.normalise(part(rows.count, rank, team_.size()), edges_.norm, rows.hidden);
     });
+  }
+
+  // Keys and values of rows go from their places to their positions, the first row's first.
+  void keep_branch(const Rows& rows) override {
+    for (int layer = 0; layer < shape_.num_layers; layer++)
+      for (int head = 0; head < shape_.kv_heads; head++)
+        for (int r = 0; r < rows.count; r++)
+          HeadCache<T>(shape_, rows, layer, r, head).copy(rows.places[r], rows.positions[r]);
   }
 
   // The residual stream [count][hidden] behind the sub-layers from `first` to before `last`, in place of the one in

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "interface.hpp"
+#include "likeliest.hpp"
 
 namespace {
 
@@ -43,6 +44,16 @@ class DraftingRows {
   std::vector<Sampling> samplings_;
 };
 
+// Notes what came second to a row's token, which will be the next of chain i.
+inline void note_second(const Choice& choice, const Chain& chain, int row, int i) {
+  const float* logits = choice.logits + size_t(row) * chain.outputs;
+  int32_t best[2] = {};
+  find_likeliest(logits, chain.outputs, 2, best);
+  const int place = i * chain.stride + chain.lengths[i];
+  chain.seconds[place] = best[1];
+  chain.chances[place] = choice.probabilities[row] * std::exp(logits[best[1]] - logits[best[0]]);
+}
+
 // Writes the chains. `choose(rows, samplings)` makes one pass and leaves its tokens and probabilities in `choice`.
 // Hidden states of so many numbers go from pass to pass where a patch reads them.
 template <class F>
@@ -63,6 +74,7 @@ inline void draft(const Rows& rows, int width, const Choice& choice, const Chain
     for (int a = 0; a < int(active.size()); a++) {
       const int i = active[a];
       if (choice.probabilities[a] < chain.floor) continue;
+      if (chain.seconds) note_second(choice, chain, a, i);
       chain.drafted[i * chain.stride + chain.lengths[i]++] = choice.tokens[a];
       if (chain.lengths[i] >= chain.limits[i] || choice.probabilities[a] < chain.confidence) continue;
       if (rows.states) std::copy_n(rows.hidden + size_t(a) * width, width, &states[still_active.size() * width]);

@@ -38,7 +38,10 @@ struct Shape {
 };
 
 // One pass: a row is a token with its position in a sequence; a slot is the sequence's number, by which its table is
-// found. Rows of one slot stand together, in the order of their positions.
+// found. Rows of one slot stand together, in the order of their places, and those that follow each other first.
+//
+// In a tree of drafts several rows have one position. So each has a place of its own, where the cache keeps its key and
+// value, and attends to its ancestors only: those at their positions, as all of ordinary text is, and those elsewhere.
 struct Rows {
   int count, table_size;
   int num_chosen;  // rows, the first ones, after which a token is chosen
@@ -50,6 +53,11 @@ struct Rows {
   const Matrix* patch;        // unless null, what gives them in place of the last norm, [hidden][2 * hidden],
   const float* states;        // from the normalised residual and this state of the place before, [count][hidden]
   int is_reading;             // whether the cache stays as it is: it has the keys and values of these places already
+  const int32_t* places;      // null where no row is in a tree
+  const int32_t* parents;     // the row before each in its branch; -1 where it and all before it are at their positions
+
+  int place(int row) const { return places ? places[row] : positions[row]; }
+  bool is_elsewhere(int row) const { return parents && parents[row] >= 0; }
 };
 
 // The token chosen after each row and, unless null, the likeliest one's probability; logits [count][outputs of the
@@ -69,11 +77,15 @@ struct Sampling {
 
 // A draft for each of `rows.count` sequences: at most limits[i] tokens, ended by one that is less probable than
 // `confidence`, and before one that is less probable than `floor`. Row i of `drafted` [count][stride] receives
-// lengths[i] tokens. `samplings` draw the first ones; without them a draft is greedy.
+// lengths[i] tokens. `samplings` draw the first ones; without them a draft is greedy. Unless null, `seconds` and
+// `chances` receive which of the head's `outputs` came second to each, and its probability.
 struct Chain {
   int stride;
   float confidence, floor;
   const int32_t* limits;
   int32_t *drafted, *lengths;
   const Sampling* samplings;
+  int32_t* seconds;
+  float* chances;
+  int outputs;
 };

@@ -49,18 +49,25 @@ class TiledAttention {
     give_tiles_back();
   }
 
-  // Sums some panels of dimensions of `length` values, by the shares of `height` queries; values(block) is where those
-  // of 32 positions lie. finish(query, panel, 16 sums) receives them.
-  template <class F, class G>
-  static void gather(int height, const bf16* shares, size_t stride, int length, int dim, Part panels, F&& values,
-                     G&& finish) {
+  // Sums some panels of dimensions of the values at `positions`, whole blocks and the beginning of one, by the shares
+  // of `height` queries; values(block) is where those of 32 positions lie. Sums behind others go on from
+  // begun(query, panel). finish(query, panel, 16 sums) receives them.
+  template <class F, class G, class H>
+  static void gather(int height, const bf16* shares, size_t stride, Part positions, int dim, Part panels, F&& values,
+                     G&& begun, H&& finish) {
+    const int length = positions.last;
     // A last single value has a zero beside it.
     prepare(height, (length + length % 2) % STEP);
     alignas(64) float sums[TILE_ROWS][WIDE * LANES];
     int p = panels.first;
     const auto write = [&](auto count) {
       clear<count>();
-      for (int t = 0; t < length; t += STEP) {
+      if (positions.first) {
+        for (int i = 0; i < height; i++)
+          for (int own = 0; own < count; own++) store16(sums[i] + own * LANES, begun(i, p + own));
+        resume<count>(sums[0], LANES, WIDE * LANES);
+      }
+      for (int t = positions.first; t < length; t += STEP) {
         const bool is_whole = t + STEP <= length + length % 2;
         const bf16 *block = values(t / STEP), *ahead = values(std::min(t / STEP + 1, (length - 1) / STEP));
         load_rows(is_whole, shares + t, stride);
@@ -129,6 +136,17 @@ class TiledAttention {
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
+    }
+  }
+
+  // Reads what `store` wrote.
+  template <int P>
+  [[gnu::always_inline]] static void resume(const float* sums, size_t apart, size_t stride) {
+    _tile_loadd(0, sums, 4 * stride);
+    if constexpr (P > 1) {
+      _tile_loadd(1, sums + apart, 4 * stride);
+      _tile_loadd(2, sums + 2 * apart, 4 * stride);
+      _tile_loadd(3, sums + 3 * apart, 4 * stride);
     }
   }
 

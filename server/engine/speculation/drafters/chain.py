@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from itertools import compress, islice, zip_longest
+from itertools import accumulate, compress, islice, zip_longest
 from typing import Self
 
 import torch
@@ -13,13 +13,14 @@ from server.engine.kvcache.batch import Row, TokenBatch
 from server.engine.kvcache.cache import KVCache
 from server.engine.model.decoder import Decoder
 from server.engine.model.draft_head import DraftHead
+from server.engine.model.native_decoder import Seconds
 from server.engine.sampling.distribution import draw_with_confidence
 from server.engine.sampling.native_sampling import packed
 from server.engine.sampling.sampler import adjusted
 from server.engine.sequence import Sequence
-from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Proposals
+from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Paths, Proposals
 from server.engine.speculation.draft_heads import DraftHeads
-from server.engine.speculation.siblings import Siblings
+from server.engine.speculation.siblings import Siblings, second_choice
 from server.engine.types import DraftModel
 
 LOW_BIT_ROW_PRICE = 0.3
@@ -44,21 +45,23 @@ class ChainDrafter(Drafter):
         confidence: float,
         heads: DraftHeads | None = None,
         history: History | None = None,
+        grows_trees: bool = False,
     ) -> None:
         """`model` checks the drafts, and computes them where they are not low-bit; its copy has the same cache.
 
-        `confidence` is that of draft models without one; the texts of `history` guess what they check.
+        `confidence` is that of draft models without one; the texts of `history` guess what they check. What
+        `grows_trees` keeps the second choices beside a chain, where the kernels draft it.
         """
         self.model = model
         self.cache = cache
         self.confidence = confidence
         self.heads = heads or DraftHeads(model)
         self.texts = history.texts if history else {}
-        self.siblings = Siblings()
+        self.siblings = Siblings() if grows_trees else None
 
     @classmethod
     def of(cls, parts: DraftingParts) -> Self:
-        return cls(parts.model, parts.cache, parts.confidence, parts.heads, parts.history)
+        return cls(parts.model, parts.cache, parts.confidence, parts.heads, parts.history, parts.grows_trees)
 
     @abstractmethod
     def draft_model(self, sequence: Sequence) -> DraftModel:
@@ -86,9 +89,11 @@ class ChainDrafter(Drafter):
         limits, rows = [sequence.chain_limit(draft) for sequence in group], head.native if head else None
         states = last_states(group) if draft.patch else None
         samplings, confidence = packed([d for s in group for d in s.span([]).draws]), self.needed_confidence(draft)
-        chains = decoder.native.draft(batch, self.cache, draft, limits, confidence, rows, states, samplings)
-        if len(group) == 1 and draft.patch is None:
-            self.siblings.note(group[0], draft, chains[0], decoder.native.drafting.row(0, rows), rows)
+        seconds: list[Seconds] | None = [] if self.siblings and not samplings else None
+        chains = decoder.native.draft(batch, self.cache, draft, limits, confidence, rows, states, samplings, seconds)
+        if self.siblings and seconds:
+            for sequence, chain, second in zip(group, chains, seconds, strict=True):
+                self.siblings.note(sequence, chain, second)
         return {sequence.id: chain for sequence, chain in zip(group, chains, strict=True) if chain}
 
     def guessed_chains(
@@ -96,11 +101,12 @@ class ChainDrafter(Drafter):
     ) -> Proposals:
         """The same chains in fewer passes: each goes over what the texts guess, as far as that is right."""
         drafts: Proposals = {sequence.id: [] for sequence in group}
-        decoder, active, lone = self.model.drafting(draft.is_low_bit).native, group, drafts[group[0].id]
+        seconds: dict[int, Seconds] = {sequence.id: [] for sequence in group}
+        decoder, active = self.model.drafting(draft.is_low_bit).native, group
         assert decoder is not None
-        scored, first = head.native if head else None, 0
+        scored = head.native if head else None
         while active:
-            first = len(lone)
+            before = [len(drafts[sequence.id]) for sequence in active]
             rows = [self.guessed_row(sequence, draft, drafts[sequence.id], row_price) for sequence in active]
             spans = [s.span(drafts[s.id] + ids[1:], len(ids)) for s, (_, _, ids) in zip(active, rows, strict=True)]
             batch, samplings = TokenBatch(rows, self.cache), packed([d for span in spans for d in span.draws])
@@ -110,16 +116,24 @@ class ChainDrafter(Drafter):
                 self.follow(sequence, draft, drafts[sequence.id], ids[1:], list(islice(pairs, len(ids))))
                 for sequence, (_, _, ids) in zip(active, rows, strict=True)
             ]
+            for sequence, known, first in zip(active, before, accumulate(batch.lengths, initial=0), strict=False):
+                if self.siblings and sequence.request.sampling.is_greedy:
+                    chosen = range(first, first + len(drafts[sequence.id]) - known)
+                    seconds[sequence.id] += [
+                        second_choice(decoder.drafting.row(row, scored), tops[row], scored) for row in chosen
+                    ]
             active = list(compress(active, goes_on))
-        if len(group) == 1 and len(lone) > first:
-            self.siblings.note(group[0], draft, lone, decoder.drafting.row(len(lone) - 1 - first, scored), scored)
+        if self.siblings:
+            for sequence in group:
+                self.siblings.note(sequence, drafts[sequence.id], seconds[sequence.id])
         return {number: chain for number, chain in drafts.items() if chain}
 
-    def branches(self, sequence: Sequence, row_price: float, most: int) -> tuple[list[int], ...]:
-        return self.siblings.branches(sequence, row_price)
+    def branches(self, sequence: Sequence, row_price: float, most: int) -> Paths:
+        return self.siblings.branches(sequence, row_price, most) if self.siblings else ()
 
     def learn(self, sequence: Sequence, feedback: Feedback) -> None:
-        self.siblings.learn(feedback)
+        if self.siblings:
+            self.siblings.learn(feedback)
 
     def guessed_row(self, sequence: Sequence, draft: DraftModel, drafted: list[int], row_price: float) -> Row:
         """The last token of a chain, and what may follow it; the pass's last token is the draft's own."""
@@ -176,7 +190,8 @@ class ChainDrafter(Drafter):
 
     def forget(self, sequence: Sequence) -> None:
         self.heads.forget(sequence)
-        self.siblings.forget(sequence)
+        if self.siblings:
+            self.siblings.forget(sequence)
 
 
 def last_states(group: list[Sequence]) -> Tensor:
