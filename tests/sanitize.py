@@ -1,7 +1,7 @@
 """Builds the kernels with sanitizers and runs the engine's tests on them: `make sanitize`.
 
 AddressSanitizer and UndefinedBehaviorSanitizer watch the tests of `FOLDERS`, in a copy of the project whose compiled
-parts are theirs. ThreadSanitizer watches a program that uses the team of threads alone (`team_race.cpp`). Weights and
+parts are theirs, of the kernels the build that fits this processor. ThreadSanitizer watches a program that uses the team of threads alone (`team_race.cpp`). Weights and
 cache lie in large pages of their own, so of these only the ends are watched.
 
 python tests/sanitize.py [arguments of pytest]
@@ -27,7 +27,7 @@ MODULES = (f"server.engine.model.native.{kernel_build()}", "server.engine.histor
 def copy_project() -> None:
     shutil.rmtree(COPY, ignore_errors=True)
     for folder in ("server", "tests"):
-        shutil.copytree(ROOT / folder, COPY / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, COPY / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     shutil.copy(ROOT / "pyproject.toml", COPY)
 
 
@@ -35,8 +35,6 @@ def build(module: dict[str, Any]) -> None:
     """Compiles an extension of pyproject.toml with the sanitizers in place of its optimisation."""
     flags = [flag for flag in module["extra-compile-args"] if flag != "-O3"]
     library = Path(module["name"].replace(".", "/") + ".so")
-    for ordinary in (COPY / library).parent.glob(f"{library.stem}.*so"):
-        ordinary.unlink()
     run("g++", *flags, *WATCHED, "-shared", "-fPIC", *module["sources"], "-o", str(library))
 
 
