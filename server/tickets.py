@@ -111,6 +111,11 @@ class Tickets:
         self.on_expiry = on_expiry
         self.open: set[Ticket] = set()
 
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences of all open tickets that run or wait."""
+        return sum(ticket.num_unfinished for ticket in self.open)
+
     def take(self, num_sequences: int, num_tokens: int, timeout: float, client: str | None = None) -> Ticket:
         """A ticket for a request of about this size; raises `QueueFullError`."""
         self.check(self.open, num_sequences, num_tokens, client)

@@ -15,7 +15,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 from pydantic_settings import SettingsError
 
-from server.__main__ import open_traces
 from server.engine import (
     Checkpoint,
     DraftModel,
@@ -30,6 +29,7 @@ from server.engine import (
 )
 from server.generation import Outcome, Prompt
 from server.settings import read_settings
+from server.start import open_traces
 from server.telemetry.traces import Traces, to_collector
 from tests.api.live import make_worker, serve
 
