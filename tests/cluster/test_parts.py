@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -51,19 +52,14 @@ def test_events_of_responses_are_numbered() -> None:
 
 
 def test_replicas_are_asked_for_by_sequences() -> None:
-    class Context:
-        aggregated_metrics = {"sequences": {"a": 9.0, "b": 8.0}}
-        capacity_adjusted_min_replicas = 1
-        capacity_adjusted_max_replicas = 4
+    config = SimpleNamespace(get_target_ongoing_requests=lambda: 8)
+    bounds = {"capacity_adjusted_min_replicas": 1, "capacity_adjusted_max_replicas": 4}
 
-        class config:
-            get_target_ongoing_requests = staticmethod(lambda: 8)
+    def wanted(*sequences: float) -> int:
+        stats = {"sequences": dict(enumerate(sequences))} if sequences else {}
+        return by_sequences(SimpleNamespace(aggregated_metrics=stats, config=config, **bounds))[0]
 
-    assert by_sequences(Context())[0] == 3
-    Context.aggregated_metrics = {}
-    assert by_sequences(Context())[0] == 1
-    Context.aggregated_metrics = {"sequences": {"a": 900.0}}
-    assert by_sequences(Context())[0] == 4
+    assert [wanted(9, 8), wanted(), wanted(900)] == [3, 1, 4]
 
 
 def test_without_ray_replicas_are_refused_in_one_line(

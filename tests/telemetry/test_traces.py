@@ -84,6 +84,16 @@ def test_an_outcome_becomes_a_tree_of_spans(traces: Traces, exporter: InMemorySp
     assert spans["decode"].end_time == spans[root].end_time
 
 
+def test_a_generation_joins_the_callers_trace(traces: Traces, exporter: InMemorySpanExporter) -> None:
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    traces.observe(OUTCOME, 2.0, f"00-{trace}-{span}-01")
+    traces.observe(OUTCOME, 2.0, "nonsense")
+    first, *_ = [each for each in exporter.get_finished_spans() if each.name == "text_completion tiny"]
+    assert first.parent and f"{first.parent.span_id:016x}" == span
+    assert f"{first.context.trace_id:032x}" == trace and first.kind is SpanKind.SERVER
+    assert by_name(exporter)["text_completion tiny"].parent is None
+
+
 def test_attributes_follow_the_conventions(traces: Traces, exporter: InMemorySpanExporter) -> None:
     traces.observe(OUTCOME, 2.0)
     spans = by_name(exporter)
