@@ -151,6 +151,8 @@ class Settings(BaseSettings):
             raise ValueError("--revision needs --model: the default model is a package, pinned by its version")
         if self.history_file and not self.share_history and (self.api_keys.get_secret_value() or self.api_key_file):
             raise ValueError("--history-file keeps what all may draft from; with API keys it needs --share-history")
+        if self.history_file and self.replicas and self.replicas > 1:
+            raise ValueError("--history-file is of one server: replicas would write over each other's; leave it out")
         method = methods()[self.method]
         if method.needs_artifact and self.artifact_folder is None:
             raise ValueError(f"--method {self.method} needs --artifact; run `knn-ssd-offline calibrate` for this model")

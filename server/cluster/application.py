@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
@@ -29,6 +30,8 @@ def app(args: Mapping[str, Any]) -> Application:
         settings = Settings(**args)
     except ValidationError as error:
         raise clear(error) from error
+    if settings.history_file:
+        raise SettingsError("--history-file (KNNSSD_HISTORY_FILE): is of one server, not of replicas; leave it out")
     return application(settings, listens="port" in settings.model_fields_set)
 
 
