@@ -20,15 +20,21 @@ template <int BITS, int GROUP, bool IS_FINE>
 struct TiledCodes : Codes<BITS, GROUP> {
   using Base = Codes<BITS, GROUP>;
   static constexpr int GROUPS = Base::GROUPS;
-  static constexpr int HEIGHT = IS_FINE ? 2 : 1;  // tile rows of a row: its upper and its lower half
-  static constexpr int TALLEST = TILE_ROWS / HEIGHT;
+  static constexpr int HEIGHT = IS_FINE ? 2 : 1;   // tile rows of a row: its upper and its lower half
+  static constexpr int TALL = TILE_ROWS / HEIGHT;  // rows of a full tile
+  static constexpr int TALLEST = TILE_ROWS;        // so that their sums fit the registers
 
-  // Tile 0 has the sums, 1 the activations, 2 the codes.
+  // Tiles 0 and 3 have the sums, 1 and 4 the activations, 2 the codes.
   static void prepare(int rows, const Matrix&) {
     TileShapes shapes;
-    shapes.set({0}, rows * HEIGHT, TILE_BYTES);
-    shapes.set({1}, rows * HEIGHT, GROUP);
+    const int first = std::min(rows, TALL), rest = rows - first;
+    shapes.set({0}, first * HEIGHT, TILE_BYTES);
+    shapes.set({1}, first * HEIGHT, GROUP);
     shapes.set({2}, GROUP / 4, TILE_BYTES);
+    if (rest > 0) {
+      shapes.set({3}, rest * HEIGHT, TILE_BYTES);
+      shapes.set({4}, rest * HEIGHT, GROUP);
+    }
     shapes.load();
   }
 
@@ -52,7 +58,7 @@ struct TiledCodes : Codes<BITS, GROUP> {
     for (int b = 0; b < blocks + 2 * LAG; b++) {
       if (b < blocks) unpack(codes + b * block_bytes(BITS), unpacked[b % UNDER_WAY]);
       if (const int next = b - LAG; next >= 0 && next < blocks)
-        multiply_block(unpacked[next % UNDER_WAY], rows + next * BLOCK, stride, products[next % UNDER_WAY]);
+        multiply_block<R>(unpacked[next % UNDER_WAY], rows + next * BLOCK, stride, products[next % UNDER_WAY]);
       if (const int last = b - 2 * LAG; last >= 0)
         scale_block(products[last % UNDER_WAY], scales, last, mine + last, blocks, acc);
     }
@@ -73,10 +79,16 @@ struct TiledCodes : Codes<BITS, GROUP> {
 #pragma GCC unroll 2
     for (int g = 0; g < GROUPS; g++) {
       _tile_zero(0);
-      _tile_loadd(1, rows + g * GROUP, stride);
       _tile_loadd(2, codes + g * GROUP * LANES, TILE_BYTES);
+      _tile_loadd(1, rows + g * GROUP, stride);
       _tile_dpbsud(0, 1, 2);
       _tile_stored(0, out.sums[g], TILE_BYTES);
+      if constexpr (R > TALL) {
+        _tile_zero(3);
+        _tile_loadd(4, rows + TALL * HEIGHT * stride + g * GROUP, stride);
+        _tile_dpbsud(3, 4, 2);
+        _tile_stored(3, out.sums[g][TALL * HEIGHT], TILE_BYTES);
+      }
     }
   }
 
