@@ -57,7 +57,10 @@ class Forwarding:
         self.link = Link()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on for as long as its client stays."""
+        """Passes the request on for as long as its client stays; refuses what is no request, a web socket."""
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
         question = Question.of(scope, (await receive()).get("body", b""))
         relaying = asyncio.ensure_future(self.relay(question, send))
         leaving = asyncio.ensure_future(disconnection(receive))

@@ -1,11 +1,14 @@
 """The ingress's deployment: keys, limits, errors and log as on any server, and behind them the way to the replicas."""
 
 import asyncio
+import logging
 import math
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,6 +25,8 @@ from server.cluster.forwarding import Forwarding
 from server.cluster.ingress_metrics import IngressMetrics
 from server.settings import Settings
 from server.telemetry.logs import start_logging
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 2.0
 """Seconds in which the replicas have to answer what monitoring asks."""
@@ -71,7 +76,12 @@ class Ingress:
         return JSONResponse({"status": "alive"})
 
     async def metrics(self, request: Request) -> Response:
-        answers = await self.replicas.broadcast("metrics").results_async(timeout_s=PATIENCE)
+        """Its own alone while a replica is missing that was there a moment ago."""
+        try:
+            answers = await self.replicas.broadcast("metrics").results_async(timeout_s=PATIENCE)
+        except (RayError, RayServeException, TimeoutError) as error:
+            logger.warning("the replicas' metrics are missing: %s", type(error).__name__)
+            answers = []
         text = self.counts.render(self.replicas.deployment_name, dict(answers))
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 

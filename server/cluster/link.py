@@ -15,6 +15,8 @@ OF_A_CONNECTION = frozenset({b"connection", b"date", b"host", b"keep-alive", b"s
 """Headers that belong to one connection of the two."""
 MADE_ANEW = OF_A_CONNECTION | {b"content-length", b"x-forwarded-for"}
 """Those of a request that are not sent on."""
+AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+"""Headers that aiohttp would add."""
 KEPT_SECONDS = 2.0
 """How long an idle connection is kept: less than a replica keeps it, so that none is closed as a request goes out."""
 CONNECT_SECONDS = 5.0
@@ -104,9 +106,6 @@ class Link:
             yield Answer(response)
         finally:
             response.close()
-
-
-AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 def watched_socket(address: Any) -> socket.socket:

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,26 @@ PORT = 8131
 URL = f"http://127.0.0.1:{PORT}"
 
 
-def held(prompts: list[str], num_turns: int, num_tokens: int) -> list[dict[str, Any]]:
-    """What one client sees of its conversations' answers; it takes the next conversation from all clients' queue."""
-    seen = []
+def held(open_ones: "deque[list[dict[str, str]]]", num_turns: int, num_tokens: int) -> list[dict[str, Any]]:
+    """What one client sees of the answers: it takes the conversation that has waited longest, for one turn.
+
+    So a conversation goes on after others were answered, as it does while somebody reads and types.
+    """
+    seen: list[dict[str, Any]] = []
     with httpx.Client(base_url=URL, timeout=300) as http:
         model = http.get("/v1/models").json()["data"][0]["id"]
-        while prompts:
-            messages = [{"role": "user", "content": prompts.pop()}]
-            for turn in range(num_turns):
-                answer = ask(http, {"model": model, "messages": messages, "max_tokens": num_tokens})
-                seen.append(answer | {"turn": turn})
+        while True:
+            try:
+                messages = open_ones.popleft()
+            except IndexError:
+                return seen
+            turn = len(messages) // 2
+            answer = ask(http, {"model": model, "messages": messages, "max_tokens": num_tokens})
+            seen.append(answer | {"turn": turn})
+            if turn + 1 < num_turns:
                 further = FURTHER[turn % len(FURTHER)]
-                messages += [{"role": "assistant", "content": answer["text"]}, {"role": "user", "content": further}]
-    return seen
+                said = {"role": "assistant", "content": answer["text"]}
+                open_ones.append([*messages, said, {"role": "user", "content": further}])
 
 
 def ask(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def run(kind: str, given: argparse.Namespace) -> dict[str, Any]:
         wait_for_server(server)
         prompts = [json.loads(line)["prompt"] for line in Path(given.prompts).read_text().splitlines()]
         random.Random(given.seed).shuffle(prompts)
-        todo = prompts[: given.conversations]
+        todo = deque([{"role": "user", "content": prompt}] for prompt in prompts[: given.conversations])
         started = time.perf_counter()
         with ThreadPoolExecutor(given.clients) as pool:
             each = list(pool.map(lambda _: held(todo, given.turns, given.tokens), range(given.clients)))

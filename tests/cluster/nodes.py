@@ -43,7 +43,12 @@ class Nodes:
             cluster.shutdown()
 
     def deploy(self, num_replicas: int) -> None:
-        """Returns once so many replicas are there; those that were there go on. It is what `serve deploy` does."""
+        """Returns once so many replicas are there; those that were there go on."""
+        self.configure({"num_replicas": num_replicas})
+        wait_long(lambda: len(self.replicas()) == num_replicas)
+
+    def configure(self, replicas: dict[str, Any]) -> None:
+        """Deploys the application with these options of its replicas, as `serve deploy` does."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
@@ -52,10 +57,9 @@ class Nodes:
             "route_prefix": "/",
             "import_path": "server.cluster:app",
             "args": self.settings.model_dump(mode="json", exclude_unset=True),
-            "deployments": [{"name": "Replica", "num_replicas": num_replicas}],
+            "deployments": [{"name": "Replica", **replicas}],
         }
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
-        wait_long(lambda: len(self.replicas()) == num_replicas)
 
     def replicas(self) -> set[str]:
         """Their names, as the metrics have them."""

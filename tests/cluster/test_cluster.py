@@ -87,6 +87,41 @@ def test_scaling_up_and_down_loses_nothing(base_url: str, nodes: Nodes) -> None:
     assert len(statuses) > 20 and set(statuses) == {200}
 
 
+AUTOSCALING = {
+    "min_replicas": NUM_REPLICAS,
+    "max_replicas": NUM_REPLICAS + 1,
+    "target_ongoing_requests": 2,
+    "upscale_delay_s": 0.5,
+    "downscale_delay_s": 1,
+    "metrics_interval_s": 0.5,
+    "look_back_period_s": 1,
+    "policy": {"policy_function": "server.cluster.autoscaling:by_sequences"},
+}
+
+
+def test_there_are_more_replicas_where_sequences_need_them(base_url: str, nodes: Nodes) -> None:
+    nodes.configure({"autoscaling_config": AUTOSCALING})
+    stopping = threading.Event()
+    statuses: list[int] = []
+
+    def ask() -> None:
+        with httpx.Client(timeout=120) as http:
+            while not stopping.is_set():
+                statuses.append(http.post(f"{base_url}/v1/completions", json=body("c", 500)).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    try:
+        for thread in threads:
+            thread.start()
+        wait_long(lambda: len(nodes.replicas()) == NUM_REPLICAS + 1)
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join()
+    nodes.deploy(NUM_REPLICAS)
+    assert set(statuses) == {200}
+
+
 def test_a_replica_that_is_killed_takes_only_its_own_streams_with_it(base_url: str, nodes: Nodes) -> None:
     begun = threading.Barrier(NUM_STREAMS + 1)
 
