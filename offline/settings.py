@@ -108,7 +108,7 @@ class BitsSettings(CommandSettings):
         "auto", description="bits of the weights: auto keeps a GGUF file's, none dequantises, int8 and int4 round"
     )
     activations: Activations = Field(
-        "auto", description="what weights of few bits are multiplied with: activations of 8 or 16 bits, or exact ones"
+        "auto", description="what weights of few bits are multiplied with: activations of 8 bits, fine or exact ones"
     )
     draft_weights: DraftWeights = Field(
         "none", description="a copy in fewer bits that drafts are computed with; auto takes int4 where that pays"

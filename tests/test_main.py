@@ -223,7 +223,7 @@ def test_a_file_is_served_at_its_bits_with_the_copy_that_is_asked_for(tmp_path: 
     settings = read_settings(["--model", str(path), "--method", "low-bit"])
     served = load(settings.source, settings.engine_config)
     model = served.engine.model
-    assert model.precision == "Q8_0 weights, 16-bit activations, bfloat16 cache"
+    assert model.precision == "Q8_0 weights, fine activations, bfloat16 cache"
     assert model.low_bit is not None and model.low_bit.precision.startswith("int4 weights")
     assert not served.checkpoint.quantized and not served.checkpoint.weights
     assert served.engine.lacks("low-bit") is None

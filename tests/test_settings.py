@@ -60,7 +60,7 @@ def test_weights_keep_their_bits_and_a_copy_is_made_where_it_pays() -> None:
     ("flag", "values"),
     [
         ("quantization", ["auto", "none", "int8", "int4"]),
-        ("activations", ["auto", "int8", "int16", "exact"]),
+        ("activations", ["auto", "int8", "fine", "exact"]),
         ("draft-weights", ["none", "int8", "int4", "auto"]),
     ],
 )
@@ -100,7 +100,7 @@ def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
         (["--method", "skip", "--model", "m"], "--method skip needs --artifact"),
         (["--method", "low-bit", "--draft-weights", "none"], "--method low-bit needs --draft-weights; use .* int4"),
         (["--quantization", "int2"], r"--quantization \(KNNSSD_QUANTIZATION\): .*'auto', 'none', 'int8' or 'int4'"),
-        (["--activations", "none"], "--activations .*'auto', 'int8', 'int16' or 'exact'"),
+        (["--activations", "none"], "--activations .*'auto', 'int8', 'fine' or 'exact'"),
         (["--draft-weights", "exact"], "--draft-weights .*'none', 'int8', 'int4' or 'auto'"),
         (["--unknown", "1"], "unrecognized arguments: --unknown"),
         (["--port"], "expected one argument"),

@@ -16,13 +16,13 @@ REFERENCE = "reference"
 VARIANTS: dict[str, tuple[Quantization, Activations]] = {
     "none/exact": ("none", "exact"),
     "auto/exact": ("auto", "exact"),
-    "auto/int16": ("auto", "int16"),
+    "auto/fine": ("auto", "fine"),
     "auto/int8": ("auto", "int8"),
     "int8/exact": ("int8", "exact"),
-    "int8/int16": ("int8", "int16"),
+    "int8/fine": ("int8", "fine"),
     "int8/int8": ("int8", "int8"),
     "int4/exact": ("int4", "exact"),
-    "int4/int16": ("int4", "int16"),
+    "int4/fine": ("int4", "fine"),
     "int4/int8": ("int4", "int8"),
 }
 """Bits of the weights and what they are multiplied with, as the server's --quantization and --activations."""
@@ -66,8 +66,8 @@ def differing_variants(own: Checkpoint) -> list[str]:
     """
     names = [] if own.dtype == torch.float32 else ["none/exact"]
     if own.quantized:
-        names += ["auto/exact", "auto/int16", "auto/int8"]
-    names += ["int8/int16", "int4/int16"]
+        names += ["auto/exact", "auto/fine", "auto/int8"]
+    names += ["int8/fine", "int4/fine"]
     if PEERS[LLAMA_CPP].is_installed and llamacpp_obstacle(own) is None:
         names.append(LLAMA_CPP)
     return names

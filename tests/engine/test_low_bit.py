@@ -35,7 +35,7 @@ from tests.tiny import CPU, save_random_model
 pytestmark = pytest.mark.skipif(kernels.build() is None, reason="no kernels for this processor")
 
 TYPES = [Type.Q4_1, Type.Q5_0, Type.Q8_0, Type.Q4_K, Type.Q6_K]
-MODELS = ["float32", "bfloat16", *(f"{kind.name} {each}" for kind in TYPES for each in ("int8", "int16", "exact"))]
+MODELS = ["float32", "bfloat16", *(f"{kind.name} {each}" for kind in TYPES for each in ("int8", "fine", "exact"))]
 METHODS = ["plain", "lookup", "skip", "low-bit", "cascade"]
 MASKS = [SkipMask(), SkipMask(frozenset({1})), SkipMask(frozenset({0}), frozenset({2})), SkipMask(mlp=frozenset({1}))]
 GREEDY, SAMPLED = SamplingParams(), SamplingParams(0.8, top_p=0.95, seed=5)
@@ -73,7 +73,7 @@ def decoder_of(name: str, choice: DraftWeights, folder: Path, files: Path) -> De
     else:
         dtype = getattr(torch, kind)
     checkpoint = load_checkpoint(str(path), dtype, CPU, quantization="auto")
-    kinds: dict[str, Activations] = {"int8": "int8", "int16": "int16", "exact": "exact"}
+    kinds: dict[str, Activations] = {"int8": "int8", "fine": "fine", "exact": "exact"}
     decoder = Decoder(checkpoint, kinds.get(activations, "auto"))
     add_draft(decoder, checkpoint, choice)
     return decoder
@@ -144,7 +144,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "Q4_1 int8", "Q4_K int16"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "Q4_1 int8", "Q4_K fine"])
 def test_any_number_of_threads_writes_the_same_text(
     name: str, threads: Callable[[int], None], folder: Path, tmp_path: Path
 ) -> None:

@@ -17,9 +17,11 @@ from server.engine.model.checked import Checked
 from server.engine.model.checkpoint import Checkpoint
 from server.engine.model.native_decoder import NativeDecoder, Team
 from server.engine.model.native_weights import pack_decoder
-from server.engine.model.placement import Activations, activation_bits
+from server.engine.model.placement import FINE, Activations, activation_bits
 from server.engine.model.torch_decoder import TorchDecoder
 from server.engine.types import FULL_MODEL, DraftModel
+
+ACTIVATIONS = {8: "8-bit", FINE: "fine", 32: "float32"}
 
 
 class Decoder:
@@ -114,7 +116,7 @@ class Decoder:
 
 
 def precision(checkpoint: Checkpoint, is_native: bool, input_bits: int) -> str:
-    """What products are computed from, as `bfloat16` or `Q4_1 and Q8_0 weights, 16-bit activations, bfloat16 cache`."""
+    """What products are computed from, as `bfloat16` or `Q4_1 and Q8_0 weights, fine activations, bfloat16 cache`."""
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     kinds = sorted({weight.kind for weight in checkpoint.quantized.values()})
     if not kinds:
@@ -122,4 +124,4 @@ def precision(checkpoint: Checkpoint, is_native: bool, input_bits: int) -> str:
     weights = f"{' and '.join(kinds)} weights"
     if not is_native:
         return f"{weights} dequantised to {dtype}"
-    return f"{weights}, {'float32' if input_bits == 32 else f'{input_bits}-bit'} activations, {dtype} cache"
+    return f"{weights}, {ACTIVATIONS[input_bits]} activations, {dtype} cache"

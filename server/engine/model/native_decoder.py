@@ -53,7 +53,7 @@ class NativeDecoder:
         input_bits: int,
         team: Team,
     ) -> None:
-        """`input_bits`: of the activations that codes are multiplied with: 8, 16, or 32, which are fp32."""
+        """`input_bits`: of what codes are multiplied with: 8, 16 for fine activations, or 32, which are fp32."""
         kernels = library()
         assert kernels is not None
         self.handle: int | None = None

@@ -10,8 +10,10 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none", "int8", "int4"]
 """Of the weights: `auto` keeps a quantised file's, `none` dequantises them, the others round those of any model."""
 ROUNDED_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
-Activations = Literal["auto", "int8", "int16", "exact"]
-"""What the kernels multiply weights of few bits with: activations rounded to 8 or 16 bits, or fp32."""
+Activations = Literal["auto", "int8", "fine", "exact"]
+"""What the kernels multiply weights of few bits with: activations of 8 bits, finer ones of 10 to 16, or fp32."""
+FINE = 16
+"""So many bits they have with weights of 8 bits; with fewer, as many as the kernels get for nothing (`inputs.hpp`)."""
 DraftWeights = Literal["none", "int8", "int4", "auto"]
 """A copy in fewer bits that drafts are computed with; `auto` takes 4 bits where that pays."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,7 +41,7 @@ def parse_dtype(name: DtypeName) -> torch.dtype | None:
 
 
 def activation_bits(activations: Activations, dtype: torch.dtype) -> int:
-    """Bits of what the kernels multiply weights of few bits with; `auto` rounds to 16 unless the model runs in fp32."""
+    """The bits that the kernels know activations by; `auto` is fine unless the model runs in fp32."""
     if activations == "auto":
-        activations = "exact" if dtype == torch.float32 else "int16"
-    return {"int8": 8, "int16": 16, "exact": 32}[activations]
+        activations = "exact" if dtype == torch.float32 else "fine"
+    return {"int8": 8, "fine": FINE, "exact": 32}[activations]

@@ -83,7 +83,7 @@ def test_metrics_say_what_is_served_and_who_drafted(with_copy: httpx.Client, wit
     ask(with_copy, "/v1/completions", "low-bit", temperature=0)
     metrics = with_copy.get("/metrics").text
     (info,) = [line for line in metrics.splitlines() if line.startswith("knnssd_model_info{")]
-    assert 'precision="int8 weights, 16-bit activations, bfloat16 cache"' in info
+    assert 'precision="int8 weights, fine activations, bfloat16 cache"' in info
     assert 'draft_weights="int4 weights, 8-bit activations, bfloat16 cache"' in info
     for count in ("draft", "accepted"):
         name = f'knnssd_drafter_{count}_tokens_total{{drafter="low-bit"}} '

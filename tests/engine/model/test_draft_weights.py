@@ -164,7 +164,7 @@ def test_a_copy_that_is_asked_for_is_made_of_any_weights(
     model = with_draft(a_file(wide_folder, tmp_path / "model.gguf", Type.Q4_1), choice)
     assert model.low_bit is not None
     assert model.low_bit.precision == f"{choice} weights, 8-bit activations, bfloat16 cache"
-    assert model.precision == "Q4_1 weights, 16-bit activations, bfloat16 cache"
+    assert model.precision == "Q4_1 weights, fine activations, bfloat16 cache"
 
 
 def test_a_copy_without_kernels_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,18 +47,20 @@ def test_logits_are_those_of_the_weights_and_of_the_rounding(
 ) -> None:
     head = write_gguf(tmp_path / "model.gguf", folder, kind)["lm_head.weight"]
     checkpoint = load_checkpoint(str(tmp_path / "model.gguf"), None, CPU, quantization="auto")
-    hidden = torch.randn(11, 256, generator=torch.Generator().manual_seed(1))
+    bits = checkpoint.quantized["lm_head.weight"].codes().bits
+    fine_shift = 7 if bits == 8 else 8 - bits
+    hidden = torch.randn(19, 256, generator=torch.Generator().manual_seed(1))
     hidden[3] = 0
     # A few activations lie between two steps, where the last bit of a product decides.
     cases: list[tuple[Activations, Tensor, float]] = [
         ("exact", hidden, 1e-5),
         ("int8", rounded(hidden, 127), 2e-3),
-        ("int16", rounded(hidden, 127 * 128), 2e-5),
+        ("fine", rounded(hidden, 127 << fine_shift), 8e-5),
     ]
     for activations, inputs, tolerance in cases:
         decoder = Decoder(checkpoint, activations)
         expected = (inputs.double() @ head.double().T).float()
-        for count in (1, 2, 11):
+        for count in (1, 2, 11, 19):
             found = decoder.logits(hidden[:count])
             assert (found - expected[:count]).abs().max() <= tolerance * expected.abs().max()
 
@@ -72,7 +74,7 @@ HIGHEST: dict[Type, tuple[int, slice, int]] = {
 """Of a type of each number of bits, the bytes of a block, where its codes are, and what makes them the highest."""
 
 
-@pytest.mark.parametrize("activations", ["int8", "int16"])
+@pytest.mark.parametrize("activations", ["int8", "fine"])
 @pytest.mark.parametrize("kind", HIGHEST, ids=lambda kind: kind.name)
 @torch.inference_mode()
 def test_the_highest_codes_and_activations_overflow_nowhere(

@@ -57,17 +57,17 @@ def test_a_files_own_bits_are_exact_and_fewer_bits_cost_more(quantised: Path, co
 
 def test_four_bits_lose_more_than_eight(wide: Path, compare: Compare) -> None:
     rows = by_name(compare(wide))
-    assert list(rows) == ["reference", "int8/int16", "int4/int16"], "in fp32, none/exact is the reference itself"
-    assert rows["int4/int16"].agreement < rows["int8/int16"].agreement - 0.05 < 0.95
-    assert abs(rows["int4/int16"].loss_change) > 2 * abs(rows["int8/int16"].loss_change) > 0
+    assert list(rows) == ["reference", "int8/fine", "int4/fine"], "in fp32, none/exact is the reference itself"
+    assert rows["int4/fine"].agreement < rows["int8/fine"].agreement - 0.05 < 0.95
+    assert abs(rows["int4/fine"].loss_change) > 2 * abs(rows["int8/fine"].loss_change) > 0
     if not kernels.build():
         return
-    assert rows["int4/int16"].megabytes < rows["int8/int16"].megabytes < rows["reference"].megabytes / 3
+    assert rows["int4/fine"].megabytes < rows["int8/fine"].megabytes < rows["reference"].megabytes / 3
 
 
 def test_figures_belong_together(tiny_checkpoint: Path, compare: Compare) -> None:
     found = compare(tiny_checkpoint, "--dtype", "bfloat16", "--seed", "3")
-    assert [row.variant for row in found.results] == ["reference", "none/exact", "int8/int16", "int4/int16"]
+    assert [row.variant for row in found.results] == ["reference", "none/exact", "int8/fine", "int4/fine"]
     assert (found.format, found.seed, found.device, found.max_new_tokens) == ("knnssd-fidelity/1", 3, "cpu", 16)
     assert 400 <= found.places < 400 + 55 + 16, "no text more than are needed"
     assert 0 < found.scored <= found.places - found.prompts

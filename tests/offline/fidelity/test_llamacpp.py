@@ -49,10 +49,10 @@ def test_a_quantised_file_keeps_its_bits_and_is_compared_unasked(
         "reference",
         "none/exact",
         "auto/exact",
-        "auto/int16",
+        "auto/fine",
         "auto/int8",
-        "int8/int16",
-        "int4/int16",
+        "int8/fine",
+        "int4/fine",
         "llama-cpp",
     ]
     assert rows["llama-cpp"].weight_bits == pytest.approx(4.5, rel=0.03)
@@ -92,4 +92,4 @@ def test_a_missing_extra_is_one_line_and_no_default(
     assert error.count("\n") == 1
     assert compare(tmp_path / "model.gguf", long_prompts) == 0
     names = [row.variant for row in Fidelity.model_validate_json(capsys.readouterr().out).results]
-    assert names[-1] == "int4/int16"
+    assert names[-1] == "int4/fine"

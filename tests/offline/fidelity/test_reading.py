@@ -94,7 +94,7 @@ def test_what_is_compared_by_default_depends_on_the_model(
 ) -> None:
     monkeypatch.setattr("offline.evaluation.peers.base.find_spec", lambda name: True)
     half = load_checkpoint(str(tiny_checkpoint), torch.bfloat16, CPU, quantization="auto")
-    assert differing_variants(half) == ["none/exact", "int8/int16", "int4/int16"]
+    assert differing_variants(half) == ["none/exact", "int8/fine", "int4/fine"]
 
 
 def test_the_second_of_two_steps_counts() -> None:

@@ -1,7 +1,12 @@
-// The rows that matrices are multiplied with, in the form that each takes: fp32, bf16, or codes of 8 or 16 bits.
+// The rows that matrices are multiplied with, in the form that each takes: fp32, bf16, or codes of 8 to 16 bits.
 //
-// An instruction that multiplies bytes takes 16 bits as two parts of 8. Where there is none, products are of 16 bits,
-// and four inputs lie in the order 0 2 1 3: so they meet the even and the odd bytes of four codes.
+// An instruction that multiplies bytes takes finer codes as two parts of 8 bits: 2^shift * upper + lower. Weights of
+// fewer than 8 bits leave room for the factor: with codes of 4 bits, 16 * code is a byte too. So at a shift of 8 - bits
+// one sum takes both parts, (16 * code) * upper + code * lower, and activations have 12 bits for weights of 4, 11 for
+// 5, 10 for 6. Weights of 8 bits have a sum for each part, and activations of 16 bits.
+//
+// Where there is no such instruction, products are of 16 bits, and four inputs lie in the order 0 2 1 3: so they meet
+// the even and the odd bytes of four codes.
 
 #pragma once
 
@@ -24,20 +29,33 @@ struct BlockScale {
 
 #ifdef __AVX512VNNI__
 constexpr bool MULTIPLIES_BYTES = true;
-constexpr int PARTS = 2;  // of codes of 16 bits
 #else
 constexpr bool MULTIPLIES_BYTES = false;
-constexpr int PARTS = 1;
 #endif
+
+constexpr int APART = 7, SHIFTS = APART + 1;  // of the lower part; the first is for parts that are apart, with 8 bits
+constexpr int STEPS = 127;                    // of 8 bits; 2^shift times as many of finer codes
+
+inline constexpr int fine_shift(int weight_bits) { return weight_bits == 8 ? APART : 8 - weight_bits; }
+
+struct alignas(64) Line {
+  int8_t bytes[64];
+};
+
+// Codes of rows: of 8 bits, or parts. Parts that are apart are two rows, one after the other; others lie together, the
+// upper ones of half a block before its lower ones.
+struct Rounded {
+  const int8_t* codes;
+  const int16_t* wide;  // where bytes are not multiplied: both parts in one
+  const BlockScale* blocks;
+  int stride, width;  // of the codes of a row, and its inputs
+};
 
 struct Inputs {
   int count;
   const float* floats;
   const Activation<bf16>* halves;
-  const int8_t *codes, *low;  // of 16 bits the upper and the lower 8, a row's after each other,
-  const int16_t* wide;        // or all
-  int stride;                 // of codes, from row to row
-  const BlockScale* blocks;
+  Rounded rounded[SHIFTS];
 
   // What weights of type T are multiplied with.
   template <class T>
@@ -49,12 +67,12 @@ struct Inputs {
   }
 };
 
-enum Form { FLOATS = 1, HALVES = 2, CODES = 4, FINE_CODES = 8 };
+enum Form { FLOATS = 1, HALVES = 2, CODES = 4 };  // codes of each shift: CODES << shift
 
 inline int form(const Matrix& w) {
   if (w.bits == 16) return std::is_same_v<Activation<bf16>, bf16> ? HALVES : FLOATS;
   if (w.bits > 16 || w.input_bits == 32) return FLOATS;
-  return w.input_bits == 8 ? CODES : FINE_CODES;
+  return CODES << (w.input_bits == 8 ? 0 : fine_shift(w.bits));
 }
 
 // The nearest whole numbers of so many steps between zero and the largest magnitude.
@@ -74,75 +92,81 @@ inline BlockScale round_block(const float* x, float steps, i32x16 (&whole)[2]) {
 
 inline void store16(int8_t* to, i32x16 v) { *(i8x16*)to = __builtin_convertvector(v, i8x16); }
 
-constexpr float STEPS = 127, FINE_STEPS = 127 * 128;  // the fine ones are 128 * upper + lower, both of 8 bits
-
 class Rounding {
  public:
   explicit Rounding(Team& team) : team_(team) {}
 
   // `width` of the widest rows.
   void resize(int count, int width) {
-    const size_t rows = std::max(count, team_.size() * FEW_ROWS);
-    halves_.resize(rows * width);
-    codes_.resize(rows * width * PARTS);
-    wide_.resize(MULTIPLIES_BYTES ? 0 : rows * width);
-    blocks_.resize(rows * width / BLOCK);
+    const size_t numbers = std::max(count, team_.size() * FEW_ROWS) * size_t(width);
+    if (halves_.size() >= numbers) return;
+    halves_.resize(numbers);
+    for (Codes& codes : codes_) {
+      codes.parts.resize(2 * numbers / sizeof(Line));
+      codes.wide.resize(MULTIPLIES_BYTES ? 0 : numbers);
+      codes.blocks.resize(numbers / BLOCK);
+    }
   }
 
   // Rows [count][width] in these forms, for this rank to read. All ranks have written `rows`, unless they are few and
   // its own.
   Inputs round(int count, int width, const float* rows, int forms, int rank) {
     const bool are_few = count <= FEW_ROWS;
-    const size_t first = are_few ? size_t(rank) * FEW_ROWS : 0;
-    const size_t at = first * width;
-    const int8_t* codes = &codes_[at * PARTS];
-    const int stride = forms & FINE_CODES ? width * PARTS : width;
-    const int16_t* wide = MULTIPLIES_BYTES ? nullptr : &wide_[at];
-    const Inputs out{count, rows, &halves_[at], codes, codes + width, wide, stride, &blocks_[at / BLOCK]};
+    const size_t at = are_few ? size_t(rank) * FEW_ROWS * width : 0;
     const Part own = are_few ? Part{0, count} : part(count, rank, team_.size());
-    const size_t begin = size_t(own.first) * width, end = size_t(own.last) * width;
+    Inputs out{count, rows, &halves_[at], {}};
     if (forms & HALVES)
-      for (size_t i = begin; i < end; i++) store(&halves_[at + i], rows[i]);
-    if (forms & (CODES | FINE_CODES))
-      for (int r = own.first; r < own.last; r++) {
-        const size_t from = size_t(r) * width, to = at * PARTS + size_t(r) * stride;
-        for (int i = 0; i < width; i += BLOCK)
-          blocks_[(at + from + i) / BLOCK] =
-              forms & FINE_CODES ? round_fine(rows + from + i, to + i, width) : round_codes(rows + from + i, to + i);
-      }
+      for (size_t i = size_t(own.first) * width; i < size_t(own.last) * width; i++) store(&halves_[at + i], rows[i]);
+    Codes* codes = codes_;
+    for (int shift = 0; shift < SHIFTS; shift++)
+      if (forms & CODES << shift) out.rounded[shift] = (codes++)->round(own, width, rows, shift, at);
     if (!are_few && forms != FLOATS) team_.barrier();
     return out;
   }
 
  private:
-  BlockScale round_codes(const float* x, size_t to) {
-    i32x16 whole[2];
-    const BlockScale out = round_block(x, STEPS, whole);
-    for (int half = 0; half < 2; half++) store16(&codes_[to + half * LANES], whole[half]);
-    return out;
-  }
-
-  BlockScale round_fine(const float* x, size_t to, int width) {
-    i32x16 whole[2];
-    const BlockScale out = round_block(x, FINE_STEPS, whole);
-    for (int half = 0; half < 2; half++) {
-      const size_t first = to + half * LANES;
-      if constexpr (MULTIPLIES_BYTES) {
-        const i32x16 upper = (whole[half] + 64) >> 7;
-        store16(&codes_[first], upper);
-        store16(&codes_[first + width], whole[half] - 128 * upper);
-      } else {
-        for (int i = 0; i < LANES; i++) wide_[first + i / 4 * 4 + i % 2 * 2 + i % 4 / 2] = int16_t(whole[half][i]);
-      }
+  // Of one shift.
+  struct Codes {
+    // Some of the rows; all ranks' begin at number `at`.
+    Rounded round(Part some, int width, const float* rows, int shift, size_t at) {
+      const int stride = shift == 0 ? width : 2 * width;
+      int8_t* first_row = parts[0].bytes + 2 * at;
+      const Rounded out{first_row, MULTIPLIES_BYTES ? nullptr : &wide[at], &blocks[at / BLOCK], stride, width};
+      for (int r = some.first; r < some.last; r++)
+        for (int i = 0; i < width; i += BLOCK) {
+          const size_t first = size_t(r) * width + i;
+          i32x16 whole[2];
+          blocks[(at + first) / BLOCK] = round_block(rows + first, float(STEPS << shift), whole);
+          for (int half = 0; half < 2; half++)
+            put(whole[half], i, half, shift, width, first_row + size_t(r) * stride, at + first);
+        }
+      return out;
     }
-    return out;
-  }
+
+    // Half of the block that begins at input `i` of a row whose codes begin at `row`, and numbers at `first`.
+    void put(i32x16 whole, int i, int half, int shift, int width, int8_t* row, size_t first) {
+      if (shift == 0) return store16(row + i + half * LANES, whole);
+      if (!MULTIPLIES_BYTES) {
+        int16_t* to = &wide[first + half * LANES];
+        for (int j = 0; j < LANES; j++) to[j / 4 * 4 + j % 2 * 2 + j % 4 / 2] = int16_t(whole[j]);
+        return;
+      }
+      const i32x16 upper = (whole + (1 << (shift - 1))) >> shift, lower = whole - (upper << shift);
+      int8_t* to = row + (shift == APART ? i + half * LANES : 2 * (i + half * LANES));
+      store16(to, upper);
+      store16(to + (shift == APART ? width : LANES), lower);
+    }
+
+    std::vector<Line> parts;
+    std::vector<int16_t> wide;
+    std::vector<BlockScale> blocks;
+  };
+
+  static constexpr int MOST = 3;  // shifts at once: queries, keys and values may differ
 
   Team& team_;
   std::vector<Activation<bf16>> halves_;
-  std::vector<int8_t> codes_;
-  std::vector<int16_t> wide_;
-  std::vector<BlockScale> blocks_;
+  Codes codes_[MOST];
 };
 
 }  // namespace

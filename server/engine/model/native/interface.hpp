@@ -10,7 +10,7 @@
 struct Matrix {
   int outputs, inputs, bits, group;
   int zero;        // the code of a zero where groups have no minimum
-  int input_bits;  // activations that codes are multiplied with: rounded to 8 or 16 bits, or fp32
+  int input_bits;  // of what codes are multiplied with: 8, 16 for fine ones (inputs.hpp), 32 for fp32
   const void* weights;
   const void *scales, *minima;  // of each group: fp16, or integers in these units, fp16, of 256 inputs
   const void *scale_units, *minimum_units;

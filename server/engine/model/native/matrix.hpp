@@ -61,13 +61,13 @@ inline Product product_for(Dense<T>, const Matrix&, int rows, int panels) {
 
 template <int BITS, int GROUP>
 inline Product product_for(Codes<BITS, GROUP>, const Matrix& w, int rows, int) {
+  constexpr int FINE = fine_shift(BITS);
 #ifdef __AMX_INT8__
   if (rows >= FEWEST_TILED && w.input_bits < 32 && may_use_tiles())
-    return w.input_bits == 8 ? product_of<TiledCodes<BITS, GROUP, false>>()
-                             : product_of<TiledCodes<BITS, GROUP, true>>();
+    return w.input_bits == 8 ? product_of<TiledCodes<BITS, GROUP, 0>>() : product_of<TiledCodes<BITS, GROUP, FINE>>();
 #endif
-  if (w.input_bits == 8) return product_of<RoundedCodes<BITS, GROUP, false>>();
-  if (w.input_bits == 16) return product_of<RoundedCodes<BITS, GROUP, true>>();
+  if (w.input_bits == 8) return product_of<RoundedCodes<BITS, GROUP, 0>>();
+  if (w.input_bits == 16) return product_of<RoundedCodes<BITS, GROUP, FINE>>();
   return product_of<ExactCodes<BITS, GROUP>>();
 }
 

@@ -1,5 +1,5 @@
-// Products of weights of few bits with activations of 8 or 16 bits. Codes are whole numbers, so the products of a group
-// are exact in integers, in whatever order they are added; its sum is scaled once.
+// Products of weights of few bits with activations of 8 bits or finer ones. Codes are whole numbers, so the products of
+// a group are exact in integers, in whatever order they are added; its sum is scaled once.
 
 #pragma once
 
@@ -16,29 +16,33 @@ inline int32_t load_four(const void* x) {
 #ifdef __AVX512VNNI__
 
 // The products of the codes of a group of `COUNT` quads, from the block's quad `begin` on, with rows of activations.
-template <int BITS, int COUNT, bool IS_FINE>
+template <int BITS, int COUNT, int SHIFT>
 struct GroupProducts {
-  // Calls body(row, sums) for R rows, whose activations begin at `first` and are `stride` apart. Of 16 bits the upper
-  // and the lower half have products of their own.
+  // Calls body(row, sums) for R rows from `row` on, with their block `b`.
   template <int R, class F>
-  [[gnu::always_inline]] static void each_row(const Block<BITS>& block, int begin, const Inputs& x, size_t first,
-                                              size_t stride, F&& body) {
+  [[gnu::always_inline]] static void each_row(const Block<BITS>& block, int begin, const Rounded& x, int row, int b,
+                                              F&& body) {
+    constexpr int PARTS = SHIFT == 0 || SHIFT == APART ? 1 : 2;
     bytes quads[COUNT];
     for (int i = 0; i < COUNT; i++) quads[i] = block.quad(begin + i);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const size_t at = first + r * stride;
-      ints sums = add(ints{}, quads, x.codes + at);
-      if constexpr (IS_FINE) sums = add(sums << 7, quads, x.low + at);
+      const int8_t* own = x.codes + size_t(row + r) * x.stride + PARTS * (b * BLOCK + 4 * begin);
+      ints sums = add<PARTS>(ints{}, quads, own);
+      if constexpr (SHIFT > 0) sums = add<PARTS>(sums << SHIFT, quads, own + (SHIFT == APART ? x.width : LANES));
       body(r, sums);
     }
   }
 
  private:
+  // Of one part of the activations; four quads of it lie together.
+  template <int PARTS>
   [[gnu::always_inline]] static ints add(ints sums, const bytes (&quads)[COUNT], const int8_t* codes) {
 #pragma GCC unroll 8
-    for (int i = 0; i < COUNT; i++)
-      sums = (ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)quads[i], _mm512_set1_epi32(load_four(codes + 4 * i)));
+    for (int i = 0; i < COUNT; i++) {
+      const int place = i / 4 * PARTS * LANES + i % 4 * 4;
+      sums = (ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)quads[i], _mm512_set1_epi32(load_four(codes + place)));
+    }
     return sums;
   }
 };
@@ -62,19 +66,20 @@ inline void add_to(V& sum, V addend) {
   asm("" : "+v"(sum));
 }
 
-template <int BITS, int COUNT, bool IS_FINE>
+template <int BITS, int COUNT, int SHIFT>
 struct GroupProducts {
   template <int R, class F>
-  [[gnu::always_inline]] static void each_row(const Block<BITS>& block, int begin, const Inputs& x, size_t first,
-                                              size_t stride, F&& body) {
+  [[gnu::always_inline]] static void each_row(const Block<BITS>& block, int begin, const Rounded& x, int row, int b,
+                                              F&& body) {
     ints sums[R] = {};
-    if constexpr (IS_FINE) {
-      add_wide(sums, block, begin, x.wide + first, stride);
+    const size_t first = size_t(row) * x.width + b * BLOCK + 4 * begin;
+    if constexpr (SHIFT > 0) {
+      add_wide(sums, block, begin, x.wide + first, x.width);
     } else if constexpr (BITS == 8) {  // in halves, whose products fit 16 bits
-      add<4>(sums, [&](int i) { return block.quad(begin + i) & 15; }, 1, x.codes + first, stride);
-      add<4>(sums, [&](int i) { return block.quad(begin + i) >> 4; }, 16, x.codes + first, stride);
+      add<4>(sums, [&](int i) { return block.quad(begin + i) & 15; }, 1, x.codes + first, x.width);
+      add<4>(sums, [&](int i) { return block.quad(begin + i) >> 4; }, 16, x.codes + first, x.width);
     } else {
-      add<BITS>(sums, [&](int i) { return block.quad(begin + i); }, 1, x.codes + first, stride);
+      add<BITS>(sums, [&](int i) { return block.quad(begin + i); }, 1, x.codes + first, x.width);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) body(r, sums[r]);
@@ -129,14 +134,15 @@ template <int GROUPS>
   acc += scale.minimum * (GROUPS == 1 ? mine.sum : mine.halves[g]);
 }
 
-template <int BITS, int GROUP, bool IS_FINE>
+template <int BITS, int GROUP, int SHIFT>
 struct RoundedCodes : Codes<BITS, GROUP> {
   using Base = Codes<BITS, GROUP>;
   static constexpr int TALLEST = TALLEST_CODES;
 
   template <int R, int P>
-  [[gnu::noinline]] static void sums(const Matrix& w, const Inputs& x, int row, int panel, f32x16* out) {
+  [[gnu::noinline]] static void sums(const Matrix& w, const Inputs& inputs, int row, int panel, f32x16* out) {
     static_assert(P == 1);
+    const Rounded& x = inputs.rounded[SHIFT];
     const int blocks = w.inputs / BLOCK;
     for (int lane = 0; lane < LANES; lane += WIDTH) {
       floats acc[R] = {};
@@ -146,9 +152,8 @@ struct RoundedCodes : Codes<BITS, GROUP> {
 #pragma GCC unroll 2
             for (int g = 0; g < Base::GROUPS; g++) {
               const Scale scale = scales[b * Base::GROUPS + g];
-              const size_t first = size_t(row) * x.stride + b * BLOCK + g * GROUP;
-              GroupProducts<BITS, GROUP / 4, IS_FINE>::template each_row<R>(
-                  block, g * GROUP / 4, x, first, x.stride, [&](int r, ints dots) __attribute__((always_inline)) {
+              GroupProducts<BITS, GROUP / 4, SHIFT>::template each_row<R>(
+                  block, g * GROUP / 4, x, row, b, [&](int r, ints dots) __attribute__((always_inline)) {
                     add_scaled<Base::GROUPS>(acc[r], scale, x.blocks[size_t(row + r) * blocks + b], g, dots);
                   });
             }

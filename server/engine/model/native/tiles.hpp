@@ -43,6 +43,29 @@ struct alignas(64) TileShapes {
 
 inline void give_tiles_back() { _tile_release(); }
 
+// As the intrinsics, which want a tile's number as a literal.
+template <int T>
+[[gnu::always_inline]] inline void clear_tile() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(T));
+}
+
+// Rows of memory that lie `stride` bytes apart.
+template <int T>
+[[gnu::always_inline]] inline void load_tile(const void* from, long stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(T) : "memory");
+}
+
+template <int T>
+[[gnu::always_inline]] inline void store_tile(void* to, long stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(T) : "memory");
+}
+
+// Adds the products of signed bytes and unsigned ones.
+template <int SUMS, int SIGNED, int UNSIGNED>
+[[gnu::always_inline]] inline void multiply_tiles() {
+  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(SIGNED), "i"(UNSIGNED));
+}
+
 #else
 
 constexpr bool may_use_tiles() { return false; }
