@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     quantization: Quantization = "auto"
     """Bits of the weights; auto keeps a GGUF file's, none dequantises them, int8 and int4 round any model's."""
     activations: Activations = "auto"
-    """What weights of few bits are multiplied with: activations of 8 bits, fine (10 to 16) or fp32; auto is fine."""
+    """What weights of few bits are multiplied with: activations of 8 bits, finer ones, or fp32; auto is fine."""
     draft_weights: DraftWeights = "auto"
     """A copy in fewer bits that drafts are computed with; auto takes the artifact's, or int4 where that pays."""
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None

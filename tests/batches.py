@@ -23,6 +23,7 @@ from server.engine import (
     StopConditions,
     TokenBatch,
 )
+from server.engine.scheduler import StepPlan
 
 Models = Callable[[str], Decoder]
 """A model by its name."""
@@ -76,8 +77,10 @@ def run(engine: Engine) -> tuple[list[Emission], list[StepStats]]:
 def read_prompts(engine: Engine) -> None:
     """Reads the prompts of all that was added and has a slot, up to their first tokens; nothing is decoded."""
     with torch.inference_mode():
-        while chunks := engine.scheduler.plan().chunks:
-            engine.prefill(chunks, StepStats())
+        engine.scheduler.admit()
+        while chunks := engine.scheduler.chunks(engine.config.prefill_chunk):
+            _, states = engine.run(StepPlan([], chunks, len(chunks)), {}, StepStats())
+            engine.begin(chunks, states, StepStats())
 
 
 def started_batch(model: Decoder, cache: KVCache) -> TokenBatch:

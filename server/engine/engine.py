@@ -5,7 +5,7 @@ It knows token ids and tensors only: no text, no HTTP, no metrics. One thread ow
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from server.engine.branches import OWN_BLOCKS, Branches
 from server.engine.config import EngineConfig
 from server.engine.history.history import History
-from server.engine.kvcache.batch import TokenBatch
 from server.engine.kvcache.budget import fitting_length
 from server.engine.kvcache.cache import BLOCK_LENGTH, blocks_of
 from server.engine.kvcache.pool import BlockPool
@@ -23,7 +22,7 @@ from server.engine.kvcache.tables import BlockTables
 from server.engine.kvcache.tree import PrefixTree
 from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.base import MaskParts, MaskSource, mask_sources
-from server.engine.masks.router import Router, prompt_vector
+from server.engine.masks.router import Router
 from server.engine.model.decoder import Decoder
 from server.engine.pace import Pace
 from server.engine.prefixes import Prefixes
@@ -31,7 +30,7 @@ from server.engine.requests import GenerationRequest, check_request
 from server.engine.sampling.logprobs import score, score_prompt
 from server.engine.sampling.own_tokens import own_tokens
 from server.engine.sampling.sampler import Sampled, sample
-from server.engine.scheduler import Chunk, Scheduler
+from server.engine.scheduler import Chunk, Scheduler, StepPlan
 from server.engine.sequence import Emission, Sequence
 from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
 from server.engine.speculation.policy import DraftPolicy
@@ -170,26 +169,26 @@ class Engine:
         before = self.scheduler.num_preempted, self.tables.pool.num_evicted
         # 1) Who takes part: every sequence whose prompt was read, and chunks of the other prompts.
         plan = self.scheduler.plan()
-        emissions = self.decode(plan.decoding, stats) if plan.decoding else []
-        # 5) Read on in prompts, for no longer than those who decode can wait; who is at its end has a first token.
-        emissions += self.prefill(plan.chunks, stats) if plan.chunks else []
-        self.pace.learn(stats.prefill_tokens, stats.prefill_seconds, stats.decode_seconds, plan.crowd)
+        # 2) Draft cheaply.
+        drafts = self.draft(plan, stats) if plan.decoding else {}
+        # 3) One full pass reads on in prompts, and says what the model itself writes after each drafted token.
+        found, states = self.run(plan, drafts, stats)
+        # 4) Keep what agrees and one token more, and hand it out; a prompt that was read to its end has a first token.
+        emissions = self.commit(plan.decoding, found, stats) if plan.decoding else []
+        emissions += self.begin(plan.chunks, states, stats) if plan.chunks else []
         stats.num_running, stats.num_waiting = self.num_running, self.num_waiting
         stats.num_preempted = self.scheduler.num_preempted - before[0]
         stats.num_evicted = self.tables.pool.num_evicted - before[1]
         return emissions, stats
 
-    def decode(self, decoding: list[Sequence], stats: StepStats) -> list[Emission]:
+    def commit(self, decoding: list[Sequence], found: dict[int, CheckedDraft], stats: StepStats) -> list[Emission]:
+        """Moves every decoding sequence on; drafters and policy learn what their drafts were worth."""
         started = time.perf_counter()
-        # 2) Draft cheaply, then let one full pass say what the model itself writes after each drafted token.
-        found = self.check(decoding, self.draft(decoding, stats), stats)
-        # 3) Keep what agrees and one token more; drafters and policy learn what their drafts were worth.
         checks = [self.accept(s, found[s.id], stats) for s in decoding]
         drafts = {number: each.draft for number, each in found.items() if each.draft is not NO_DRAFT}
         self.speculator.learn(decoding, drafts, checks, stats)
-        # 4) Hand out the tokens, and end what is at its end.
         emissions = [self.emit_checked(s, found[s.id], c) for s, c in zip(decoding, checks, strict=True)]
-        stats.decode_seconds = time.perf_counter() - started
+        stats.decode_seconds = stats.draft_seconds + stats.verify_seconds + time.perf_counter() - started
         return emissions
 
     def generate(self, requests: list[GenerationRequest]) -> list[Sequence]:
@@ -200,49 +199,45 @@ class Engine:
                 self.step()
         return sequences
 
-    def prefill(self, chunks: list[Chunk], stats: StepStats) -> list[Emission]:
-        """Reads chunks of prompts in one pass; a prompt's last one routes the sequence and emits its first token."""
+    def begin(self, chunks: list[Chunk], states: Iterable[Tensor], stats: StepStats) -> list[Emission]:
+        """Moves prompts on by the states of their chunks; the last one routes its sequence and emits a first token."""
         started = time.perf_counter()
         begun = [s for s, _ in chunks if s.cursor == s.num_cached and not s.output_ids]
         stats.cached_tokens = sum(sequence.num_cached for sequence in begun)
-        stats.prefill_tokens = sum(len(ids) for _, ids in chunks)
-        states = zip((sequence for sequence, _ in chunks), self.read(chunks), strict=True)
-        read = [(sequence, hidden[-1]) for sequence, hidden in states if sequence.is_prefilled]
-        for sequence, state in read:
-            sequence.last_state = state
-        last = [(sequence, state) for sequence, state in read if not sequence.output_ids]
-        for sequence, _ in last:
-            sequence.prompt_vector = prompt_vector(self.cache.kept_states(sequence.slot, sequence.prompt_length))
+        for chunk, hidden in zip(chunks, states, strict=True):
+            self.keep(chunk, hidden)
+        last = [sequence for sequence, _ in chunks if sequence.is_prefilled and not sequence.output_ids]
+        for sequence in last:
+            sequence.prompt_vector = self.cache.mean_state(sequence.slot, sequence.prompt_length)
         emissions = self.begin_answers(last) if last else []
-        stats.prefill_seconds = time.perf_counter() - started
-        for sequence in (sequence for sequence, _ in last if sequence.output_ids):
+        stats.prefill_seconds += time.perf_counter() - started
+        for sequence in (sequence for sequence in last if sequence.output_ids):
             self.route(sequence, stats)
         return emissions
 
-    def read(self, chunks: list[Chunk]) -> list[Tensor]:
-        """The hidden states [tokens, hidden_size] of each chunk after a full pass; moves the cursors behind them."""
-        batch = TokenBatch([(sequence.slot, sequence.cursor, ids) for sequence, ids in chunks], self.cache)
-        states = list(self.model.forward(batch, self.cache).split(batch.lengths))
-        for (sequence, ids), hidden in zip(chunks, states, strict=True):
-            self.cache.keep_states(sequence.slot, sequence.cursor, hidden)
-            if sequence.request.scores_prompt and not sequence.output_ids:
-                num_top = sequence.request.num_logprobs or 0
-                sequence.prompt_logprobs += score_prompt(self.model, hidden, sequence.ids, sequence.cursor, num_top)
-            sequence.cursor += len(ids)
-        return states
+    def keep(self, chunk: Chunk, hidden: Tensor) -> None:
+        """Keeps the states [tokens, hidden_size] of what was read, and moves the cursor behind it."""
+        sequence, ids = chunk
+        self.cache.keep_states(sequence.slot, sequence.cursor, hidden)
+        if sequence.request.scores_prompt and not sequence.output_ids:
+            num_top = sequence.request.num_logprobs or 0
+            sequence.prompt_logprobs += score_prompt(self.model, hidden, sequence.ids, sequence.cursor, num_top)
+        sequence.cursor += len(ids)
+        if sequence.is_prefilled:
+            sequence.last_state = hidden[-1].clone()
 
-    def begin_answers(self, read: list[tuple[Sequence, Tensor]]) -> list[Emission]:
-        """First tokens of sequences, by the states [hidden_size] of their prompts' ends; who has no room ends here."""
-        going = [(sequence, state) for sequence, state in read if sequence.room > 0]
-        ended = [sequence for sequence, _ in read if sequence.room <= 0]
+    def begin_answers(self, read: list[Sequence]) -> list[Emission]:
+        """First tokens of sequences, by the states of their prompts' ends; who has no room ends here."""
+        going = [sequence for sequence in read if sequence.room > 0]
+        ended = [sequence for sequence in read if sequence.room <= 0]
         for sequence in ended:
             self.finish(sequence, FinishReason.LENGTH)
         emissions = [Emission(sequence, [], sequence.finish_reason) for sequence in ended]
         if not going:
             return emissions
-        logits = self.model.logits(torch.stack([state for _, state in going]))
-        first = sample(logits, [sequence.span([]) for sequence, _ in going])
-        for (sequence, _), sampled in zip(going, first, strict=True):
+        ends = [sequence.last_state for sequence in going if sequence.last_state is not None]
+        first = sample(self.model.logits(torch.stack(ends)), [sequence.span([]) for sequence in going])
+        for sequence, sampled in zip(going, first, strict=True):
             step = TracedStep() if sequence.request.is_traced else None
             emissions.append(self.emit(sequence, *sampled, step))
         return emissions
@@ -261,36 +256,48 @@ class Engine:
         """What its method takes masks from; None where that needs a routing artifact and the engine has none."""
         return self.mask_sources.get(self.speculator.methods[sequence.method].masks)
 
-    def draft(self, decoding: list[Sequence], stats: StepStats) -> dict[int, Draft]:
+    def draft(self, plan: StepPlan, stats: StepStats) -> dict[int, Draft]:
         """Drafts for every decoding sequence; now and then for none, to measure plain decoding."""
         started = time.perf_counter()
         self.steps_until_baseline -= 1
-        if self.steps_until_baseline == 0:
+        if self.baseline_interval and self.steps_until_baseline <= 0 and not plan.chunks:
             self.steps_until_baseline = self.baseline_interval
             stats.is_baseline = True
             return {}
-        drafts = self.speculator.draft(decoding, stats)
+        drafts = self.speculator.draft(plan.decoding, stats)
         stats.draft_seconds = time.perf_counter() - started
         return drafts
 
-    def check(self, decoding: list[Sequence], drafts: dict[int, Draft], stats: StepStats) -> dict[int, CheckedDraft]:
-        """One full pass over all drafted tokens: the model's own token after each of them, and its states there."""
+    def run(
+        self, plan: StepPlan, drafts: dict[int, Draft], stats: StepStats
+    ) -> tuple[dict[int, CheckedDraft], tuple[Tensor, ...]]:
+        """One full pass: the model's own token after each drafted one and its states there, and those of each chunk."""
+        if not plan.decoding and not plan.chunks:
+            return {}, ()
         started = time.perf_counter()
+        decoding = plan.decoding
         chosen = [drafts.get(s.id, NO_DRAFT) for s in decoding]
         rows = [(s.slot, s.cursor, [s.ids[-1], *draft.ids]) for s, draft in zip(decoding, chosen, strict=True)]
         spans = [s.span(draft.ids, num_rows=len(draft.ids) + 1) for s, draft in zip(decoding, chosen, strict=True)]
         # Whoever decodes alone may have other continuations than its draft checked beside it.
-        branches = self.branches.rows(decoding[0], chosen[0].others)
+        branches = self.branches.rows(decoding[0], chosen[0].others) if decoding else []
         rows += branches
         spans += [decoding[0].span(ids[1:], num_rows=len(ids)) for _, _, ids in branches]
-        own, states = own_tokens(self.model, self.cache, TokenBatch(rows, self.cache), spans)
-        parts = states.split([span.num_rows for span in spans])
+        read = [(sequence.slot, sequence.cursor, ids) for sequence, ids in plan.chunks]
+        own, states = own_tokens(self.model, self.cache, rows, spans, read)
+        parts = states.split([len(ids) for _, _, ids in rows + read])
         found = {s.id: CheckedDraft(*each) for s, *each in zip(decoding, chosen, own, parts, strict=False)}
         if branches:
             self.choose_branch(decoding[0], found, own[1:], parts[1:])
             self.branches.release()
-        stats.verify_seconds = time.perf_counter() - started
-        return found
+        self.book(plan, time.perf_counter() - started, stats)
+        return found, parts[len(rows) :]
+
+    def book(self, plan: StepPlan, seconds: float, stats: StepStats) -> None:
+        """Says which part of a pass was reading prompts, and which was checking drafts."""
+        stats.prefill_tokens = sum(len(ids) for _, ids in plan.chunks)
+        stats.prefill_seconds = self.pace.learn(stats.prefill_tokens, seconds, bool(plan.decoding), plan.crowd)
+        stats.verify_seconds = seconds - stats.prefill_seconds
 
     def choose_branch(
         self, sequence: Sequence, found: dict[int, CheckedDraft], own: list[Sampled], parts: tuple[Tensor, ...]

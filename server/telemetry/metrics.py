@@ -16,6 +16,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Info,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -66,6 +67,7 @@ class Metrics:
         # When a series began is of no use here and would nearly double the answer.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.drafts = self.counter("spec_decode_num_drafts", "Verifications that had a draft", "domain")
         self.drafted = self.counter("spec_decode_num_draft_tokens", "Drafted tokens", "domain")
         self.accepted = self.counter("spec_decode_num_accepted_tokens", "Accepted drafted tokens", "domain")

@@ -115,6 +115,9 @@ class Speedups(Collector):
         self.lock = threading.Lock()
 
     def observe(self, stats: StepStats) -> None:
+        """Adds a step; one that read prompts too says nothing of drafts."""
+        if stats.prefill_tokens:
+            return
         emitted: defaultdict[str, list[int]] = defaultdict(list)
         for row in stats.rows:
             emitted[row.domain].append(row.num_emitted)

@@ -144,7 +144,7 @@ def test_a_running_answer_gets_a_token_in_every_step(model: Decoder) -> None:
         emissions, stats = engine.step()
         num_steps += 1
         assert len(running.output_ids) == length + 1 and emissions[0].sequence is running
-        assert stats.prefill_tokens <= 64 and stats.prefill_seconds > 0 and stats.decode_seconds > 0
+        assert stats.prefill_tokens <= 64 and stats.decode_seconds > 0
     assert num_steps >= 5
 
 

@@ -102,9 +102,11 @@ class KVCache:
             self.states[table[block], place : place + count] = states[done : done + count]
             done += count
 
-    def kept_states(self, slot: int, length: int) -> Tensor:
-        """Those of a slot's first positions."""
-        return self.states[self.table(slot, length)].flatten(0, 1)[:length]
+    def mean_state(self, slot: int, length: int) -> Tensor:
+        """The mean [state_size] of those of a slot's first positions."""
+        sizes = [BLOCK_LENGTH] * (length // BLOCK_LENGTH) + [length % BLOCK_LENGTH] * (length % BLOCK_LENGTH > 0)
+        sums = [self.states[block, :size].sum(0) for block, size in zip(self.table(slot, length), sizes, strict=True)]
+        return torch.stack(sums).sum(0) / length
 
     def write(self, layer: int, keys: Tensor, values: Tensor, batch: "TokenBatch") -> None:
         """Stores keys and values [tokens, kv heads, head_dim] at the batch's positions."""

@@ -55,7 +55,7 @@ class Shape(Structure):
 
 class Rows(Structure):
     _fields_ = [
-        *fields(c_int, "count table_size"),
+        *fields(c_int, "count table_size num_chosen"),
         *fields(c_void_p, "ids positions slots tables keys values is_skipped hidden patch states"),
         ("is_reading", c_int),
     ]

@@ -144,13 +144,17 @@ class NativeDecoder:
         assert isinstance(norm, Tensor)
         return torch.nn.functional.rms_norm(residual.float(), norm.shape, norm, self.config.norm_epsilon)
 
-    def checked(self, batch: TokenBatch, cache: KVCache, samplings: Samplings | None = None) -> Checked:
-        """The full model's token after each of the batch's; what it gives is written over by its next check."""
+    def checked(
+        self, batch: TokenBatch, cache: KVCache, samplings: Samplings | None = None, num_checked: int | None = None
+    ) -> Checked:
+        """The full model's token after each of the batch's, or of the first ones; its next check writes over this."""
         flat, count = flattened(batch), batch.num_tokens
-        scratch = self.checking.grown(count)
+        num_checked = count if num_checked is None else num_checked
+        scratch = self.checking.grown(count, num_checked)
         rows = self.rows(flat, count, scratch.hidden, cache, FULL_MODEL)
+        rows.num_chosen = num_checked
         self.kernels.decoder_choose(self.handle, byref(rows), None, None, samplings, byref(scratch.sure))
-        return Checked(scratch.tokens[:count].tolist(), scratch.hidden[:count], scratch.logits[:count])
+        return Checked(scratch.tokens[:num_checked].tolist(), scratch.hidden[:count], scratch.logits[:num_checked])
 
     def chosen(
         self,
@@ -164,7 +168,7 @@ class NativeDecoder:
 
         `head` as in `draft`; without `samplings` the token is that one.
         """
-        flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens)
+        flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens, batch.num_tokens)
         rows = self.rows(flat, batch.num_tokens, scratch.hidden, cache, draft)
         self.kernels.decoder_choose(self.handle, byref(rows), *scored(head), samplings, byref(scratch.unsure))
         return scratch.tokens[: batch.num_tokens].tolist(), scratch.probabilities[: batch.num_tokens].tolist()
@@ -185,7 +189,7 @@ class NativeDecoder:
         `head`: the rows of the draft's vocabulary, where it has one; `states` as in `Decoder.forward`; `samplings` draw
         the first tokens of each, without them they are greedy.
         """
-        flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens)
+        flat, scratch = flattened(batch), self.drafting.grown(batch.num_tokens, batch.num_tokens)
         stride = max(limits)
         most, drafted = array("i", limits), array("i", bytes(4 * stride * len(limits)))
         lengths = array("i", bytes(4 * len(limits)))
@@ -212,6 +216,7 @@ class NativeDecoder:
         return Rows(
             count,
             cache.table_size,
+            count,
             first,
             first + count * flat.itemsize,
             first + 2 * count * flat.itemsize,
@@ -253,17 +258,19 @@ class Scratch:
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
-        self.capacity = -1
-        self.grown(0)
+        self.num_tokens = self.num_chosen = -1
+        self.grown(0, 0)
 
-    def grown(self, num_tokens: int) -> Self:
-        """Itself, with room for so many tokens."""
-        if num_tokens > self.capacity:
-            self.capacity = num_tokens
+    def grown(self, num_tokens: int, num_chosen: int) -> Self:
+        """Itself, with room for the states of so many tokens, and for what is chosen after so many of them."""
+        if num_tokens > self.num_tokens:
+            self.num_tokens = num_tokens
             self.hidden = torch.empty(num_tokens, self.config.hidden_size)
-            self.logits = torch.empty(num_tokens, self.config.vocabulary_size)
-            self.tokens = array("i", bytes(4 * num_tokens))
-            self.probabilities = array("f", bytes(4 * num_tokens))
+        if num_chosen > self.num_chosen:
+            self.num_chosen = num_chosen
+            self.logits = torch.empty(num_chosen, self.config.vocabulary_size)
+            self.tokens = array("i", bytes(4 * num_chosen))
+            self.probabilities = array("f", bytes(4 * num_chosen))
             tokens, logits = self.tokens.buffer_info()[0], self.logits.data_ptr()
             self.sure = Choice(tokens, None, logits)
             self.unsure = Choice(tokens, self.probabilities.buffer_info()[0], logits)

@@ -108,7 +108,8 @@ class Speculator:
                     self.judge(name, sequence, Feedback(ids, check.emitted, num_agreed))
             if self.policy and sequence.id in drafts and not draft.ids:
                 self.policy.observe_gain(draft.drafter, sequence, 0)
-        if self.policy:
+        # What a step that reads prompts takes says little of drafts.
+        if self.policy and not stats.prefill_tokens:
             self.policy.observe_seconds(list(drafts.values()), len(sequences), stats)
 
     def judge(self, name: str, sequence: Sequence, feedback: Feedback) -> None:

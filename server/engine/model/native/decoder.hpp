@@ -68,21 +68,21 @@ class Decoder final : public Model {
     team_.run([&](int rank) { score(used, residual_.rounded(count, hidden, rank, used), out, rank); });
   }
 
-  // The token after each row, drawn as `samplings` ask; without them the likeliest. `ids` are the tokens of the head's
+  // The token after each of the first rows, drawn as `samplings` ask; without them the likeliest. `ids` are the tokens of the head's
   // outputs; without them an output's number is its token.
   void choose(const Rows& rows, const Matrix* head, const int32_t* ids, const Sampling* samplings,
               const Choice& choice) override {
     const Matrix& used = head ? *head : edges_.head;
     resize(rows);
-    picks_.resize(size_t(team_.size()) * rows.count);
+    picks_.resize(size_t(team_.size()) * rows.num_chosen);
     samplers_.resize(team_.size());
     team_.run([&](int rank) {
       sublayers(rows, rank);
       const Part own = score(used, states(rows, used, rank), choice.logits, rank);
       if (samplings)
-        draw(rows.count, used.outputs, ids, samplings, choice, rank);
+        draw(rows.num_chosen, used.outputs, ids, samplings, choice, rank);
       else
-        pick_all(rows.count, used.outputs, ids, own, choice, rank);
+        pick_all(rows.num_chosen, used.outputs, ids, own, choice, rank);
     });
   }
 
@@ -108,14 +108,14 @@ class Decoder final : public Model {
       mlp_.apply(rows, layers_[layer], rank);
   }
 
-  // Writes rows.hidden, and returns it as the head takes it.
+  // Writes rows.hidden, and returns what tokens are chosen after as the head takes it.
   Inputs states(const Rows& rows, const Matrix& head, int rank) {
     if (rows.patch) {
       residual_.patch(rows, edges_.norm, rank);
-      return residual_.rounded(rows.count, rows.hidden, rank, head);
+      return residual_.rounded(rows.num_chosen, rows.hidden, rank, head);
     }
     residual_.normalise(part(rows.count, rank, team_.size()), edges_.norm, rows.hidden);
-    return residual_.normalised(rows.count, edges_.norm, rank, head);
+    return residual_.normalised(rows.num_chosen, edges_.norm, rank, head);
   }
 
   // Logits of this rank's share of a head's outputs, which it returns.

@@ -19,7 +19,7 @@ class DraftingRows {
 
   Rows of(const std::vector<int>& active, const std::vector<float>& states) {
     Rows rows = first_;
-    rows.count = int(active.size());
+    rows.count = rows.num_chosen = int(active.size());
     for (int a = 0; a < rows.count; a++) {
       const int i = active[a], done = chain_.lengths[i];
       ids_[a] = done ? chain_.drafted[i * chain_.stride + done - 1] : first_.ids[i];

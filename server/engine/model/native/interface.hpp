@@ -41,6 +41,7 @@ struct Shape {
 // found. Rows of one slot stand together, in the order of their positions.
 struct Rows {
   int count, table_size;
+  int num_chosen;  // rows, the first ones, after which a token is chosen
   const int32_t *ids, *positions, *slots;
   const int32_t* tables;      // [slots][table_size]: the blocks that hold a slot's positions, in their order
   void *keys, *values;        // [blocks][layers][kv heads][BLOCK_LENGTH * head_dim], see cache.hpp
