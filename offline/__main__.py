@@ -6,6 +6,7 @@ import sys
 from transformers.utils import logging as transformers_logging
 
 from offline.calibration.pipeline import Stage, calibrate
+from offline.capacity.capacity import capacity
 from offline.evaluation.evaluate import evaluate
 from offline.evaluation.methods import MethodSettings
 from offline.evaluation.plot import draw_speedups, draw_temperatures
@@ -15,7 +16,7 @@ from offline.fidelity.fidelity import table as fidelity_table
 from offline.fidelity.plot import draw_fidelity
 from offline.fidelity.variants import FidelitySettings
 from offline.prompts import PromptError
-from offline.settings import CalibrationSettings, SettingsMistake, StudySettings, read_settings
+from offline.settings import CalibrationSettings, CapacitySettings, SettingsMistake, StudySettings, read_settings
 from offline.study.study import study
 from server.engine import ArtifactError, CheckpointError
 
@@ -30,6 +31,7 @@ Commands:
   study       checks a calibration: its score, its search, its budget
   evaluate    speed, acceptance and exactness of methods side by side
   fidelity    what few bits and rounded activations cost in fidelity and give in speed
+  capacity    replicas that a rate of requests needs, simulated from measured costs
 
 `knn-ssd-offline COMMAND --help` lists the options; each is a KNNSSD_* environment variable too.
 Finished stages are reused, so a command that was interrupted goes on where it was."""
@@ -61,13 +63,15 @@ def run(command: str, options: list[str]) -> None:
         run_evaluation(read_settings(MethodSettings, command, options))
     elif command == "fidelity":
         run_fidelity(read_settings(FidelitySettings, command, options))
+    elif command == "capacity":
+        print(capacity(read_settings(CapacitySettings, command, options)))
     elif command == "study":
         print(study(read_settings(StudySettings, command, options)).model_dump_json())
     elif command == "calibrate" or command in list(Stage):
         last = Stage.PACK if command == "calibrate" else Stage(command)
         print(calibrate(read_settings(CalibrationSettings, command, options), last).message)
     else:
-        known = ["calibrate", *Stage, "study", "evaluate", "fidelity"]
+        known = ["calibrate", *Stage, "study", "evaluate", "fidelity", "capacity"]
         raise SettingsMistake(f"unknown command {command!r}; known are {', '.join(known)}")
 
 

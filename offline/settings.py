@@ -35,20 +35,39 @@ class SettingsMistake(Exception):
     """A flag or an environment variable is wrong; the message is one clear sentence."""
 
 
-class CommandSettings(BaseSettings):
-    """The settings that every command has: a model, prompts, where to run, and in which dtype."""
+COMMAND_LINE = SettingsConfigDict(
+    frozen=True,
+    env_prefix="KNNSSD_",
+    env_prefix_target="all",
+    cli_kebab_case=True,
+    cli_implicit_flags=True,
+    cli_exit_on_error=False,
+    cli_avoid_json=True,
+    cli_hide_none_type=True,
+    cli_shortcuts={"prompts": "p"},
+)
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_prefix="KNNSSD_",
-        env_prefix_target="all",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_exit_on_error=False,
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-        cli_shortcuts={"prompts": "p"},
-    )
+
+class FlagSettings(BaseSettings):
+    """How every command reads its flags: lists also parted by commas, pictures as .png."""
+
+    model_config = COMMAND_LINE
+
+    @field_validator("prompts", "methods", "variants", "temperatures", "rates", mode="before", check_fields=False)
+    @classmethod
+    def split_commas(cls, value: object) -> object:
+        return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+    @field_validator("plot", check_fields=False)
+    @classmethod
+    def check_plot(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix != ".png":
+            raise ValueError("must end in .png")
+        return value
+
+
+class CommandSettings(FlagSettings):
+    """The settings that every command on a model has: that model, prompts, where to run, and in which dtype."""
 
     model: str | None = Field(
         None, description="model folder, GGUF file or hub name; without it, SmolLM2-135M-Instruct"
@@ -66,11 +85,6 @@ class CommandSettings(BaseSettings):
     )
     trust_remote_code: bool = Field(False, description="run code that the model folder brings along")
     seed: int = Field(0, ge=0, description="seed of every random choice")
-
-    @field_validator("prompts", "methods", "variants", "temperatures", mode="before", check_fields=False)
-    @classmethod
-    def split_commas(cls, value: object) -> object:
-        return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
     @property
     def torch_device(self) -> torch.device:
@@ -173,15 +187,30 @@ class EvaluationSettings(BitsSettings):
             raise ValueError("--learn goes with one repeat: an answer that comes again would draft for itself")
         return self
 
-    @field_validator("plot")
-    @classmethod
-    def check_plot(cls, value: Path | None) -> Path | None:
-        if value is not None and value.suffix != ".png":
-            raise ValueError("must end in .png")
-        return value
+
+class CapacitySettings(FlagSettings):
+    """Which requests come, what a step costs as measured, and what they are to feel like."""
+
+    step_ms: float = Field(gt=0, description="milliseconds of a step, beside those of its rows")
+    row_ms: float = Field(ge=0, description="milliseconds that each answer adds to a step")
+    read_ms: float = Field(gt=0, description="milliseconds to read a token of a prompt")
+    tokens_per_step: float = Field(1.0, ge=1, description="tokens that a step gives an answer, with its drafts")
+    slots: int = Field(8, ge=1, description="answers that a replica decodes at once")
+    turns: int = Field(3, ge=1, description="turns of a conversation")
+    first_tokens: int = Field(160, ge=1, description="tokens of a conversation's first prompt")
+    further_tokens: int = Field(12, ge=1, description="tokens that each later turn adds")
+    answer_tokens: int = Field(340, ge=1, description="tokens of an answer, on average")
+    pause: float = Field(10.0, gt=0, description="seconds between an answer and the next turn, on average")
+    goal_first: float = Field(2.0, gt=0, description="seconds in which 95 of 100 requests have their first token")
+    goal_further: float = Field(0.1, gt=0, description="seconds for a further token, of half of the requests")
+    rates: Annotated[list[float], NoDecode] = Field(
+        min_length=1, description="requests a second; repeat the flag or part them by commas"
+    )
+    most: int = Field(32, ge=1, description="replicas that are tried at most")
+    plot: Path | None = Field(None, description="draw the replicas to this .png")
 
 
-S = TypeVar("S", bound=CommandSettings)
+S = TypeVar("S", bound=FlagSettings)
 
 
 def read_settings(kind: type[S], command: str, arguments: list[str]) -> S:

@@ -1,31 +1,24 @@
 """`knn-ssd-server`: settings -> model and artifact -> worker -> app -> uvicorn; the only place where all meet."""
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
 import sys
 import threading
 import time
-from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import uvicorn
 from pydantic_settings import SettingsError
 
-from server.api.http.connection import BACKLOG, http_config
+from server.api.http.connection import BACKLOG, http_config, listen
 from server.app import create_app
-from server.engine import EngineConfig, Wishes
-from server.served_model import ServedModel, Source, load
 from server.settings import Settings, read_settings
+from server.start import new_worker, open_traces
 from server.telemetry.logs import start_logging
-from server.telemetry.metrics import Metrics
 from server.worker import Worker
-
-if TYPE_CHECKING:
-    from server.telemetry.traces import Traces
 
 logger = logging.getLogger("server")
 
@@ -84,20 +77,23 @@ def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 
 def main() -> None:
-    """Runs the server until it is told to stop.
+    """Runs the server, or replicas of it, until it is told to stop.
 
     A start that fails prints one line and exits with code 2; an engine that cannot go on ends the process with code 1.
     """
     try:
         settings = read_settings(sys.argv[1:])
+        if settings.replicas:
+            start_logging(settings.log_level, settings.log_format)
+            serve_replicas(settings, settings.replicas)
+            return
         app_config = settings.app_config
         traces = open_traces(settings)
         listener = listen(settings.host, settings.port)
     except (SettingsError, OSError) as error:
         fail(error)
     start_logging(settings.log_level, settings.log_format)
-    loader = partial(load_for_long, settings.source, settings.engine_config, settings.wishes)
-    worker = Worker(loader, settings.queue_limits, Metrics(), traces.observe if traces else None)
+    worker = new_worker(settings, settings.source, traces)
     config = http_config(create_app(worker, app_config), settings.connection_limits)
     host, port = listener.getsockname()[:2]
     server = Server(config, worker, settings.drain_seconds, f"http://{host}:{port}", settings.step_timeout)
@@ -108,42 +104,16 @@ def main() -> None:
         fail(worker.failure, 1 if worker.has_served else 2)
 
 
-def load_for_long(source: Source, config: EngineConfig, wishes: Wishes) -> ServedModel:
-    """Loads a model, and has garbage collections pass over all that is there by now.
-
-    One that walks through it, some 700,000 objects of torch and transformers, holds up every thread for a third of a
-    second.
-    """
-    served = load(source, config, wishes)
-    gc.collect()
-    gc.freeze()
-    # How many objects a collection finds decides when the next one comes.
-    gc.collect()
-    return served
-
-
-def open_traces(settings: Settings) -> "Traces | None":
-    """Raises `SettingsError` where traces are asked for and their packages are not installed."""
-    if settings.otlp_endpoint is None:
-        return None
+def serve_replicas(settings: Settings, num_replicas: int) -> None:
+    """Raises `SettingsError` where Ray is not installed, or no replica can start."""
     try:
-        from server.telemetry.traces import to_collector
+        from server.cluster.local import serve_here
     except ModuleNotFoundError as error:
-        raise SettingsError("--otlp-endpoint needs the extra otel: pip install 'knn-ssd-server[otel]'") from error
-    return to_collector(settings.source.name, settings.otlp_endpoint)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises `OSError` that names the address."""
+        raise SettingsError("--replicas needs the extra ray: pip install 'knn-ssd-server[ray]'") from error
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = str(error.strerror or error).partition(" (while")[0]
-        raise OSError(f"cannot listen on {host}:{port}: {reason}") from error
-    # Connections inherit it. Without it a small write waits up to 40 ms for the acknowledgement of the one before.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+        serve_here(settings, num_replicas)
+    except RuntimeError as error:
+        raise SettingsError(f"the replicas cannot start: {error}") from error
 
 
 def fail(error: BaseException, code: int = 2) -> NoReturn:

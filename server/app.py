@@ -1,11 +1,12 @@
 """The web application: a worker, endpoints, errors and middleware put together. No module state."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from server.api.http.auth import KeyGuard
@@ -46,7 +47,14 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
         await worker.stop()
         lanes.close()
 
-    app = FastAPI(title="KNN-SSD Server", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    on_internal_error = partial(worker.metrics.observe_error, FailureReason.INTERNAL)
+    app = FastAPI(
+        title="KNN-SSD Server",
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        middleware=layers(config, on_internal_error),
+    )
     rules = RequestRules(
         config.max_choices,
         config.max_sequences,
@@ -58,18 +66,22 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
     app.include_router(Api(worker, rules, lanes).router)
     add_page(app)
     install_handlers(app)
-    # The last one added is the outermost: what is refused is named and logged too, and browsers may read it.
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
-    if config.api_keys:
-        app.add_middleware(KeyGuard, keys=config.api_keys)
-    app.add_middleware(Exchange, on_internal_error=partial(worker.metrics.observe_error, FailureReason.INTERNAL))
-    app.add_middleware(AnthropicErrors)
-    if config.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
-        )
     return app
+
+
+def layers(config: AppConfig, on_internal_error: Callable[[], None]) -> list[Middleware]:
+    """What every request passes, the outermost first: what is refused is logged too, and browsers may read it."""
+    allowed = Middleware(
+        CORSMiddleware,
+        allow_origins=list(config.cors_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
+    )
+    return [
+        *([allowed] if config.cors_origins else []),
+        Middleware(AnthropicErrors),
+        Middleware(Exchange, on_internal_error=on_internal_error),
+        *([Middleware(KeyGuard, keys=config.api_keys)] if config.api_keys else []),
+        Middleware(BodyLimit, max_bytes=config.max_body_bytes),
+    ]

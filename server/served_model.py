@@ -62,6 +62,8 @@ class Source:
     revision: str | None = None
     history_file: Path | None = None
     """Where what is learned of answers is kept over a restart."""
+    most_memory: int | None = None
+    """Bytes of main memory that it may take where others share the machine; None is all that is free."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ class Planning:
         self.config = replace(self.config, max_batch=sizes[0], max_length=sizes[1], cache_tokens=sizes[2])
 
     def planned(self, outline: Outline, draft_bytes: int) -> MemoryPlan:
-        available = available_memory(self.source.device)
+        available, most = available_memory(self.source.device), self.source.most_memory
+        if most is not None and self.source.device.type == "cpu":
+            available = min(available, most)
         return plan_memory(outline, draft_bytes, self.config, self.wishes, available)
 
 

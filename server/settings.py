@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one."""
+    replicas: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Copies of the model on this machine, each with its part of threads and memory; needs the extra ray."""
+    routing: Literal["domain", "prefix", "load"] = "domain"
+    """What decides between replicas: domain and known beginning of a prompt, its beginning, or load alone."""
     max_queue: Annotated[int, Field(ge=0)] = 128
     """Requests that may wait beyond those decoded; more are refused with 429."""
     max_queue_tokens: Annotated[int, Field(ge=1)] = 262_144
@@ -148,6 +152,8 @@ class Settings(BaseSettings):
             raise ValueError("--revision needs --model: the default model is a package, pinned by its version")
         if self.history_file and not self.share_history and (self.api_keys.get_secret_value() or self.api_key_file):
             raise ValueError("--history-file keeps what all may draft from; with API keys it needs --share-history")
+        if self.history_file and self.replicas and self.replicas > 1:
+            raise ValueError("--history-file is of one server: replicas would write over each other's; leave it out")
         method = methods()[self.method]
         if method.needs_artifact and self.artifact_folder is None:
             raise ValueError(f"--method {self.method} needs --artifact; run `knn-ssd-offline calibrate` for this model")
@@ -239,9 +245,14 @@ def read_settings(arguments: list[str]) -> Settings:
     try:
         return Settings(_cli_parse_args=arguments)
     except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        if first["loc"]:
-            name = str(first["loc"][0])
-            message = f"--{name.replace('_', '-')} (KNNSSD_{name.upper()}): {message}"
-        raise SettingsError(message) from error
+        raise clear(error) from error
+
+
+def clear(error: ValidationError) -> SettingsError:
+    """The first mistake in one line, with the flag and the variable that it is in."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["loc"]:
+        name = str(first["loc"][0])
+        message = f"--{name.replace('_', '-')} (KNNSSD_{name.upper()}): {message}"
+    return SettingsError(message)

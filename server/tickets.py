@@ -52,7 +52,8 @@ class QueueLimits:
 class Ticket:
     """A request's place among the unfinished ones, and the queue in which its pieces arrive.
 
-    `expiry` is done once the request has taken too long; `on_expiry` is called then.
+    `expiry` is done once the request has taken too long; `on_expiry` is called then. `traceparent` is the trace that
+    the client's call is part of, as the W3C's header of that name has it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Ticket:
         self.num_sequences = self.num_unfinished = num_sequences
         self.num_tokens = num_tokens
         self.client = client
+        self.traceparent: str | None = None
         self.on_expiry = on_expiry
         self.arrived_at = time.perf_counter()
         self.events: asyncio.Queue[Event] = asyncio.Queue()
@@ -110,6 +112,11 @@ class Tickets:
         self.on_full = on_full
         self.on_expiry = on_expiry
         self.open: set[Ticket] = set()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences of all open tickets that run or wait."""
+        return sum(ticket.num_unfinished for ticket in self.open)
 
     def take(self, num_sequences: int, num_tokens: int, timeout: float, client: str | None = None) -> Ticket:
         """A ticket for a request of about this size; raises `QueueFullError`."""

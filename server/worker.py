@@ -39,8 +39,8 @@ class StuckError(Exception):
     """A step of the engine does not end."""
 
 
-Observer = Callable[[Outcome, float], None]
-"""Called with the outcome of a generation, and the seconds since its request arrived."""
+Observer = Callable[[Outcome, float, str | None], None]
+"""Called with the outcome of a generation, the seconds since its request arrived, and the caller's `traceparent`."""
 
 
 class Worker:
@@ -55,7 +55,7 @@ class Worker:
     ) -> None:
         self.load = load
         self.metrics = metrics
-        self.trace: Observer = trace or (lambda outcome, latency: None)
+        self.trace: Observer = trace or (lambda outcome, latency, caller: None)
         self.metrics.worker_up.set_function(lambda: self.is_alive)
         on_full = partial(metrics.observe_rejection, FailureReason.QUEUE_FULL)
         self.tickets = Tickets(limits, on_full, partial(metrics.observe_error, FailureReason.TIMEOUT))
@@ -219,7 +219,8 @@ class Worker:
                 self.end(generation)
                 with reported("a trace"):
                     self.metrics.observe_cancelled()
-                    self.trace(generation.outcome(FinishReason.CANCELLED), time.perf_counter() - ticket.arrived_at)
+                    latency = time.perf_counter() - ticket.arrived_at
+                    self.trace(generation.outcome(FinishReason.CANCELLED), latency, ticket.traceparent)
 
     def end(self, generation: Generation) -> None:
         assert self.served is not None
@@ -258,7 +259,7 @@ class Worker:
             self.end(generation)
             self.metrics.observe_outcome(piece.outcome, now - ticket.arrived_at)
             with reported("a trace"):
-                self.trace(piece.outcome, now - ticket.arrived_at)
+                self.trace(piece.outcome, now - ticket.arrived_at, ticket.traceparent)
         return piece
 
     def post(self, callback: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import Metric
 
+from server.cluster.ingress_metrics import IngressMetrics
 from server.engine import methods
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -34,7 +35,8 @@ def exposed_name(family: Metric) -> str:
 
 
 def metric_names() -> set[str]:
-    return {exposed_name(family) for family in Metrics().registry.collect()}
+    families = [*Metrics().registry.collect(), *IngressMetrics().registry.collect()]
+    return {exposed_name(family) for family in families}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -17,7 +17,8 @@ import uvicorn
 from gguf import GGMLQuantizationType as Type
 
 from server import served_model
-from server.__main__ import Server, listen, main
+from server.__main__ import Server, main
+from server.api.http.connection import listen
 from server.app import AppConfig, create_app
 from server.engine import (
     Checkpoint,

@@ -100,6 +100,7 @@ class Api:
         num_tokens = (source.num_characters + len(body.predicted)) // CHARACTERS_PER_TOKEN
         client = client_of(request)
         ticket = self.worker.reserve(num_choices, num_tokens, self.rules.timeout, client)
+        ticket.traceparent = request.headers.get("traceparent")
         try:
             # 2) Tokens and grammar, each in a thread: a long prompt or a large schema must not hold up other requests.
             lane = Lane.of_text(source.num_characters + len(body.predicted))

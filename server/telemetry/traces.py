@@ -14,11 +14,13 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from server.generation import Outcome
 
 NANOSECONDS = 1_000_000_000
+PARENTS = TraceContextTextMapPropagator()
 
 
 class Traces:
@@ -30,13 +32,18 @@ class Traces:
         self.provider.add_span_processor(processor)
         self.tracer = self.provider.get_tracer("knn-ssd-server")
 
-    def observe(self, outcome: Outcome, latency: float) -> None:
-        """Makes the spans of a generation that ended now, `latency` seconds after its request arrived."""
+    def observe(self, outcome: Outcome, latency: float, traceparent: str | None = None) -> None:
+        """Makes the spans of a generation that ended now, `latency` seconds after its request arrived.
+
+        They belong to the caller's trace where there is one, as `00-TRACE-SPAN-01`.
+        """
         ended = time.time_ns() / NANOSECONDS
         decoded = ended - outcome.decode_seconds
         prefilled = decoded - outcome.prefill_seconds
         drafted = decoded + outcome.draft_seconds
-        root = self.span(None, f"{outcome.operation} {self.model}", ended - latency, ended, self.attributes(outcome))
+        caller = PARENTS.extract({"traceparent": traceparent}, Context()) if traceparent else Context()
+        name, attributes = f"{outcome.operation} {self.model}", self.attributes(outcome)
+        root = self.span(caller, name, ended - latency, ended, attributes, SpanKind.SERVER)
         self.span(root, "queue", prefilled - outcome.queue_seconds, prefilled)
         prefill = self.span(root, "prefill", prefilled, decoded)
         self.span(prefill, "route", decoded - outcome.route_seconds, decoded, routing(outcome))
@@ -46,19 +53,17 @@ class Traces:
 
     def span(
         self,
-        parent: Context | None,
+        parent: Context,
         name: str,
         started: float,
         ended: float,
         attributes: dict[str, AttributeValue] | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
     ) -> Context:
-        """A finished span; returns the context of its children."""
-        kind = SpanKind.INTERNAL if parent else SpanKind.SERVER
-        # Without a parent it starts a trace, whatever the thread's own context holds.
-        context = parent or Context()
-        span = self.tracer.start_span(name, context, kind, attributes, start_time=int(started * NANOSECONDS))
+        """A finished span, which starts a trace in an empty context; returns the context of its children."""
+        span = self.tracer.start_span(name, parent, kind, attributes, start_time=int(started * NANOSECONDS))
         span.end(int(ended * NANOSECONDS))
-        return set_span_in_context(span, context)
+        return set_span_in_context(span, parent)
 
     def attributes(self, outcome: Outcome) -> dict[str, AttributeValue]:
         """Names of OpenTelemetry's GenAI conventions, and this server's own for what those do not know."""

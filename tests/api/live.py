@@ -12,8 +12,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from server.__main__ import listen
-from server.api.http.connection import ConnectionLimits, http_config
+from server.api.http.connection import ConnectionLimits, http_config, listen
 from server.app import AppConfig, create_app
 from server.engine import (
     Checkpoint,

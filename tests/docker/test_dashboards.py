@@ -15,6 +15,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import Metric
 
+from server.cluster.ingress_metrics import IngressMetrics
 from server.telemetry.metrics import Metrics
 from tests.docker.files import GRAFANA, PROMETHEUS, read_yaml
 
@@ -84,7 +85,7 @@ def test_each_alert_says_what_to_do() -> None:
 
 
 def test_queries_use_metrics_that_the_server_has() -> None:
-    families = Metrics().registry.collect()
+    families = [*Metrics().registry.collect(), *IngressMetrics().registry.collect()]
     known = {sample for family in families for sample in exposed_names(family)}
     queried = {name for expression in expressions() for name in METRIC.findall(expression)}
     assert queried and queried <= known, queried - known

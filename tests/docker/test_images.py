@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import requires
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ def healthcheck(port: int) -> int:
 
 
 def test_images_run_as_a_user_and_receive_signals() -> None:
-    assert instructions("USER", STAGES["runtime"]) == ["10001"] == instructions("USER")
+    last = {name: users[-1] for name, stage in STAGES.items() if (users := instructions("USER", stage))}
+    assert last == {"runtime": "10001", "cluster": "10001"}
     for name in ("server", "offline", "loadgen"):
         assert re.search(rf"^FROM runtime AS {name}$", TEXT, re.MULTILINE)
         # A list is run as it is: no shell stands between a signal and the process.
@@ -97,7 +99,7 @@ def test_every_package_of_the_images_is_pinned() -> None:
     installed = needed([*project()["dependencies"], *extras["otel"], *extras["offline"], "openai"])
     assert len(installed) > 50 and installed <= pinned, installed - pinned
     steps = [step for run in instructions("RUN") for step in re.findall(r"pip install [^;&]+", run)]
-    assert len(steps) == 7
+    assert len(steps) == 9
     assert all("-c constraints.txt" in step or "--require-hashes" in step for step in steps), steps
 
 
@@ -116,6 +118,7 @@ def test_every_package_of_the_images_has_hashes() -> None:
     for name, requirements in (
         ("server", [*project()["dependencies"], *extras["otel"]]),
         ("offline", [*project()["dependencies"], *extras["offline"]]),
+        ("ray", [*project()["dependencies"], *(extras["ray"] if find_spec("ray") else [])]),
         ("loadgen", ["openai"]),
     ):
         found = locked(name)

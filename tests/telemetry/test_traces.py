@@ -15,7 +15,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 from pydantic_settings import SettingsError
 
-from server.__main__ import open_traces
 from server.engine import (
     Checkpoint,
     DraftModel,
@@ -30,6 +29,7 @@ from server.engine import (
 )
 from server.generation import Outcome, Prompt
 from server.settings import read_settings
+from server.start import open_traces
 from server.telemetry.traces import Traces, to_collector
 from tests.api.live import make_worker, serve
 
@@ -82,6 +82,16 @@ def test_an_outcome_becomes_a_tree_of_spans(traces: Traces, exporter: InMemorySp
     assert spans["queue"].end_time == spans["prefill"].start_time
     assert spans["prefill"].end_time == spans["decode"].start_time == spans["draft"].start_time
     assert spans["decode"].end_time == spans[root].end_time
+
+
+def test_a_generation_joins_the_callers_trace(traces: Traces, exporter: InMemorySpanExporter) -> None:
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    traces.observe(OUTCOME, 2.0, f"00-{trace}-{span}-01")
+    traces.observe(OUTCOME, 2.0, "nonsense")
+    first, *_ = [each for each in exporter.get_finished_spans() if each.name == "text_completion tiny"]
+    assert first.parent and f"{first.parent.span_id:016x}" == span
+    assert f"{first.context.trace_id:032x}" == trace and first.kind is SpanKind.SERVER
+    assert by_name(exporter)["text_completion tiny"].parent is None
 
 
 def test_attributes_follow_the_conventions(traces: Traces, exporter: InMemorySpanExporter) -> None:

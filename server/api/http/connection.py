@@ -6,6 +6,7 @@ where there are as many connections as there may be, the one whose client has be
 
 import asyncio
 import resource
+import socket
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -137,8 +138,24 @@ def stop(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
     return None
 
 
-def http_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
-    """How uvicorn is to serve an application: over these connections, and without a log of its own."""
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises `OSError` that names the address."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = str(error.strerror or error).partition(" (while")[0]
+        raise OSError(f"cannot listen on {host}:{port}: {reason}") from error
+    # Connections inherit it. Without it a small write waits up to 40 ms for the acknowledgement of the one before.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def http_config(app: ASGIApp, limits: ConnectionLimits, proxies: str | None = None) -> uvicorn.Config:
+    """How uvicorn is to serve an application: over these connections, and without a log of its own.
+
+    `proxies` are the addresses of those that tell clients' addresses; without it, those of the same machine.
+    """
     return uvicorn.Config(
         app,
         http=Connection.within(limits),
@@ -146,5 +163,6 @@ def http_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         backlog=ACCEPTED_AT_ONCE,
+        forwarded_allow_ips=proxies,
         timeout_graceful_shutdown=5,
     )

@@ -40,6 +40,8 @@ class Exchange:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        # Whoever is behind names it alike.
+        MutableHeaders(scope=scope)["x-request-id"] = request_id
         started = time.perf_counter()
         status = CLIENT_GONE
 
