@@ -1,8 +1,9 @@
 """Builds the kernels with sanitizers and runs the engine's tests on them: `make sanitize`.
 
 AddressSanitizer and UndefinedBehaviorSanitizer watch the tests of `FOLDERS`, in a copy of the project whose compiled
-parts are theirs, of the kernels the build that fits this processor. ThreadSanitizer watches a program that uses the team of threads alone (`team_race.cpp`). Weights and
-cache lie in large pages of their own, so of these only the ends are watched.
+parts are theirs; of the kernels there is the build that fits this processor. ThreadSanitizer watches a program that
+uses the team of threads alone (`team_race.cpp`). Weights and cache lie in large pages of their own, so of these only
+the ends are watched.
 
 python tests/sanitize.py [arguments of pytest]
 """

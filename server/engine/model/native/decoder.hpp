@@ -77,8 +77,8 @@ class Decoder final : public Model {
     team_.run([&](int rank) { score(used, residual_.rounded(count, hidden, rank, used), out, rank); });
   }
 
-  // The token after each of the first rows, drawn as `samplings` ask; without them the likeliest. `ids` are the tokens of the head's
-  // outputs; without them an output's number is its token.
+  // The token after each of the first rows, drawn as `samplings` ask; without them the likeliest. `ids` are the tokens
+  // of the head's outputs; without them an output's number is its token.
   void choose(const Rows& rows, const Matrix* head, const int32_t* ids, const Sampling* samplings,
               const Choice& choice) override {
     const Matrix& used = head ? *head : edges_.head;
