@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from typing import Any
 from stream import Server, ServerError, authorization, connected, model_name, post, text
 
 METHODS = ["plain", "lookup", "suffix", "cascade", "recycling", "adaptive"]
-GAUGES = ["process_resident_memory_bytes", "knnssd_num_requests_running", "knnssd_num_requests_waiting"]
-GAUGES += ["knnssd_kv_blocks_used", "knnssd_kv_blocks_kept", "knnssd_num_preemptions_total"]
 LONGEST_CHAT = 1500
 """Words after which a client begins another chat."""
+HELD = ["knnssd_num_requests_running", "knnssd_num_requests_waiting", "knnssd_kv_blocks_used"]
+GAUGES = ["process_resident_memory_bytes", *HELD, "knnssd_kv_blocks_kept", "knnssd_num_preemptions_total"]
+SETTLING = 30.0
+"""Seconds in which the server has to notice who left last."""
 
 
 class Client:
@@ -107,15 +109,14 @@ def main(arguments: list[str] | None = None) -> None:
     counts: Counter[str] = Counter()
     with ThreadPoolExecutor(options.clients) as pool:
         running = [pool.submit(Client(server, options.seed + i).work, until) for i in range(options.clients)]
-        while not all(each.done() for each in running):
+        while wait(running, timeout=60).not_done:
             print(json.dumps({"minute": round((time.monotonic() - began) / 60, 1), **held(server)}), flush=True)
-            time.sleep(min(60, max(until - time.monotonic(), 1)))
     for each in running:
         counts += each.result()
-    time.sleep(5)
-    last = held(server)
-    names = "knnssd_num_requests_running", "knnssd_num_requests_waiting", "knnssd_kv_blocks_used"
-    is_clean = not any(last[name] for name in names) and not any(name.startswith(("lost", "failed")) for name in counts)
+    settled_by = time.monotonic() + SETTLING
+    while any((last := held(server))[name] for name in HELD) and time.monotonic() < settled_by:
+        time.sleep(0.1)
+    is_clean = not any(last[name] for name in HELD) and not any(name.startswith(("lost", "failed")) for name in counts)
     print(json.dumps({"is_clean": is_clean, "counts": counts, **last}), flush=True)
     parser.exit(0 if is_clean else 1)
 

@@ -1,6 +1,6 @@
 """Which replica a request is best sent to: one that has its beginning, and is warm for its domain, unless it is busy.
 
-It knows replicas by name and load only, so that the router, the tests and a simulation use the same rules.
+It knows replicas by name and load only. `offline/capacity/simulation.py`, which may not import it, has the same rules.
 """
 
 import hashlib

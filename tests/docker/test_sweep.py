@@ -1,4 +1,4 @@
-"""The load client and its probes, against live servers of a tiny model: what is sent, counted and said."""
+"""The load client, its probes and its soak, against live servers of a tiny model: what is sent, counted and said."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ from tests.docker.files import DOCKER
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The scripts, which find each other as where they are run."""
-    names = ("stream", "sweep", "probes")
+    names = ("stream", "sweep", "probes", "soak")
     monkeypatch.syspath_prepend(DOCKER / "loadgen")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -95,3 +95,41 @@ def test_the_probes(
     assert behind["probe"] == "behind" and min(behind["alone"], behind["first"], behind["long"]) > 0
     assert beside["usual"] >= 0 and beside["first"] > 0
     assert together["ratio"] == pytest.approx(together["eight"] / together["alone"], rel=1e-2)
+
+
+@pytest.fixture
+def soak(tools: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """With prompts that the tiny model holds, whose tokens are letters."""
+    monkeypatch.setattr(tools["soak"], "text", lambda num_words, seed: f"{seed} "[: min(num_words, 20)])
+    monkeypatch.setattr(tools["soak"], "LONGEST_CHAT", 4)
+    return tools["soak"]
+
+
+def test_a_soak_leaves_nothing_behind(
+    soak: ModuleType, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(make_worker(checkpoint, None, max_batch=4)[0]) as url, pytest.raises(SystemExit) as ended:
+        soak.main(["--url", f"{url}/v1", "--clients", "6", "--minutes", "0.05"])
+    last = lines(capsys)[-1]
+    assert ended.value.code == 0 and last["is_clean"]
+    assert last["counts"]["answered"] > 0 and not [last[name] for name in soak.HELD if last[name]]
+
+
+def test_a_soak_fails_where_an_answer_was_lost(
+    soak: ModuleType, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: Any) -> None:
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(soak.Client, "ask", lose)
+    with serve(make_worker(checkpoint, None)[0]) as url, pytest.raises(SystemExit) as ended:
+        soak.main(["--url", f"{url}/v1", "--clients", "1", "--minutes", "0.001"])
+    last = lines(capsys)[-1]
+    assert ended.value.code == 1 and not last["is_clean"]
+    assert list(last["counts"]) == ["lost: ConnectionResetError('gone')"]
+
+
+def test_a_soak_without_a_server_says_so(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        soak.main(["--url", "http://127.0.0.1:1/v1"])
+    assert ended.value.code == 1 and "no models at http://127.0.0.1:1/v1" in capsys.readouterr().err

@@ -104,7 +104,7 @@ class KVCache:
 
     def mean_state(self, slot: int, length: int) -> Tensor:
         """The mean [state_size] of those of a slot's first positions."""
-        sizes = [BLOCK_LENGTH] * (length // BLOCK_LENGTH) + [length % BLOCK_LENGTH] * (length % BLOCK_LENGTH > 0)
+        sizes = (min(BLOCK_LENGTH, length - first) for first in range(0, length, BLOCK_LENGTH))
         sums = [self.states[block, :size].sum(0) for block, size in zip(self.table(slot, length), sizes, strict=True)]
         return torch.stack(sums).sum(0) / length
 

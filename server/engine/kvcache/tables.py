@@ -45,18 +45,11 @@ class BlockTables:
         tail = self.blocks[slot][count] if length % BLOCK_LENGTH else None
         return Beginning(self.blocks[slot][:count], tail, length)
 
-    def exchange(self, slot: int, other: int, length: int) -> None:
-        """Two slots exchange their blocks from the one on that holds position `length`."""
-        first = length // BLOCK_LENGTH
-        one, two = self.blocks[slot][first:], self.blocks[other][first:]
-        for owner, blocks in ((slot, two), (other, one)):
-            self.cut(owner, first)
-            self.put(owner, blocks)
-
     def release(self, slot: int) -> None:
         """Takes all blocks from a slot, the last one first."""
         self.pool.release(reversed(self.blocks[slot]))
-        self.cut(slot, 0)
+        self.cache.place(slot, 0, [0] * len(self.blocks[slot]))
+        del self.blocks[slot][:]
 
     def take(self) -> int:
         block = self.pool.take()
@@ -66,8 +59,3 @@ class BlockTables:
     def put(self, slot: int, blocks: list[int]) -> None:
         self.cache.place(slot, len(self.blocks[slot]), blocks)
         self.blocks[slot] += blocks
-
-    def cut(self, slot: int, first: int) -> None:
-        """Empties a slot's table from some block on."""
-        self.cache.place(slot, first, [0] * (len(self.blocks[slot]) - first))
-        del self.blocks[slot][first:]

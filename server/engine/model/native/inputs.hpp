@@ -2,8 +2,8 @@
 //
 // An instruction that multiplies bytes takes finer codes as two parts of 8 bits: 2^shift * upper + lower. Weights of
 // fewer than 8 bits leave room for the factor: with codes of 4 bits, 16 * code is a byte too. So at a shift of 8 - bits
-// one sum takes both parts, (16 * code) * upper + code * lower, and activations have 12 bits for weights of 4, 11 for
-// 5, 10 for 6. Weights of 8 bits have a sum for each part, and activations of 16 bits.
+// a tile takes both parts at once, (16 * code) * upper + code * lower, and activations have 12 bits for weights of 4,
+// 11 for 5, 10 for 6. Weights of 8 bits take the parts one after the other, and activations have 16 bits.
 //
 // Where there is no such instruction, products are of 16 bits, and four inputs lie in the order 0 2 1 3: so they meet
 // the even and the odd bytes of four codes.
@@ -33,8 +33,9 @@ constexpr bool MULTIPLIES_BYTES = true;
 constexpr bool MULTIPLIES_BYTES = false;
 #endif
 
-constexpr int APART = 7, SHIFTS = APART + 1;  // of the lower part; the first is for parts that are apart, with 8 bits
-constexpr int STEPS = 127;                    // of 8 bits; 2^shift times as many of finer codes
+constexpr int APART = 7;           // the shift of parts that are apart, those for weights of 8 bits
+constexpr int SHIFTS = APART + 1;  // 0 is that of codes of 8 bits, which have one part
+constexpr int STEPS = 127;         // of 8 bits; 2^shift times as many of finer codes
 
 inline constexpr int fine_shift(int weight_bits) { return weight_bits == 8 ? APART : 8 - weight_bits; }
 

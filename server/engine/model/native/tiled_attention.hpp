@@ -5,8 +5,7 @@
 
 #include <type_traits>
 
-#include "panels.hpp"
-#include "tiles.hpp"
+#include "tiled_halves.hpp"
 
 namespace {
 
@@ -17,14 +16,13 @@ inline bool attends_in_tiles() {
   return std::is_same_v<T, bf16> && may_use_tiles();
 }
 
-class TiledAttention {
- public:
+struct TiledAttention : TiledHalves {
   // Writes the products of `height` queries [dim] with some panels of keys, times `scale`; keys(panel) is where one
   // lies. Scores of a query are `stride` apart from those of the next.
   template <class F>
   static void score(int height, const bf16* queries, int dim, Part panels, F&& keys, float scale, float* scores,
                     size_t stride) {
-    prepare(height, dim % STEP);
+    shape(height, dim % STEP);
     int p = panels.first;
     const auto next = [&](int panel) { return keys(std::min(panel, panels.last - 1)); };
     const auto write = [&](auto count) {
@@ -57,7 +55,7 @@ class TiledAttention {
                      G&& begun, H&& finish) {
     const int length = positions.last;
     // A last single value has a zero beside it.
-    prepare(height, (length + length % 2) % STEP);
+    shape(height, (length + length % 2) % STEP);
     alignas(64) float sums[TILE_ROWS][WIDE * LANES];
     int p = panels.first;
     const auto write = [&](auto count) {
@@ -85,80 +83,6 @@ class TiledAttention {
     while (p + WIDE <= panels.last) write(std::integral_constant<int, WIDE>());
     while (p < panels.last) write(std::integral_constant<int, 1>());
     give_tiles_back();
-  }
-
- private:
-  static constexpr int STEP = TILE_BYTES / 2;  // dimensions of a query, or positions, that a tile holds
-
-  // Tiles 0 to 3 have the sums of a panel each, 4 and 6 the queries or shares, 5 and 7 what they are multiplied with:
-  // the last two of what is `left` after whole steps.
-  static void prepare(int height, int left) {
-    TileShapes shapes;
-    shapes.set({0, 1, 2, 3}, height, TILE_BYTES);
-    shapes.set({4}, height, TILE_BYTES);
-    shapes.set({5}, TILE_ROWS, TILE_BYTES);
-    if (left) {
-      shapes.set({6}, height, 2 * left);
-      shapes.set({7}, left / 2, TILE_BYTES);
-    }
-    shapes.load();
-  }
-
-  [[gnu::always_inline]] static void load_rows(bool is_whole, const bf16* rows, size_t stride) {
-    if (is_whole)
-      _tile_loadd(4, rows, 2 * stride);
-    else
-      _tile_loadd(6, rows, 2 * stride);
-  }
-
-  // The compiler wants a tile's number as a literal.
-  template <int SUMS>
-  [[gnu::always_inline]] static void add(bool is_whole, const bf16* pairs, size_t stride) {
-    if (is_whole) {
-      _tile_loadd(5, pairs, 2 * stride);
-      if constexpr (SUMS == 0) _tile_dpbf16ps(0, 4, 5);
-      if constexpr (SUMS == 1) _tile_dpbf16ps(1, 4, 5);
-      if constexpr (SUMS == 2) _tile_dpbf16ps(2, 4, 5);
-      if constexpr (SUMS == 3) _tile_dpbf16ps(3, 4, 5);
-      return;
-    }
-    _tile_loadd(7, pairs, 2 * stride);
-    if constexpr (SUMS == 0) _tile_dpbf16ps(0, 6, 7);
-    if constexpr (SUMS == 1) _tile_dpbf16ps(1, 6, 7);
-    if constexpr (SUMS == 2) _tile_dpbf16ps(2, 6, 7);
-    if constexpr (SUMS == 3) _tile_dpbf16ps(3, 6, 7);
-  }
-
-  template <int P>
-  [[gnu::always_inline]] static void clear() {
-    _tile_zero(0);
-    if constexpr (P > 1) {
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-  }
-
-  // Reads what `store` wrote.
-  template <int P>
-  [[gnu::always_inline]] static void resume(const float* sums, size_t apart, size_t stride) {
-    _tile_loadd(0, sums, 4 * stride);
-    if constexpr (P > 1) {
-      _tile_loadd(1, sums + apart, 4 * stride);
-      _tile_loadd(2, sums + 2 * apart, 4 * stride);
-      _tile_loadd(3, sums + 3 * apart, 4 * stride);
-    }
-  }
-
-  // Writes a panel's sums each `apart` from the last one's; rows are `stride` apart.
-  template <int P>
-  [[gnu::always_inline]] static void store(float* out, size_t apart, size_t stride) {
-    _tile_stored(0, out, 4 * stride);
-    if constexpr (P > 1) {
-      _tile_stored(1, out + apart, 4 * stride);
-      _tile_stored(2, out + 2 * apart, 4 * stride);
-      _tile_stored(3, out + 3 * apart, 4 * stride);
-    }
   }
 };
 

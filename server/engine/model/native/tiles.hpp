@@ -60,6 +60,12 @@ template <int T>
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(T) : "memory");
 }
 
+// Adds the products of numbers in bf16.
+template <int SUMS, int ROWS, int PAIRS>
+[[gnu::always_inline]] inline void multiply_halves() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(ROWS), "i"(PAIRS));
+}
+
 // Adds the products of signed bytes and unsigned ones.
 template <int SUMS, int SIGNED, int UNSIGNED>
 [[gnu::always_inline]] inline void multiply_tiles() {
