@@ -62,8 +62,10 @@ def test_a_signal_finishes_what_runs(tiny_checkpoint: Path, tiny_artifact_folder
         "--served-model-name",
         "tiny",
     )
-    with running(*arguments) as (process, url):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    with (
+        running(*arguments) as (process, url),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
         stream = client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=200, seed=1, stream=True
         )
@@ -82,7 +84,8 @@ def test_nohup_is_respected(tiny_checkpoint: Path) -> None:
             process.send_signal(signal.SIGHUP)
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(1)
-            assert openai.OpenAI(base_url=f"{url}/v1", api_key="none").models.list().data
+            with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+                assert client.models.list().data
     finally:
         signal.signal(signal.SIGHUP, before)
 

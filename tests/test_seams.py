@@ -88,8 +88,7 @@ def test_a_request_can_ask_for_it_and_its_text_stays_the_same(
     checkpoint: Checkpoint, tiny_artifact: RoutingArtifact, method: str
 ) -> None:
     worker, engine = make_worker(checkpoint, tiny_artifact)
-    with serve(worker) as url:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    with serve(worker) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
 
         def answer(name: str) -> openai.types.chat.ChatCompletion:
             return client.chat.completions.create(

@@ -243,8 +243,11 @@ def test_what_is_refused_has_anthropics_form(roomy_url: str, changes: dict[str, 
 def test_errors_are_the_sdks_own(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:
     worker, _ = make_worker(checkpoint, tiny_artifact)
     with serve(worker, AppConfig(api_keys=("first",), max_body_bytes=2000)) as url:
-        with pytest.raises(anthropic.AuthenticationError):
-            anthropic.Anthropic(base_url=url, api_key="wrong", max_retries=0).messages.create(**ASKED)
+        with (
+            anthropic.Anthropic(base_url=url, api_key="wrong", max_retries=0) as client,
+            pytest.raises(anthropic.AuthenticationError),
+        ):
+            client.messages.create(**ASKED)
         with anthropic.Anthropic(base_url=url, api_key="first", max_retries=0) as client:
             assert client.messages.create(**ASKED).type == "message"
             assert client.messages.count_tokens(model="tiny", messages=[{"role": "user", "content": "Go"}]).input_tokens
@@ -257,8 +260,12 @@ def test_errors_are_the_sdks_own(checkpoint: Checkpoint, tiny_artifact: RoutingA
             assert caught.value.status_code == 413
         with anthropic.Anthropic(base_url=url, auth_token="first", max_retries=0) as client:
             assert client.messages.create(**ASKED).type == "message"
-    with serve_full(checkpoint) as url, pytest.raises(anthropic.RateLimitError):
-        anthropic.Anthropic(base_url=url, api_key="none", max_retries=0).messages.create(**ASKED)
+    with (
+        serve_full(checkpoint) as url,
+        anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client,
+        pytest.raises(anthropic.RateLimitError),
+    ):
+        client.messages.create(**ASKED)
 
 
 def test_death_in_the_middle_of_a_stream(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:

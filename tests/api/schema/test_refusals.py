@@ -245,8 +245,11 @@ def test_keys_limits_and_origins(guarded_url: str) -> None:
     chunks = (b"x" * 500 for _ in range(10))
     response = httpx.post(f"{guarded_url}/v1/chat/completions", content=chunks, headers=key)
     check_error(response, 413, None, "request_too_large")
-    with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{guarded_url}/v1", api_key="wrong", max_retries=0).models.list()
+    with (
+        openai.OpenAI(base_url=f"{guarded_url}/v1", api_key="wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.models.list()
 
 
 def test_a_key_is_compared_with_all_keys_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
