@@ -7,12 +7,12 @@ OUTLIER, FEW = 2.0, 4
 
 
 class Average:
-    """An exponential moving average that starts as a plain mean, of which `first` is one value."""
+    """An exponential moving average that starts as a plain mean, in which `first` counts as `weight` values."""
 
-    def __init__(self, memory: int, first: float) -> None:
+    def __init__(self, memory: int, first: float, weight: int = 1) -> None:
         self.memory = memory
         self.value = first
-        self.count = 1
+        self.count = weight
 
     def add(self, value: float) -> None:
         self.count = min(self.count + 1, self.memory)

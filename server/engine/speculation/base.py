@@ -199,7 +199,8 @@ CASCADE = Method(
 ADAPTIVE = Method(
     "adaptive",
     "whichever of all drafters gains most now, by measured gains and costs",
-    ("suffix", "lookup", "recycling", "skip", "low-bit"),
+    # What `lookup` copies, `suffix` has counted.
+    ("suffix" if History.is_built() else "lookup", "recycling", "skip", "low-bit"),
 )
 
 

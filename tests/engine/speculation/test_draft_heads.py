@@ -11,6 +11,7 @@ from server.engine import (
     DraftModel,
     DraftVocabulary,
     GenerationRequest,
+    Route,
     SamplingParams,
     Sequence,
     SkipMask,
@@ -22,6 +23,7 @@ from server.engine.speculation.draft_heads import DraftHeads
 from server.engine.speculation.drafters import LowBitDrafter, SkipDrafter
 
 FIRST, SECOND = (DraftModel(vocabulary=DraftVocabulary(ids)) for ids in ((5, 6), (7, 8, 9)))
+COPIED = replace(SECOND, is_low_bit=True)
 
 
 def grown(heads: DraftHeads, draft: DraftModel, sequences: list[Sequence]) -> DraftHead:
@@ -32,6 +34,13 @@ def grown(heads: DraftHeads, draft: DraftModel, sequences: list[Sequence]) -> Dr
 
 def sequence(number: int, ids: list[int]) -> Sequence:
     return Sequence.of(number, GenerationRequest(ids, SamplingParams(), StopConditions(50)), "skip", 4, 5000)
+
+
+@pytest.fixture
+def copied(checkpoint: Checkpoint) -> Decoder:
+    model = Decoder(checkpoint)
+    model.low_bit = Decoder(checkpoint)
+    return model
 
 
 @pytest.fixture
@@ -113,18 +122,51 @@ def test_drafts_of_a_vocabulary_share_a_head_whatever_they_skip(model: Decoder) 
     assert grown(heads, FIRST, [one]) is grown(heads, other, [one])
 
 
-def test_model_and_copy_have_heads_of_their_own_and_each_is_told_all(
-    checkpoint: Checkpoint, told: list[list[int]]
-) -> None:
-    model = Decoder(checkpoint)
-    model.low_bit = Decoder(checkpoint)
-    heads, one = DraftHeads(model), sequence(0, [1, 20])
+def test_model_and_copy_have_heads_of_their_own_and_each_is_told_all(copied: Decoder, told: list[list[int]]) -> None:
+    heads, one = DraftHeads(copied), sequence(0, [1, 20])
     low_bit = replace(FIRST, is_low_bit=True)
-    own, copied = grown(heads, FIRST, [one]), grown(heads, low_bit, [one])
-    assert own is not copied
+    own, other = grown(heads, FIRST, [one]), grown(heads, low_bit, [one])
+    assert own is not other
     one.ids.append(21)
-    assert grown(heads, low_bit, [one]) is copied
+    assert grown(heads, low_bit, [one]) is other
     assert grown(heads, FIRST, [one]) is own
     assert told == [[1, 20], [1, 20], [21], [21]]
     heads.forget(one)
     assert not heads.told
+
+
+def of_domain(number: int, domain: str = "test") -> Sequence:
+    return replace(sequence(number, [1, 20]), route=Route(domain, COPIED))
+
+
+def test_a_copy_scores_all_tokens_where_its_vocabulary_lacks_many_and_its_own_again_where_it_does_not(
+    copied: Decoder,
+) -> None:
+    heads, one = DraftHeads(copied), of_domain(0)
+    assert heads.fitting(COPIED, one) is COPIED
+    heads.learn(COPIED, one, [7, 8, 7, 20, 9, 9, 8, 7])
+    assert heads.fitting(COPIED, one) is COPIED
+    heads.learn(COPIED, one, [30, 7, 31, 32])
+    assert heads.fitting(COPIED, one) == replace(COPIED, vocabulary=None)
+    one.ids += [30, 7, 31, 32]
+    for _ in range(8):
+        heads.learn(COPIED, one, [30, 31, 7, 20])
+    assert heads.fitting(COPIED, one) is COPIED
+
+
+def test_a_sequence_begins_as_its_kind_did_and_other_kinds_do_not(copied: Decoder) -> None:
+    heads = DraftHeads(copied)
+    for number in range(20):
+        heads.learn(COPIED, of_domain(number), [7, 40 + number, 8])
+        heads.forget(of_domain(number))
+    assert heads.misses == {}
+    assert heads.fitting(COPIED, of_domain(20)).vocabulary is None
+    assert heads.fitting(COPIED, of_domain(21, "other")) is COPIED
+
+
+def test_a_draft_of_the_models_own_weights_keeps_its_vocabulary(copied: Decoder) -> None:
+    heads, one, own = DraftHeads(copied), of_domain(0), replace(COPIED, is_low_bit=False)
+    heads.learn(COPIED, one, list(range(40, 60)))
+    assert heads.fitting(own, one) is own
+    whole = replace(COPIED, vocabulary=None)
+    assert heads.fitting(whole, one) is whole

@@ -1,12 +1,22 @@
 """Recycled successors: the latest ones, of the owner's own texts, as far as they are likely enough."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine import GenerationRequest, SamplingParams, Sequence, StopConditions
+from server.engine import DraftModel, GenerationRequest, Route, SamplingParams, Sequence, StopConditions
 from server.engine.speculation.base import Feedback
 from server.engine.speculation.drafters import RecyclingDrafter
-from server.engine.speculation.drafters.recycling import MAX_OWNERS, SUCCESSORS, Successors, likely_length
+from server.engine.speculation.drafters.recycling import (
+    FIRST_ACCEPTANCE,
+    MAX_OWNERS,
+    SUCCESSORS,
+    Successors,
+    expected_right,
+    likely_length,
+)
 
 VOCABULARY = 50
 
@@ -59,7 +69,28 @@ def test_drafts_grow_as_they_come_true_and_end_before_a_row_costs_more_than_it_p
         drafter.learn(one, Feedback([2], [9], 0))
     assert len(proposed(drafter, one, row_price=0.2)) == 1
     drafter.forget(one)
-    assert not (drafter.lengths or drafter.acceptances or drafter.latest)
+    assert not (drafter.lengths or drafter.acceptances or drafter.latest or drafter.expected)
+
+
+def test_a_promise_follows_the_tokens_that_were_right_and_passes_to_the_next_sequence_of_its_kind() -> None:
+    drafter, one = RecyclingDrafter(VOCABULARY), sequence(0, [1, 2, 1, 2, 1])
+    assert len(proposed(drafter, one)) == 6
+    assert drafter.promise(one) == pytest.approx(expected_right(FIRST_ACCEPTANCE, 6))
+    for _ in range(300):
+        drafter.learn(one, Feedback([2, 1, 2], [2, 1, 2, 9], 3))
+    proposed(drafter, one)
+    assert drafter.promise(one) == pytest.approx(6, rel=0.05)
+    other = sequence(1, [4, 5, 4])
+    proposed(drafter, other)
+    assert drafter.promise(other) > 5
+    elsewhere = replace(sequence(2, [4, 5, 4]), route=Route("stories", DraftModel()))
+    proposed(drafter, elsewhere)
+    assert drafter.promise(elsewhere) == pytest.approx(expected_right(FIRST_ACCEPTANCE, 6))
+
+
+@given(st.floats(0, 1), st.integers(0, 20))
+def test_no_more_tokens_are_expected_than_are_proposed(acceptance: float, length: int) -> None:
+    assert acceptance * min(length, 1) <= expected_right(acceptance, length) <= length
 
 
 def test_a_tree_has_the_likeliest_ways_that_are_worth_their_rows() -> None:

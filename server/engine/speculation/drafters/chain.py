@@ -34,6 +34,8 @@ class ChainDrafter(Drafter):
     model's confidence: at 0.5, after the first token that the draft itself would bet against. It ends before a
     token whose top probability is under the draft model's floor, and where nothing of its vocabulary may come next.
 
+    A text whose tokens the draft's vocabulary lacks too often is drafted over all tokens, where that is still a copy.
+
     Where the method drafts from the text and its like too, a chain without a patch is a cascade of two levels
     (ML-SpecQD, arXiv 2503.13565, section 4; CAS-Spec, arXiv 2510.26843): each cheap pass checks what these propose.
     """
@@ -70,7 +72,7 @@ class ChainDrafter(Drafter):
     def propose(self, sequences: list[Sequence], row_price: float) -> Proposals:
         groups: dict[DraftModel, list[Sequence]] = defaultdict(list)
         for sequence in sequences:
-            draft = self.draft_model(sequence)
+            draft = self.heads.fitting(self.draft_model(sequence), sequence)
             if sequence.chain_limit(draft) > 0:
                 groups[draft].append(sequence)
         proposals: Proposals = {}
@@ -132,6 +134,7 @@ class ChainDrafter(Drafter):
         return self.siblings.branches(sequence, row_price, most) if self.siblings else ()
 
     def learn(self, sequence: Sequence, feedback: Feedback) -> None:
+        self.heads.learn(self.draft_model(sequence), sequence, feedback.emitted)
         if self.siblings:
             self.siblings.learn(feedback)
 

@@ -1,11 +1,11 @@
 """Continues each token with those that were last written after it."""
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from heapq import heappop, heappush
 from typing import Self
 
-from server.engine.sequence import Sequence
+from server.engine.sequence import Kind, Sequence
 from server.engine.speculation.averages import Average
 from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Paths, Proposals, register
 
@@ -13,7 +13,7 @@ MAX_OWNERS = 16
 """Tables that are kept, 16 bytes for each token of the vocabulary: 39 MB for 16 of 151,936 tokens."""
 SUCCESSORS = 4
 """Of each token that are known, the latest first."""
-MEMORY, FIRST_ACCEPTANCE = 64, 0.3
+MEMORY, KIND_MEMORY, FIRST_ACCEPTANCE = 64, 256, 0.3
 FIRST_CHANCES = (0.3, 0.1, 0.05, 0.02)
 """That the next token is the latest successor, the one before it, and so on."""
 UNKNOWN = -1
@@ -67,6 +67,10 @@ class RecyclingDrafter(Drafter):
         self.lengths: dict[int, int] = {}
         """How many ids of each sequence are in its table."""
         self.acceptances: dict[int, Average] = {}
+        self.acceptances_of_kinds: dict[Kind, Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_ACCEPTANCE))
+        """Where those of a kind's sequences begin."""
+        self.expected: dict[int, float] = {}
+        """Tokens of each sequence's proposal that are expected to be right."""
         self.latest: dict[int, list[int]] = {}
         """The successors of each sequence's last id."""
         self.chances = [Average(MEMORY, first) for first in FIRST_CHANCES]
@@ -81,10 +85,16 @@ class RecyclingDrafter(Drafter):
         for sequence in sequences:
             successors = self.grown(sequence)
             self.latest[sequence.id] = successors.of(sequence.ids[-1])
-            limit = self.limit(sequence, row_price)
-            if found := sequence.forced(limit) or successors.chain(sequence.ids[-1], limit):
-                proposals[sequence.id] = found
+            acceptance = self.acceptance(sequence).value
+            limit = likely_length(acceptance, row_price, sequence.draft_limit)
+            if forced := sequence.forced(limit):
+                proposals[sequence.id], self.expected[sequence.id] = forced, len(forced)
+            elif found := successors.chain(sequence.ids[-1], limit):
+                proposals[sequence.id], self.expected[sequence.id] = found, expected_right(acceptance, len(found))
         return proposals
+
+    def promise(self, sequence: Sequence) -> float:
+        return self.expected[sequence.id]
 
     def branches(self, sequence: Sequence, row_price: float, most: int) -> Paths:
         """The likeliest ways through the successors, a token at a time, as OPT-Tree (arXiv 2406.17276) grows a tree."""
@@ -103,9 +113,11 @@ class RecyclingDrafter(Drafter):
         inner = {tuple(way[:-1]) for way in found}
         return tuple(way for way in found[1:] if tuple(way) not in inner)
 
-    def limit(self, sequence: Sequence, row_price: float) -> int:
-        acceptance = self.acceptances.setdefault(sequence.id, Average(MEMORY, FIRST_ACCEPTANCE)).value
-        return likely_length(acceptance, row_price, sequence.draft_limit)
+    def acceptance(self, sequence: Sequence) -> Average:
+        """Of this sequence's tokens, each behind one that was right."""
+        if sequence.id not in self.acceptances:
+            self.acceptances[sequence.id] = Average(MEMORY, self.acceptances_of_kinds[sequence.kind].value)
+        return self.acceptances[sequence.id]
 
     def grown(self, sequence: Sequence) -> Successors:
         """The table of the sequence's owner, with what is new in the sequence; the least used one makes room."""
@@ -122,17 +134,17 @@ class RecyclingDrafter(Drafter):
         return table
 
     def learn(self, sequence: Sequence, feedback: Feedback) -> None:
-        average = self.acceptances[sequence.id]
-        for _ in range(feedback.num_agreed):
-            average.add(1)
-        if feedback.num_agreed < min(len(feedback.proposed), len(feedback.emitted)):
-            average.add(0)
+        is_wrong = feedback.num_agreed < min(len(feedback.proposed), len(feedback.emitted))
+        for average in self.acceptances[sequence.id], self.acceptances_of_kinds[sequence.kind]:
+            for is_right in [1] * feedback.num_agreed + [0] * is_wrong:
+                average.add(is_right)
         for token, chance in zip(self.latest[sequence.id], self.chances, strict=False):
             chance.add(token == feedback.emitted[0])
 
     def forget(self, sequence: Sequence) -> None:
         self.lengths.pop(sequence.id, None)
         self.acceptances.pop(sequence.id, None)
+        self.expected.pop(sequence.id, None)
         self.latest.pop(sequence.id, None)
 
 
@@ -142,3 +154,8 @@ def likely_length(acceptance: float, row_price: float, longest: int) -> int:
     while length < longest and (chance >= row_price or length == 0):
         length, chance = length + 1, chance * acceptance
     return length
+
+
+def expected_right(acceptance: float, length: int) -> float:
+    """Tokens of a chain that are right in the mean, each with this chance if the one before it is."""
+    return sum(acceptance**place for place in range(1, length + 1))
