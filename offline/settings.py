@@ -168,7 +168,6 @@ class EvaluationSettings(BitsSettings):
         False, description="let each method's answers draft for its later ones, as in a server; the first only warms up"
     )
     mix_ratio: float = Field(0.0, ge=0, le=1, description="chance that the next prompt is of another domain")
-    fixed_domain: str | None = Field(None, description="domain whose mask `fixed` uses; default: the artifact's first")
     plot: Path | None = Field(None, description="draw the speed-ups to this .png")
 
     @property

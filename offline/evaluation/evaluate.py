@@ -12,14 +12,14 @@ from itertools import groupby
 import torch
 
 from offline.evaluation.measure import Decoding, Job, Runner, Sample, end_ids, measure, model_sampling
-from offline.evaluation.methods import MethodSettings, needs_artifact, needs_draft_weights
+from offline.evaluation.methods import ANOTHER, Candidate, MethodSettings
 from offline.evaluation.peers.base import PEERS, peer_runners, runnable
 from offline.evaluation.summary import ResultRow, summarise
 from offline.loaded_model import LoadedModel
 from offline.prompts import PromptError, read_prompts
 from offline.records import Strict, log, versions
 from offline.settings import SettingsMistake
-from server.engine import Engine, EngineConfig, Route, RoutingArtifact, methods, public_name
+from server.engine import Engine, EngineConfig, Route, RoutingArtifact, public_name
 
 ROUTED = ("skip", "knn", "cascade")
 """Methods in which a prompt's own vector picks its mask."""
@@ -50,7 +50,7 @@ class Evaluation(Strict):
 
 def evaluate(settings: MethodSettings) -> Evaluation:
     """Runs the command; raises one of the errors that `main` turns into a line."""
-    needing = [name for name in settings.methods if needs_artifact(name)]
+    needing = [name for name in settings.methods if Candidate.of(name).needs_artifact]
     folder = settings.artifact_folder
     if needing and folder is None:
         raise SettingsMistake(
@@ -98,9 +98,9 @@ def check_draft_weights(loaded: LoadedModel, artifact: RoutingArtifact | None, s
     """Refuses methods that would draft nothing, and be measured as plain decoding."""
     if loaded.model.low_bit is not None:
         return
-    if needing := [name for name in settings.methods if needs_draft_weights(name)]:
+    if needing := [name for name in settings.methods if Candidate.of(name).needs_draft_weights]:
         raise SettingsMistake(f"--draft-weights: {needing[0]} needs a copy of the model; use --draft-weights int4")
-    needing = [name for name in settings.methods if needs_artifact(name)]
+    needing = [name for name in settings.methods if Candidate.of(name).needs_artifact]
     if needing and artifact and artifact.manifest.has_low_bit_drafts:
         raise SettingsMistake(
             f"--draft-weights: drafts of {needing[0]} are those of the copy that the artifact was calibrated with; "
@@ -163,26 +163,24 @@ def make_runners(
         engine = Engine(loaded.model, config, artifact)
         return Decoding(engine, end_ids(loaded, settings), settings.max_new_tokens, model_sampling(loaded, settings))
 
-    own = [name for name in settings.methods if name in methods()]
-    runners = {name: decoding().runner(name, lambda job: None) for name in own}
-    if artifact is not None:
-        routes = library_routes(artifact, settings)
-        runners |= {name: decoding().runner("skip", route_of) for name, route_of in routes.items()}
+    own = {name: Candidate.of(name) for name in settings.methods if name not in PEERS}
+    runners = {name: decoding().runner(each.method, route_of(each, artifact)) for name, each in own.items()}
     runners |= peer_runners(settings.methods, loaded, settings, longest)
     return {name: runners[name] for name in settings.methods}
 
 
-def library_routes(artifact: RoutingArtifact, settings: MethodSettings) -> dict[str, Callable[[Job], Route | None]]:
-    """Baselines that use the artifact's drafts without its router."""
-    manifest = artifact.manifest
-    library = {record.name: Route(record.name, artifact.draft_model(record)) for record in manifest.domains}
-    fixed = settings.fixed_domain or manifest.domains[0].name
-    if fixed not in library:
-        raise SettingsMistake(f"--fixed-domain: the artifact has no {fixed!r}, only {', '.join(library)}")
-    return {
-        "fixed": lambda job: library[fixed],
-        "random": lambda job: random.Random(job.seed).choice(list(library.values())),
-    }
+def route_of(candidate: Candidate, artifact: RoutingArtifact | None) -> Callable[[Job], Route | None]:
+    """The route that a candidate forces on each prompt; raises `SettingsMistake` for an unknown domain."""
+    if candidate.domain is None or artifact is None:
+        return lambda job: None
+    library = {each.name: Route(each.name, artifact.draft_model(each)) for each in artifact.manifest.domains}
+    known = [*library, ANOTHER] if len(library) > 1 else library
+    if candidate.domain not in known:
+        raise SettingsMistake(f"--methods: the artifact has no domain {candidate.domain!r}, only {', '.join(known)}")
+    if candidate.domain == ANOTHER:
+        return lambda job: random.Random(job.seed).choice([r for name, r in library.items() if name != job.domain])
+    forced = library[candidate.domain]
+    return lambda job: forced
 
 
 def routing_accuracy(samples: Sequence[Sample], artifact: RoutingArtifact | None) -> float | None:

@@ -15,7 +15,7 @@ from offline.calibration.search.trials import Trial
 from offline.calibration.search.verdicts import Verdicts
 from offline.evaluation.evaluate import Evaluation, stream
 from offline.evaluation.measure import Job
-from offline.evaluation.methods import known_methods, needs_draft_weights
+from offline.evaluation.methods import Candidate, known_methods
 from offline.evaluation.peers.base import LLAMA_CPP
 from offline.prompts import MIXED
 from offline.records import log
@@ -33,7 +33,7 @@ from server.engine import (
 )
 from tests.tiny import save_random_model, tiny_config
 
-METHODS = [name for name in known_methods() if name != LLAMA_CPP and not needs_draft_weights(name)]
+METHODS = [name for name in known_methods() if name != LLAMA_CPP and not Candidate.of(name).needs_draft_weights]
 FAST = ["--budget", "6", "--continuation-tokens", "12", "--search-prompts", "3", "--heldout-prompts", "3"]
 
 
@@ -307,9 +307,12 @@ def test_methods_without_an_artifact_need_none(
         ("collect --model m --prompts p --out o --activations half", "--activations: Input should be 'auto'"),
         ("evaluate --model {model} --prompts {prompts} --artifact {missing}", "no routing artifact in"),
         (
-            "evaluate --model {model} --prompts {prompts} --artifact {artifact} --methods fixed --fixed-domain cooking",
-            "the artifact has no 'cooking', only stories, sql",
+            "evaluate --model {model} --prompts {prompts} --artifact {artifact} --methods knn@cooking",
+            "--methods: the artifact has no domain 'cooking', only stories, sql, another",
         ),
+        ("evaluate --model {model} --prompts {prompts} --artifact {artifact} --methods knn@", "no domain ''"),
+        ("evaluate --model {model} --prompts {prompts} --methods knn@sql", "--artifact: knn@sql needs a routing"),
+        ("evaluate --model {model} --prompts {prompts} --methods magic@sql", "unknown method 'magic@sql'"),
         (
             "evaluate --model {model} --prompts {prompts} --methods plain --max-new-tokens 250",
             "no prompt is within 6 tokens",
