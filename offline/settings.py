@@ -13,7 +13,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 
 from server.engine import (
     DEFAULT_ARTIFACT,
-    MAX_DRAFT,
     MAX_THREADS,
     Activations,
     DraftWeights,
@@ -161,7 +160,6 @@ class EvaluationSettings(BitsSettings):
         [], description="measure at each of these, one after the other; --plot then shows how they differ"
     )
     batch_size: int = Field(1, ge=1, description="prompts decoded together")
-    max_tree: int = Field(0, ge=0, le=MAX_DRAFT, description="most tokens of a tree of drafts; 0: chains")
     limit: int | None = Field(None, ge=1, description="prompts per domain at most")
     repeats: int = Field(1, ge=1, description="times that every prompt is decoded by every method")
     learn: bool = Field(

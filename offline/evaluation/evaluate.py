@@ -7,6 +7,7 @@ column `decode` leaves the prompt out: it compares the time for each token after
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -39,7 +40,6 @@ class Evaluation(Strict):
     top_p: float = 1.0
     top_k: int = 0
     batch_size: int
-    max_tree: int = 0
     max_new_tokens: int
     ignore_eos: bool
     learn: bool
@@ -84,7 +84,6 @@ def evaluate(settings: MethodSettings) -> Evaluation:
         top_p=drawn.top_p,
         top_k=drawn.top_k,
         batch_size=settings.batch_size,
-        max_tree=settings.max_tree,
         max_new_tokens=settings.max_new_tokens,
         ignore_eos=settings.ignore_eos,
         learn=settings.learn,
@@ -153,18 +152,17 @@ def make_runners(
     config = EngineConfig(
         max_batch=settings.batch_size,
         max_length=length,
-        max_tree=settings.max_tree,
         history_bytes=history_bytes,
         reuses_prefixes=False,
     )
 
-    def decoding() -> Decoding:
+    def decoding(max_tree: int) -> Decoding:
         # An engine learns what drafts gain, so every method has one of its own.
-        engine = Engine(loaded.model, config, artifact)
+        engine = Engine(loaded.model, replace(config, max_tree=max_tree), artifact)
         return Decoding(engine, end_ids(loaded, settings), settings.max_new_tokens, model_sampling(loaded, settings))
 
     own = {name: Candidate.of(name) for name in settings.methods if name not in PEERS}
-    runners = {name: decoding().runner(each.method, route_of(each, artifact)) for name, each in own.items()}
+    runners = {name: decoding(each.tree).runner(each.method, route_of(each, artifact)) for name, each in own.items()}
     runners |= peer_runners(settings.methods, loaded, settings, longest)
     return {name: runners[name] for name in settings.methods}
 

@@ -33,7 +33,8 @@ from server.engine import (
 )
 from tests.tiny import save_random_model, tiny_config
 
-METHODS = [name for name in known_methods() if name != LLAMA_CPP and not Candidate.of(name).needs_draft_weights]
+KNOWN = [name for name in known_methods() if name != LLAMA_CPP and not Candidate.of(name).needs_draft_weights]
+METHODS = [*KNOWN, "recycling:4", "knn@sql", "cascade@another"]
 FAST = ["--budget", "6", "--continuation-tokens", "12", "--search-prompts", "3", "--heldout-prompts", "3"]
 
 

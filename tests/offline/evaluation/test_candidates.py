@@ -1,4 +1,4 @@
-"""Methods with a draft that no router picked: one domain's for every prompt, or a wrong one for each."""
+"""The names of what is measured: methods, one domain's draft for every prompt, trees."""
 
 import pytest
 
@@ -16,10 +16,18 @@ def routes(name: str, artifact: RoutingArtifact) -> list[str | None]:
     return [route.domain if route else None for route in forced]
 
 
-def test_a_name_may_have_a_domain() -> None:
-    assert Candidate.of("knn") == ("knn", None)
-    assert Candidate.of("knn@sql") == ("knn", "sql")
+def test_a_name_may_have_a_domain_and_the_size_of_a_tree() -> None:
+    assert Candidate.of("knn") == ("knn", 0, None)
+    assert Candidate.of("knn@sql") == ("knn", 0, "sql")
     assert Candidate.of("knn@").domain == ""
+    assert Candidate.of("recycling:8") == ("recycling", 8, None)
+    assert Candidate.of("early-exit:16@a:b@c") == ("early-exit", 16, "a:b@c")
+
+
+@pytest.mark.parametrize("name", ["", ":8", "@sql", "recycling:", "recycling:x", "recycling:100"])
+def test_other_names_are_of_no_method(name: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown method {name!r}, known are plain"):
+        Candidate.of(name)
 
 
 def test_a_domain_is_forced_on_every_prompt_and_another_is_never_the_prompts_own(
@@ -43,5 +51,7 @@ def test_there_is_no_other_domain_where_there_is_one(tiny_artifact: RoutingArtif
 def test_a_forced_domain_needs_an_artifact_and_a_method_of_the_engine() -> None:
     assert Candidate.of("suffix@sql").needs_artifact
     assert not Candidate.of("suffix").needs_artifact
+    with pytest.raises(ValueError, match="'recycling:32': a tree has at most 31 tokens"):
+        Candidate.of("recycling:32")
     with pytest.raises(ValueError, match="unknown method 'transformers@sql', known are plain"):
         MethodSettings.check_methods(["transformers@sql"])
