@@ -136,6 +136,8 @@ class Scheduler:
     def chunks(self, budget: int) -> list[Chunk]:
         """Shares out so many tokens: half to the oldest prompt, the rest to those of which least is left."""
         reading = [sequence for sequence in self.running if not sequence.is_prefilled]
+        if not reading:
+            return []
         shares: Counter[Sequence] = Counter()
         turns = [(sequence, -(-budget // 2)) for sequence in reading[:1]]
         turns += [(sequence, budget) for sequence in sorted(reading, key=self.num_left)]

@@ -20,6 +20,8 @@ class BlockTables:
     def grow(self, slot: int, length: int) -> bool:
         """Gives a slot blocks for so many positions; none, and False, where there are not enough."""
         missing = self.num_missing(slot, length)
+        if not missing:
+            return True
         if missing > self.pool.num_available:
             return False
         self.put(slot, [self.take() for _ in range(missing)])
