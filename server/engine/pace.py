@@ -12,8 +12,8 @@ ALONE_SECONDS = 0.1
 """What a step reads for while nobody decodes: so long waits, at most, who has just come."""
 FEWEST_ALONE = 64
 """Rows of a pass share its reading of the weights; of fewer ones a large model would read most of the time."""
-FEWEST_BESIDE = 6
-"""Of fewer rows each takes longer, for they read the same weights and keys."""
+FEWEST_BESIDE = 2
+"""Of a single row each takes longest, for all of them read the same weights and keys."""
 SHORTEST = 1e-6
 """Seconds; reading beside answers may seem to have taken none."""
 LONGEST_UNSEEN = 8
