@@ -2,6 +2,7 @@
 
 from collections import deque
 
+LEAST_TRUST = 0.05
 OUTLIER, FEW = 2.0, 4
 """Times the average that a value counts as at most, once there are more than a few."""
 
@@ -17,6 +18,22 @@ class Average:
     def add(self, value: float) -> None:
         self.count = min(self.count + 1, self.memory)
         self.value += (value - self.value) / self.count
+
+
+class Trust:
+    """How far expectations came true: what was accepted over what was expected; `first` where nothing is known."""
+
+    def __init__(self, memory: int, first: float = 1.0, weight: int = 1) -> None:
+        self.expected = Average(memory, 1.0, weight)
+        self.accepted = Average(memory, first, weight)
+
+    @property
+    def value(self) -> float:
+        return max(self.accepted.value / self.expected.value, LEAST_TRUST)
+
+    def add(self, expected: float, accepted: float) -> None:
+        self.expected.add(expected)
+        self.accepted.add(accepted)
 
 
 class Typical:

@@ -4,7 +4,8 @@ A drafter has a gain, the tokens that its drafts had accepted, and a price, the 
 to a step. If a plain step takes 8 ms, and a draft of which two tokens are accepted adds 4 ms, the step
 yields 3 tokens in 12 ms: 250 tokens a second in place of 125. Gains are averaged for each sequence and
 start from the average of its kind, its domain at its temperature; prices are medians for each size of batch.
-A drafter that says itself what it expects of a draft is believed.
+What a drafter promises itself is believed as far as its promises came true where its drafts were checked: the one that
+promises most is often one that promises too much.
 
 Where no drafter promises 2 % more than decoding plainly, or 6 % where it takes passes, the sequence is decoded
 plainly, and tries again after 4, 8, 16, up to 64 steps. In a domain whose drafts lose in general its sequences
@@ -16,7 +17,7 @@ from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from server.engine.sequence import Kind, Sequence
-from server.engine.speculation.averages import Average, Steady, Typical
+from server.engine.speculation.averages import Average, Steady, Trust, Typical
 from server.engine.speculation.base import DRAFTERS, Draft
 from server.engine.types import PLAIN, StepStats
 
@@ -25,8 +26,10 @@ NEEDED_GAIN, NEEDED_GAIN_OF_PASSES = 1.02, 1.06
 FIRST_REST = 4
 LONGEST_REST = 64
 """Steps that a losing sequence is decoded plainly before it tries again; twice as many after each trial."""
-KIND_MEMORY = 64
-"""Drafts that the average gain of a kind of sequence reaches back."""
+KIND_MEMORY, TRUST_MEMORY = 64, 32
+"""Drafts that the average gain of a kind of sequence reaches back, and how far its drafters are trusted."""
+FIRST_TRUST = 8
+"""Drafts that came true as promised, which a drafter is credited with in each kind of sequence."""
 FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
 FIRST_ROW_PRICE, LEAST_ROW_PRICE = 0.3, 0.01
@@ -117,6 +120,9 @@ class DraftPolicy:
     def __init__(self) -> None:
         self.gains_of_kinds: dict[tuple[Kind, str], Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_GAIN))
         self.gains: dict[tuple[int, str], Average] = {}
+        self.trusts: dict[tuple[Kind, str], Trust] = defaultdict(lambda: Trust(TRUST_MEMORY, weight=FIRST_TRUST))
+        self.promised: dict[int, float] = {}
+        """Tokens that the draft promised that was picked for a sequence."""
         self.bonuses: dict[str, Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_BONUS))
         """What the branches of a drafter's trees bring beside its chains."""
         self.prices: dict[int, Prices] = defaultdict(Prices)
@@ -125,6 +131,13 @@ class DraftPolicy:
 
     def pick(self, sequence: Sequence, options: Mapping[str, Option], num_rows: int) -> str:
         """The name of one of `options`, the drafters that could draft now, or `plain`."""
+        name = self.choice(sequence, options, num_rows)
+        promise = options[name].promise if name != PLAIN else None
+        if promise is not None:
+            self.promised[sequence.id] = promise
+        return name
+
+    def choice(self, sequence: Sequence, options: Mapping[str, Option], num_rows: int) -> str:
         # 1) Without a plain step to compare with, there is nothing to decide by.
         prices = self.prices[size_class(num_rows)]
         if not options or prices.plain.value is None:
@@ -132,7 +145,7 @@ class DraftPolicy:
         # 2) The best by what it promises, or by this sequence's own gains, if it is worth it.
         best, highest = PLAIN, 0.0
         for name, option in options.items():
-            gain = self.gain(name, sequence).value if option.promise is None else option.promise
+            gain = self.expected(name, sequence, option.promise)
             gain += self.bonuses[name].value if option.is_tree else 0
             rate = prices.rate(name, option.length, gain, num_rows)
             if rate >= max(needed_gain(name) / prices.plain.value, highest):
@@ -162,6 +175,14 @@ class DraftPolicy:
         rest = self.rests[(sequence.kind, size) if loses_in_general else sequence.id]
         return best if rest.is_over(num_rows) else PLAIN
 
+    def expected(self, drafter: str, sequence: Sequence, promise: float | None) -> float:
+        """Tokens that a draft is expected to gain."""
+        return (
+            self.gain(drafter, sequence).value
+            if promise is None
+            else promise * self.trusts[sequence.kind, drafter].value
+        )
+
     def gain(self, drafter: str, sequence: Sequence) -> Average:
         key = (sequence.id, drafter)
         if key not in self.gains:
@@ -172,6 +193,11 @@ class DraftPolicy:
     def observe_gain(self, drafter: str, sequence: Sequence, num_accepted: int) -> None:
         self.gain(drafter, sequence).add(num_accepted)
         self.gains_of_kinds[sequence.kind, drafter].add(num_accepted)
+
+    def observe_check(self, drafter: str, sequence: Sequence, num_accepted: int) -> None:
+        """Of the draft that was picked, and checked."""
+        if promised := self.promised.pop(sequence.id, None):
+            self.trusts[sequence.kind, drafter].add(promised, num_accepted)
 
     def observe_bonus(self, drafter: str, num_tokens: float) -> None:
         self.bonuses[drafter].add(num_tokens)
@@ -206,6 +232,7 @@ class DraftPolicy:
 
     def forget(self, sequence: Sequence) -> None:
         self.rests.pop(sequence.id, None)
+        self.promised.pop(sequence.id, None)
         for name in DRAFTERS:
             self.gains.pop((sequence.id, name), None)
 

@@ -121,8 +121,10 @@ class Speculator:
             for name, proposals in self.proposals.items():
                 if ids := proposals.pop(sequence.id, None):
                     self.judge(name, sequence, ids, check.emitted)
-            if self.policy and sequence.id in drafts and not draft.ids:
-                self.policy.observe_gain(draft.drafter, sequence, 0)
+            if self.policy and sequence.id in drafts:
+                self.policy.observe_check(draft.drafter, sequence, check.num_accepted)
+                if not draft.ids:
+                    self.policy.observe_gain(draft.drafter, sequence, 0)
         # What a step that reads prompts takes says little of drafts.
         if self.policy and not stats.prefill_tokens:
             self.policy.observe_seconds(list(drafts.values()), len(sequences), stats)

@@ -242,3 +242,34 @@ def test_the_policy_hears_of_the_bonus_of_branches_and_the_gain_of_the_chain() -
     speculator.judge("recycling", one, [5, 6], [7, 8, 9])
     assert policy.gain("recycling", one).value < FIRST_GAIN
     assert policy.bonuses["recycling"].value > FIRST_BONUS
+
+
+def test_promises_that_do_not_come_true_are_believed_less_and_only_in_their_kind_of_sequence() -> None:
+    policy, one = DraftPolicy(), sequence("adaptive")
+    policy.observe_seconds([], 1, StepStats(verify_seconds=1.0))
+    for name in ("suffix", "recycling"):
+        policy.observe_seconds([Draft([1, 2], name)], 1, StepStats(verify_seconds=1.2))
+    options = {"suffix": Option(2, promise=1.0), "recycling": Option(2, promise=1.4)}
+    picks = []
+    for _ in range(40):
+        picks.append(policy.pick(one, options, 1))
+        policy.observe_check(picks[-1], one, {"suffix": 1, "recycling": 0, "plain": 0}[picks[-1]])
+    assert picks[0] == "recycling"
+    assert set(picks[8:]) == {"suffix"}
+    elsewhere = sequence("adaptive", number=1)
+    elsewhere.route = Route("sql", DraftModel(MASK))
+    assert policy.pick(elsewhere, options, 1) == "recycling"
+
+
+def test_what_was_not_checked_says_nothing_of_promises() -> None:
+    policy, one = DraftPolicy(), sequence("adaptive")
+    policy.observe_seconds([], 1, StepStats(verify_seconds=1.0))
+    policy.observe_seconds([Draft([1, 2], "suffix")], 1, StepStats(verify_seconds=1.2))
+    policy.observe_check("suffix", one, 0)
+    assert policy.expected("suffix", one, 2.0) == 2.0
+    policy.pick(one, {"suffix": Option(2, promise=2.0)}, 1)
+    policy.observe_check("suffix", one, 0)
+    assert policy.expected("suffix", one, 2.0) < 2.0
+    policy.pick(one, {"suffix": Option(2, promise=2.0)}, 1)
+    policy.forget(one)
+    assert not policy.promised

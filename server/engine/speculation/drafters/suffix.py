@@ -6,33 +6,16 @@ from typing import Self
 
 from server.engine.history.history import History
 from server.engine.sequence import Kind, Sequence
-from server.engine.speculation.averages import Average
+from server.engine.speculation.averages import Trust
 from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Proposals, register
 from server.engine.types import LONGEST_GROWTH, FinishReason
 
 LONG_ANSWER = 1024
 """Tokens of an answer that there is room for; of a longer one rare contexts are forgotten."""
-LEAST_TRUST = 0.05
 HIGHEST_FLOOR = 0.7
 """What is more likely than this is proposed in any case: or what was wrong would never hear that it is right."""
 SEQUENCE_MEMORY, KIND_MEMORY = 32, 256
 """Drafts that it looks back on to learn how far its expectations came true."""
-
-
-class Trust:
-    """How far expectations came true: what was accepted over what was expected; 1 where nothing is known."""
-
-    def __init__(self, memory: int, first: float = 1.0) -> None:
-        self.expected = Average(memory, 1.0)
-        self.accepted = Average(memory, first)
-
-    @property
-    def value(self) -> float:
-        return max(self.accepted.value / self.expected.value, LEAST_TRUST)
-
-    def add(self, expected: float, accepted: float) -> None:
-        self.expected.add(expected)
-        self.accepted.add(accepted)
 
 
 @dataclass
