@@ -16,7 +16,7 @@ from offline.evaluation.measure import measure
 from offline.evaluation.summary import MEAN, Interval, summarise
 from offline.loaded_model import LoadedModel
 from offline.prompts import MIXED, PromptSet
-from offline.records import StageRecord, digest_of, reused_or_made, versions
+from offline.records import StageRecord, digest_of, log, reused_or_made, versions
 from offline.settings import CalibrationSettings
 from server.engine import PLAIN, DomainRecord, DraftRecord, Manifest, Patch, PatchRecord, RoutingArtifact
 
@@ -24,6 +24,8 @@ PLACES = frozenset({"model", "prompts", "out", "trust_remote_code"})
 """Settings that say where things are rather than what is done."""
 MEASURED_TOKENS = 64
 MEASURED_REPEATS = 3
+LEAST_TRUE = 0.8
+"""Share of the predicted speeds that drafts have to reach: prompts, which they leave out, cost some of it."""
 
 
 class Measured(StageRecord):
@@ -48,7 +50,25 @@ def measure_drafts(
             return Measured(digest=digest, speedups={})
         return Measured(digest=digest, speedups=decode_heldout(loaded, collection, parts, verdicts, settings))
 
-    return reused_or_made(work / "measured.json", Measured, digest, make)
+    measured = reused_or_made(work / "measured.json", Measured, digest, make)
+    if warning := disbelief(verdicts, measured):
+        log.warning("%s: delete %s and run the command again while nothing else runs", warning, work / "cost.json")
+    return measured
+
+
+def disbelief(verdicts: Verdicts, measured: Measured) -> str | None:
+    """What speaks against the costs that all was predicted by, if something does."""
+    found = [
+        (each.score.speedup, measured.speedups[each.name].median)
+        for each in verdicts.all
+        if each.name in measured.speedups
+    ]
+    if not found:
+        return None
+    predicted, decoded = (sum(column) / len(found) for column in zip(*found, strict=True))
+    if decoded >= LEAST_TRUE * predicted:
+        return None
+    return f"drafts are predicted at {predicted:.2f} of plain decoding, and decoded at {decoded:.2f}"
 
 
 def decode_heldout(
