@@ -77,10 +77,9 @@ def run(command: str, options: list[str]) -> None:
 
 def run_evaluation(settings: MethodSettings) -> None:
     rows = {}
-    for run in settings.runs:
-        evaluation = evaluate(run)
-        rows[run.temperature] = evaluation.results
-        if not run.json_only:
+    for evaluation in evaluate(settings):
+        rows[evaluation.temperature] = evaluation.results
+        if not settings.json_only:
             print(table(evaluation.results))
             if evaluation.routing_accuracy is not None:
                 print(f"\nrouted to their own domain: {evaluation.routing_accuracy:.1%}\n")
@@ -90,7 +89,8 @@ def run_evaluation(settings: MethodSettings) -> None:
     if len(rows) > 1:
         draw_temperatures(rows, settings.plot)
     else:
-        draw_speedups(rows[run.temperature], settings.plot)
+        (only,) = rows.values()
+        draw_speedups(only, settings.plot)
 
 
 def run_fidelity(settings: FidelitySettings) -> None:

@@ -118,7 +118,8 @@ def test_evaluate_measures_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
     prompts.write_text('{"prompt": "one two three", "domain": "a"}\n{"prompt": "four five six", "domain": "a"}\n')
     options = ["--model", str(tiny_checkpoint), "--prompts", str(prompts), "--max-new-tokens", "12"]
     settings = read_settings(MethodSettings, "evaluate", [*options, "--methods", "echo,turning"])
-    rows = {(row.method, row.domain): row for row in evaluate(settings).results}
+    (found,) = evaluate(settings)
+    rows = {(row.method, row.domain): row for row in found.results}
     assert rows["echo", "mean"].acceptance is not None
     assert rows["turning", "mean"].acceptance is not None
     assert rows["echo", "mean"].exact == rows["turning", "mean"].exact == 1.0

@@ -1,8 +1,9 @@
-"""Three situations in which clients get into each other's way; a JSON line for each.
+"""Three situations in which clients get into each other's way, and a chat that grows; a JSON line for each.
 
 behind    a prompt of 30 tokens arrives just after one of 6,000: how soon is its first token
 beside    a prompt of 3,000 tokens arrives while an answer is streamed: the longest gap in it over its usual gap
 together  eight prompts of about 280 tokens at once: tokens a second of all over those of one alone
+chat      ten turns that add about 187 tokens each: first token of each, and of the last prompt sent again
 
 Each is repeated, and figures are medians over the repetitions. Prompts are new each time, so that nothing is reused.
 """
@@ -23,6 +24,8 @@ seeds = itertools.count(time.time_ns())
 WORDS_A_TOKEN = 0.97
 SOON, LATER = 0.05, 1.0
 """Seconds after which the other prompt arrives."""
+TURNS, TURN_TOKENS, REPLY_TOKENS, MARK_TOKENS = 10, 187, 8, 12
+"""Of a chat: its turns, what each adds, and of that its answer and the template's marks, about."""
 
 
 def send(server: Server, num_tokens: int, max_tokens: int) -> Answer:
@@ -68,18 +71,31 @@ def speed(server: Server, pool: ThreadPoolExecutor, count: int) -> float:
     return sum(answer.tokens for answer in answers) / (ended - started)
 
 
+def chat(server: Server, pool: ThreadPoolExecutor) -> dict[str, float]:
+    """The prompt grows by `added` tokens a turn, in the mean; it is that of a chat, so the template counts."""
+    num_words = round(WORDS_A_TOKEN * (TURN_TOKENS - REPLY_TOKENS - MARK_TOKENS))
+    messages, answers = list[dict[str, str]](), list[Answer]()
+    for _ in range(TURNS):
+        messages.append({"role": "user", "content": text(num_words, next(seeds))})
+        answers.append(ask(server, messages, REPLY_TOKENS))
+        messages.append({"role": "assistant", "content": answers[-1].text})
+    again = ask(server, messages[:-1], REPLY_TOKENS)
+    added = (answers[-1].prompt_tokens - answers[0].prompt_tokens) / (TURNS - 1)
+    return {"added": added, **{f"turn_{i}": each.first for i, each in enumerate(answers, 1)}, "again": again.first}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="the server's base URL")
     parser.add_argument("--api-key-file", type=Path, help="file with a key, where the server asks for one")
     parser.add_argument("--method", help="how tokens are drafted; without it the server's own")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=["behind", "beside", "together"])
+    parser.add_argument("--only", choices=["behind", "beside", "together", "chat"])
     options = parser.parse_args(arguments)
     key = options.api_key_file.read_text().strip() if options.api_key_file else None
     extra = {"ignore_eos": True, **({"speculation": {"method": options.method}} if options.method else {})}
     server = Server(options.url, model_name(options.url, key), key, extra)
-    probes: list[Probe] = [behind, beside, together]
+    probes: list[Probe] = [behind, beside, together, chat]
     with ThreadPoolExecutor(8) as pool:
         send(server, 30, 4)
         for probe in probes:

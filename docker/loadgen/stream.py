@@ -1,4 +1,4 @@
-"""One streamed text completion and when its pieces came; what `sweep.py` and `probes.py` measure with.
+"""One streamed answer and when its pieces came; what `sweep.py` and `probes.py` measure with.
 
 The lines of a stream are only noted as they come, and read after its end: the client shares the server's processors.
 """
@@ -53,6 +53,8 @@ WORDS = [
 ]
 """Each is one token of most vocabularies."""
 TIMEOUT = 600.0
+Prompt = str | list[dict[str, str]]
+"""A text to go on with, or the messages of a chat."""
 
 
 class ServerError(Exception):
@@ -77,11 +79,17 @@ class Answer:
     times: list[float]
     prompt_tokens: int
     tokens: int
+    text: str = ""
 
     @property
     def first(self) -> float:
         """Seconds to the first piece."""
         return self.times[0] - self.asked_at
+
+    @property
+    def further(self) -> float:
+        """Seconds for each token after the first, in the mean."""
+        return (self.times[-1] - self.times[0]) / max(self.tokens - 1, 1)
 
     @property
     def gaps(self) -> list[float]:
@@ -94,8 +102,8 @@ def text(num_words: int, seed: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(num_words))
 
 
-def ask(server: Server, prompt: str, max_tokens: int) -> Answer:
-    """Streams one completion; raises `ServerError`."""
+def ask(server: Server, prompt: Prompt, max_tokens: int) -> Answer:
+    """Streams one answer; raises `ServerError`."""
     asked_at, lines = time.perf_counter(), []
     try:
         with closing(connected(server.url)) as connection:
@@ -114,12 +122,13 @@ def connected(url: str) -> http.client.HTTPConnection:
 
 
 def post(
-    connection: http.client.HTTPConnection, server: Server, prompt: str, max_tokens: int
+    connection: http.client.HTTPConnection, server: Server, prompt: Prompt, max_tokens: int
 ) -> http.client.HTTPResponse:
-    asked = {"model": server.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **server.extra}
+    path, field = ("completions", "prompt") if isinstance(prompt, str) else ("chat/completions", "messages")
+    asked = {"model": server.model, field: prompt, "max_tokens": max_tokens, "temperature": 0, **server.extra}
     body = json.dumps({**asked, "stream": True, "stream_options": {"include_usage": True}})
     headers = {"content-type": "application/json", **authorization(server.key)}
-    connection.request("POST", f"{urlsplit(server.url).path}/completions", body, headers)
+    connection.request("POST", f"{urlsplit(server.url).path}/{path}", body, headers)
     response = connection.getresponse()
     if response.status != http.client.OK:
         raise ServerError(f"{server.url} answers {response.status}: {response.read(400).decode(errors='replace')}")
@@ -132,17 +141,24 @@ def authorization(key: str | None) -> dict[str, str]:
 
 def read(asked_at: float, events: list[tuple[float, dict[str, Any]]]) -> Answer:
     """The pieces of a stream; a server that counts no usage is taken to send a token in each."""
-    times: list[float] = []
-    usage: dict[str, int] = {}
+    times, pieces, usage = list[float](), list[str](), dict[str, int]()
     for at, event in events:
         if "error" in event:
             raise ServerError(f"the stream ended with {event['error']}")
-        if any(choice.get("text") for choice in event.get("choices", [])):
+        if piece := "".join(map(written, event.get("choices", []))):
             times.append(at)
+            pieces.append(piece)
         usage = event.get("usage") or usage
     if not times:
         raise ServerError("the answer has no text")
-    return Answer(asked_at, times, usage.get("prompt_tokens", 0), usage.get("completion_tokens", len(times)))
+    counts = usage.get("prompt_tokens", 0), usage.get("completion_tokens", len(times))
+    return Answer(asked_at, times, *counts, "".join(pieces))
+
+
+def written(choice: dict[str, Any]) -> str:
+    """The text in a choice of a stream; in a chat, thoughts too."""
+    delta = choice.get("delta", {})
+    return choice.get("text") or delta.get("content") or delta.get("reasoning_content") or ""
 
 
 def model_name(url: str, key: str | None) -> str:

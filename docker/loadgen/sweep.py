@@ -1,5 +1,7 @@
 """Loads servers with 1, 2, 4 ... clients at once and says what they feel; a JSON line for each number of clients.
 
+At the end comes a table (stderr). `goodput` is what met both `--goal-first` and `--goal-further`, see `goodput.py`.
+
 Each client asks for one answer after the other without a pause. Lengths are drawn as those of conversations: prompts
 and answers of lognormal lengths, whose means, 161 and 338 tokens, are those of ShareGPT in the vLLM paper (arXiv
 2309.06180, section 6.1); the spreads, sigma 1.2 and 0.9, are ours: half of the prompts are shorter than 78 tokens, and
@@ -14,11 +16,13 @@ import json
 import math
 import queue
 import random
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from goodput import FIRST, FURTHER, Goal, goodput, table
 from stream import Answer, Server, ServerError, ask, model_name, quantiles, text
 
 PROMPT_MEAN, PROMPT_SIGMA = 161, 1.2
@@ -51,7 +55,7 @@ def length(rng: random.Random, mean: float, sigma: float, longest: int) -> int:
     return min(max(round(drawn), SHORTEST), longest)
 
 
-def load(server: Server, num_clients: int, todo: list[Job]) -> dict[str, Any]:
+def load(server: Server, num_clients: int, todo: list[Job], goal: Goal) -> dict[str, Any]:
     """The figures of one server and number of clients, which share the jobs."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in todo:
@@ -73,6 +77,7 @@ def load(server: Server, num_clients: int, todo: list[Job]) -> dict[str, Any]:
         "tokens_per_second": round(sum(answer.tokens for answer in answers) / seconds, 1),
         "first_token": quantiles([answer.first for answer in answers]),
         "between_pieces": quantiles(gaps),
+        "goodput": goodput(answers, seconds, goal),
     }
 
 
@@ -102,19 +107,33 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", help="how this server drafts tokens; without it its own; not for --against")
     parser.add_argument("--ignore-eos", action="store_true", help="answers have the lengths that are drawn")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--goal-first", type=float, default=FIRST, help="seconds to the first token (%(default)s)")
+    parser.add_argument("--goal-further", type=float, default=FURTHER, help="mean seconds for a further (%(default)s)")
+    parser.add_argument("--table", type=Path, nargs="+", help="asks nobody: the table of lines that were kept in files")
     options = parser.parse_args(arguments)
+    if options.table:
+        print(table(json.loads(line) for path in options.table for line in path.read_text().splitlines()))
+        return
+    try:
+        sweep(options)
+    except ServerError as error:
+        parser.exit(1, f"{error}\n")
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Raises `ServerError` where a server does not say what model it has."""
     key = options.api_key_file.read_text().strip() if options.api_key_file else None
     extra = {"ignore_eos": True} if options.ignore_eos else {}
     own = {"speculation": {"method": options.method}} if options.method else {}
-    try:
-        servers = [Server(options.url, model_name(options.url, key), key, {**extra, **own})]
-        servers += [Server(url, model_name(url, key), key, extra) for url in [options.against] if url]
-    except ServerError as error:
-        parser.exit(1, f"{error}\n")
+    servers = [Server(options.url, model_name(options.url, key), key, {**extra, **own})]
+    servers += [Server(url, model_name(url, key), key, extra) for url in [options.against] if url]
+    goal, lines = Goal(options.goal_first, options.goal_further), []
     for number in map(int, options.clients.split(",")):
         todo = jobs(number * options.answers, options.seed + number, options.scale, options.longest)
         for server in servers:
-            print(json.dumps(load(server, number, todo)), flush=True)
+            lines.append(load(server, number, todo, goal))
+            print(json.dumps(lines[-1]), flush=True)
+    print(table(lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,19 @@ column `decode` leaves the prompt out: it compares the time for each token after
 """
 
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
+from offline.evaluation.batches import batched, stream, usable_jobs
 from offline.evaluation.measure import Decoding, Job, Runner, Sample, end_ids, measure, model_sampling
 from offline.evaluation.methods import ANOTHER, Candidate, MethodSettings
 from offline.evaluation.peers.base import PEERS, peer_runners, runnable
 from offline.evaluation.summary import ResultRow, summarise
 from offline.loaded_model import LoadedModel
-from offline.prompts import PromptError, read_prompts
+from offline.prompts import read_prompts
 from offline.records import Strict, log, versions
 from offline.settings import SettingsMistake
 from server.engine import Engine, EngineConfig, Route, RoutingArtifact, public_name
@@ -48,30 +48,60 @@ class Evaluation(Strict):
     results: list[ResultRow]
 
 
-def evaluate(settings: MethodSettings) -> Evaluation:
-    """Runs the command; raises one of the errors that `main` turns into a line."""
-    needing = [name for name in settings.methods if Candidate.of(name).needs_artifact]
-    folder = settings.artifact_folder
-    if needing and folder is None:
-        raise SettingsMistake(
-            f"--artifact: {needing[0]} needs a routing artifact; `knn-ssd-offline calibrate` makes one"
-        )
-    prompts = read_prompts(settings.prompts)
-    artifact = RoutingArtifact.load(folder) if folder else None
-    loaded = LoadedModel.open(settings)
-    check_draft_weights(loaded, artifact, settings)
-    if artifact is not None and folder is not None:
-        loaded.check(artifact, folder)
-    if settings.limit is not None:
-        prompts = prompts.limited(settings.limit, settings.seed)
-    jobs = usable_jobs(loaded, [(loaded.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)
-    batches = list(batched(stream(jobs, settings.mix_ratio, settings.seed), settings))
-    runners = make_runners(loaded, artifact, settings, max(len(job.ids) for job in jobs))
+@dataclass(frozen=True)
+class Bench:
+    """What all temperatures are measured with: the model, its artifact, and batches of prompts in their order."""
+
+    loaded: LoadedModel
+    artifact: RoutingArtifact | None
+    batches: list[list[Job]]
+
+    @classmethod
+    def of(cls, settings: MethodSettings) -> Self:
+        """Loads the model; raises one of the errors that `main` turns into a line."""
+        needing = [name for name in settings.methods if Candidate.of(name).needs_artifact]
+        folder = settings.artifact_folder
+        if needing and folder is None:
+            raise SettingsMistake(
+                f"--artifact: {needing[0]} needs a routing artifact; `knn-ssd-offline calibrate` makes one"
+            )
+        prompts = read_prompts(settings.prompts)
+        artifact = RoutingArtifact.load(folder) if folder else None
+        loaded = LoadedModel.open(settings)
+        check_draft_weights(loaded, artifact, settings)
+        if artifact is not None and folder is not None:
+            loaded.check(artifact, folder)
+        if settings.limit is not None:
+            prompts = prompts.limited(settings.limit, settings.seed)
+        jobs = usable_jobs(loaded, [(loaded.encode(p), p.domain or UNLABELLED) for p in prompts.prompts], settings)
+        batches = list(batched(stream(jobs, settings.mix_ratio, settings.seed), settings))
+        if settings.learn and len(batches) < 2:
+            raise SettingsMistake("--learn: needs two batches of prompts at least; the first only warms up")
+        return cls(loaded, artifact, batches)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(job.ids) for batch in self.batches for job in batch)
+
+
+def evaluate(settings: MethodSettings) -> Iterator[Evaluation]:
+    """Runs the command: an evaluation for each temperature, over a model that is loaded once.
+
+    Raises one of the errors that `main` turns into a line.
+    """
+    bench = Bench.of(settings)
+    for run in settings.runs:
+        yield evaluate_on(bench, run)
+
+
+def evaluate_on(bench: Bench, settings: MethodSettings) -> Evaluation:
+    """At the temperature of `settings`; every method has an engine of its own, which has learned nothing yet."""
+    loaded, artifact, batches = bench.loaded, bench.artifact, bench.batches
+    runners = make_runners(loaded, artifact, settings, bench.longest)
     for name in [name for name in runners if name in PEERS and PEERS[name].is_tried]:
         if not runnable(name, runners[name], batches[0], log.warning):
             del runners[name]
-    if settings.learn and len(batches) < 2:
-        raise SettingsMistake("--learn: needs two batches of prompts at least; the first only warms up")
     samples = measure(runners, batches, settings.repeats, first=int(settings.learn))
     inexact = frozenset(PEERS) if settings.temperature > 0 else frozenset()
     drawn = model_sampling(loaded, settings)
@@ -105,42 +135,6 @@ def check_draft_weights(loaded: LoadedModel, artifact: RoutingArtifact | None, s
             f"--draft-weights: drafts of {needing[0]} are those of the copy that the artifact was calibrated with; "
             f"use --draft-weights {artifact.manifest.draft_weights}"
         )
-
-
-def usable_jobs(loaded: LoadedModel, encoded: Sequence[tuple[list[int], str]], settings: MethodSettings) -> list[Job]:
-    """A job per prompt that fits the context with its answer; each with a seed of its own."""
-    limit = loaded.model.config.max_length - settings.max_new_tokens
-    jobs = [Job(ids, domain, settings.seed + i) for i, (ids, domain) in enumerate(encoded) if len(ids) <= limit]
-    if len(jobs) < len(encoded):
-        log.info("%d prompts of more than %d tokens dropped", len(encoded) - len(jobs), limit)
-    if not jobs:
-        raise PromptError(f"no prompt is within {limit} tokens, the model's context less --max-new-tokens")
-    return jobs
-
-
-def stream(jobs: Sequence[Job], mix_ratio: float, seed: int) -> list[Job]:
-    """The order of the prompts: the next is of another domain with chance `mix_ratio`, else of the same."""
-    waiting: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        waiting[job.domain].append(job)
-    chance = random.Random(seed)
-    current, order = jobs[0].domain, []
-    while waiting:
-        others = [domain for domain in waiting if domain != current]
-        if current not in waiting or (others and chance.random() < mix_ratio):
-            current = chance.choice(others) if mix_ratio else others[0]
-        order.append(waiting[current].pop(0))
-        if not waiting[current]:
-            del waiting[current]
-    return order
-
-
-def batched(order: Sequence[Job], settings: MethodSettings) -> Iterator[list[Job]]:
-    """Batches of the prompts in order; each is of one domain, unless `--mix-ratio` mixes domains on purpose."""
-    for _, group in groupby(order, key=lambda job: None if settings.mix_ratio else job.domain):
-        members = list(group)
-        for first in range(0, len(members), settings.batch_size):
-            yield members[first : first + settings.batch_size]
 
 
 def make_runners(

@@ -99,8 +99,7 @@ class Decoding:
 
 def model_sampling(loaded: LoadedModel, settings: EvaluationSettings) -> SamplingParams:
     """At this temperature, with the cuts that the server takes where a client names none: those of the model."""
-    cuts = loaded.checkpoint.defaults
-    return SamplingParams(settings.temperature, cuts.get("top_p", 1.0), int(cuts.get("top_k", 0)))
+    return replace(loaded.checkpoint.sampling, temperature=settings.temperature)
 
 
 def end_ids(loaded: LoadedModel, settings: EvaluationSettings) -> frozenset[int]:

@@ -80,7 +80,7 @@ class Api:
 
     async def respond(self, body: ResponseBody, request: Request) -> Response:
         chat = body.chat
-        applied = sampling(chat, self.worker.check_available().checkpoint.defaults)
+        applied = sampling(chat, self.worker.check_available().checkpoint.sampling)
         repeated = repeated_fields(body, applied)
         source = source_of(chat, "input")
         return await self.generate(chat, request, source, lambda start: ResponseTranscript(start, repeated))

@@ -13,7 +13,8 @@ from offline.calibration.scoring import drafts
 from offline.calibration.search.search import DomainDrafts
 from offline.calibration.search.trials import Trial
 from offline.calibration.search.verdicts import Verdicts
-from offline.evaluation.evaluate import Evaluation, stream
+from offline.evaluation.batches import stream
+from offline.evaluation.evaluate import Evaluation
 from offline.evaluation.measure import Job
 from offline.evaluation.methods import Candidate, known_methods
 from offline.evaluation.peers.base import LLAMA_CPP
@@ -164,7 +165,11 @@ def test_evaluation_prints_a_table_and_one_json_line(
 
 
 def test_evaluation_at_several_temperatures_prints_a_line_for_each_and_draws_them(
-    tiny_checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    messages: pytest.LogCaptureFixture,
 ) -> None:
     plot = tmp_path / "temperatures.png"
     options = f"--json --methods lookup,transformers-lookup --limit 2 --max-new-tokens 8 --plot {plot}".split()
@@ -172,6 +177,7 @@ def test_evaluation_at_several_temperatures_prints_a_line_for_each_and_draws_the
     assert main(["evaluate", *common, *options, "--temperatures", "1.5,0"]) == 0
     found = [Evaluation.model_validate_json(line) for line in capsys.readouterr().out.splitlines()]
     assert [each.temperature for each in found] == [1.5, 0.0]
+    assert sum(message.startswith("threads: ") for message in messages.messages) == 1, "the model is loaded once"
     assert [{row.exact for row in each.results if row.method == "lookup"} for each in found] == [{1.0}, {1.0}]
     assert plot.read_bytes().startswith(b"\x89PNG")
 

@@ -89,7 +89,7 @@ def prompts(
     """
     speculation = body.speculation or Speculation()
     budget = None if body.most_thoughts is None else served.codec.thinking_budget(body.most_thoughts, thinking)
-    drawn = sampling(body, served.checkpoint.defaults)
+    drawn = sampling(body, served.checkpoint.sampling)
     template = GenerationRequest(
         prompt_ids=[],
         sampling=replace(drawn, adjustments=replace(drawn.adjustments, thinking=budget)),
@@ -131,13 +131,13 @@ def adjustments(body: GenerationBody) -> Adjustments:
     )
 
 
-def sampling(body: GenerationBody, defaults: dict[str, float | int]) -> SamplingParams:
-    """The body's values; where it has none, those of the checkpoint's generation config; else OpenAI's."""
-    temperature = defaults.get("temperature", 1.0) if body.temperature is None else body.temperature
-    top_k = int(defaults.get("top_k", 0)) if body.top_k is None else body.top_k
+def sampling(body: GenerationBody, model: SamplingParams) -> SamplingParams:
+    """The body's values; where it has none, the model's own."""
+    temperature = model.temperature if body.temperature is None else body.temperature
+    top_k = model.top_k if body.top_k is None else body.top_k
     return SamplingParams(
         temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
-        top_p=defaults.get("top_p", 1.0) if body.top_p is None else body.top_p,
+        top_p=model.top_p if body.top_p is None else body.top_p,
         top_k=max(top_k, 0),
         min_p=body.min_p or 0.0,
         seed=body.seed,

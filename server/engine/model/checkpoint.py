@@ -34,6 +34,7 @@ from server.engine.model.quantization.codes import QuantizedWeight
 from server.engine.model.quantization.rounding import Bits
 from server.engine.model.rope import longest_context, rope_tables
 from server.engine.model.weights import CheckpointError, StoredWeights, read_weights
+from server.engine.types import SamplingParams
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -66,6 +67,12 @@ class Checkpoint:
     @property
     def revision(self) -> str | None:
         return commit_of(self.path)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How tokens are drawn where nobody says: as its authors recommend, else from its whole distribution."""
+        named = self.defaults
+        return SamplingParams(named.get("temperature", 1.0), named.get("top_p", 1.0), int(named.get("top_k", 0)))
 
     @property
     def is_tied(self) -> bool:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from server.engine import CheckpointError, load_checkpoint
+from server.engine import CheckpointError, SamplingParams, load_checkpoint
 from server.engine.model.checkpoint import SUPPORTED
 from tests.tiny import CPU, save_random_model, tiny_config
 
@@ -208,12 +208,15 @@ def test_generation_defaults_and_several_ends_are_read(folder: Path) -> None:
     edit_json(folder / "generation_config.json", **recommended)
     checkpoint = load_checkpoint(str(folder), torch.float32, CPU)
     assert checkpoint.defaults == {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
+    assert checkpoint.sampling == SamplingParams(0.6, 0.9, 20)
     assert checkpoint.eos_ids == {2, 5}
 
 
 def test_sampling_defaults_without_sampling_do_not_count(folder: Path) -> None:
     edit_json(folder / "generation_config.json", do_sample=False)
-    assert load_checkpoint(str(folder), torch.float32, CPU).defaults == {}
+    checkpoint = load_checkpoint(str(folder), torch.float32, CPU)
+    assert checkpoint.defaults == {}
+    assert checkpoint.sampling == SamplingParams(temperature=1.0)
 
 
 def test_without_a_generation_config_the_end_is_the_models(folder: Path) -> None:
