@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from fastapi import FastAPI
@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from server.api.http.auth import KeyGuard
+from server.api.http.client_limits import ClientGuard, ClientLimits
 from server.api.http.error_handlers import install_handlers
 from server.api.http.middleware import BodyLimit, Exchange
 from server.api.messages.errors import AnthropicErrors
@@ -33,6 +34,7 @@ class AppConfig:
     shares_history: bool = False
     shows_tokenizer: bool = False
     grafana_url: str | None = None
+    client_limits: ClientLimits = field(default_factory=ClientLimits)
 
 
 def create_app(worker: Worker, config: AppConfig) -> FastAPI:
@@ -48,12 +50,13 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
         lanes.close()
 
     on_internal_error = partial(worker.metrics.observe_error, FailureReason.INTERNAL)
+    on_client_limit = partial(worker.metrics.observe_rejection, FailureReason.CLIENT_LIMIT)
     app = FastAPI(
         title="KNN-SSD Server",
         lifespan=lifespan,
         docs_url="/docs",
         redoc_url=None,
-        middleware=layers(config, on_internal_error),
+        middleware=layers(config, on_internal_error, on_client_limit),
     )
     rules = RequestRules(
         config.max_choices,
@@ -69,7 +72,9 @@ def create_app(worker: Worker, config: AppConfig) -> FastAPI:
     return app
 
 
-def layers(config: AppConfig, on_internal_error: Callable[[], None]) -> list[Middleware]:
+def layers(
+    config: AppConfig, on_internal_error: Callable[[], None], on_client_limit: Callable[[], None]
+) -> list[Middleware]:
     """What every request passes, the outermost first: what is refused is logged too, and browsers may read it."""
     allowed = Middleware(
         CORSMiddleware,
@@ -78,10 +83,12 @@ def layers(config: AppConfig, on_internal_error: Callable[[], None]) -> list[Mid
         allow_headers=["*"],
         expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
     )
+    limits = config.client_limits
     return [
         *([allowed] if config.cors_origins else []),
         Middleware(AnthropicErrors),
         Middleware(Exchange, on_internal_error=on_internal_error),
         *([Middleware(KeyGuard, keys=config.api_keys)] if config.api_keys else []),
+        *([Middleware(ClientGuard, limits=limits, on_full=on_client_limit)] if limits else []),
         Middleware(BodyLimit, max_bytes=config.max_body_bytes),
     ]

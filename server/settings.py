@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from server.api.http.client_limits import ClientLimits
 from server.api.http.connection import ConnectionLimits
 from server.app import AppConfig
 from server.engine import (
@@ -103,6 +104,10 @@ class Settings(BaseSettings):
     """Requests that may wait beyond those decoded; more are refused with 429."""
     max_queue_tokens: Annotated[int, Field(ge=1)] = 262_144
     """Prompt tokens of all unfinished requests together; more are refused with 429."""
+    max_client_requests: Annotated[int, Field(ge=1)] | None = None
+    """Unfinished requests that one client, an API key or else an address, may have; more are refused with 429."""
+    max_client_rate: Annotated[int, Field(ge=1)] | None = None
+    """Requests that one client may begin in a minute; more are refused with 429."""
     max_choices: Annotated[int, Field(ge=1, le=128)] = 8
     """Largest number of answers that one request may ask for."""
     max_sequences: Annotated[int, Field(ge=1)] = 64
@@ -219,6 +224,7 @@ class Settings(BaseSettings):
             shares_history=self.share_history,
             shows_tokenizer=self.tokenizer_info,
             grafana_url=self.grafana_url,
+            client_limits=ClientLimits(self.max_client_requests, self.max_client_rate),
         )
 
 

@@ -22,6 +22,7 @@ class FailureReason(StrEnum):
     """Why a request is refused, or ends without its whole answer; the values are labels of the metrics."""
 
     QUEUE_FULL = "queue_full"
+    CLIENT_LIMIT = "client_limit"
     LOADING = "loading"
     DRAINING = "draining"
     DEAD = "dead"

@@ -10,6 +10,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from panels import INSTANCE, as_number, dashboard, ratio, total, variable
+from replicas import REPLICAS
 from service import ERRORS, FIRST_TOKEN, LATENCY, REJECTED, REQUESTS, SERVERS, TOKENS
 from speculation import ACCEPTANCE, ACCEPTED, DOMAIN_SPEEDUP, DRAFTED, GENERATED, SPECULATION, SPEEDUP
 
@@ -33,10 +34,14 @@ OVERVIEW = [
 def dashboards() -> dict[str, Dashboard]:
     instances = variable("instance", "Server", 'label_values(up{job="knn-ssd-server"}, instance)')
     domains = variable("domain", "Domain", "label_values(knnssd_routes_total, domain)")
+    deployments = variable("deployment", "Deployment", "label_values(knnssd_worker_up, deployment)")
+    of_these = 'label_values(knnssd_worker_up{deployment=~"$deployment"}, replica)'
+    replicas = variable("replica", "Replica", of_these)
     return {
         "overview": dashboard("overview", "KNN-SSD: overview", OVERVIEW, [instances]),
         "speculation": dashboard("speculation", "KNN-SSD: speculation", SPECULATION, [instances, domains]),
         "latency": dashboard("latency", "KNN-SSD: requests and latency", LATENCY, [instances]),
+        "replicas": dashboard("replicas", "KNN-SSD: replicas", REPLICAS, [deployments, replicas]),
     }
 
 

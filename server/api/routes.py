@@ -20,7 +20,7 @@ from server.api.answers.parts import new_reader
 from server.api.answers.transcript import AnswerStart, TextTranscript, TranscriptFactory
 from server.api.catalog import CatalogApi
 from server.api.errors import ErrorBody
-from server.api.http.auth import OWNER
+from server.api.http.auth import OWNER, client_of
 from server.api.http.reply import Reply
 from server.api.messages.answers import MessageAnswer
 from server.api.messages.errors import MessagesErrorBody
@@ -98,7 +98,7 @@ class Api:
         check_size(num_choices, source.longest, served, self.rules.max_sequences)
         # 1) A place among the unfinished requests, before tokenising: a burst that is refused costs next to nothing.
         num_tokens = (source.num_characters + len(body.predicted)) // CHARACTERS_PER_TOKEN
-        client = client_of(request)
+        client = client_of(request.scope)
         ticket = self.worker.reserve(num_choices, num_tokens, self.rules.timeout, client)
         ticket.traceparent = request.headers.get("traceparent")
         try:
@@ -170,12 +170,6 @@ class Api:
         router.add_api_route("/ready", self.ready, response_model=None, responses=unhealthy)
         router.add_api_route("/metrics", self.metrics, response_model=None, response_class=PlainTextResponse)
         return router
-
-
-def client_of(request: Request) -> str | None:
-    """Who takes turns with others: the name of the request's key; where there are no keys, the address it came from."""
-    key: str | None = getattr(request.state, OWNER, None)
-    return key or (request.client.host if request.client else None)
 
 
 def errors_of(form: type[BaseModel]) -> Documented:

@@ -41,6 +41,8 @@ def application(settings: Settings, listens: bool, num_replicas: int = 1, thread
         Replica,
         num_replicas=num_replicas,
         max_constructor_retry_count=MOST_STARTS,
+        # Requests do not pass through Serve, and are limited by the replica itself.
+        max_ongoing_requests=settings.queue_limits.max_sequences,
         ray_actor_options={"num_cpus": threads or settings.threads or 1},
         # It stops by itself where it has nothing left to do.
         graceful_shutdown_timeout_s=settings.drain_seconds + MARGIN,

@@ -12,7 +12,7 @@ class Call:
     """`blocks` names the beginnings of its prompt, `domain` is what that is likely about.
 
     `loads` counts the calls that each replica has of this ingress, and `tried` has the replicas that were asked so far.
-    The router notes why it chose the last one, and how many others there were.
+    The router notes why it chose the last one, and how many others there were; `num_lost` of those tried were lost.
     """
 
     affinity: Affinity
@@ -22,6 +22,7 @@ class Call:
     tried: list[str] = field(default_factory=list)
     reason: Reason = Reason.LOAD
     num_others: int = 0
+    num_lost: int = 0
 
     def choose(self, replicas: Collection[str]) -> str:
         """The replica that it is best sent to; one that it has tried only where there is no other."""

@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -21,10 +22,14 @@ from server.api.http.reply import disconnection
 from server.cluster.affinity import Affinity
 from server.cluster.call import Call
 from server.cluster.domains import DomainGuess, told_domain
+from server.cluster.hop import traced
 from server.cluster.ingress_metrics import IngressMetrics
 from server.cluster.link import Answer, Link, LostError, Question
 from server.cluster.lost import last_event, numbered
 from server.cluster.prompt_text import blocks_of, prompt_text, words_of
+
+if TYPE_CHECKING:
+    from server.telemetry.traces import Traces
 
 MOST_TRIES = 3
 """Replicas that are asked for one request. One that brings replicas down must not bring down all."""
@@ -45,13 +50,20 @@ class Forwarding:
     """
 
     def __init__(
-        self, replicas: DeploymentHandle, affinity: Affinity, metrics: IngressMetrics, owner: Owner, timeout: float
+        self,
+        replicas: DeploymentHandle,
+        affinity: Affinity,
+        metrics: IngressMetrics,
+        owner: Owner,
+        timeout: float,
+        traces: "Traces | None" = None,
     ) -> None:
         self.replicas = replicas
         self.affinity = affinity
         self.metrics = metrics
         self.owner = owner
         self.timeout = timeout
+        self.traces = traces
         self.domains = DomainGuess()
         self.loads: Counter[str] = Counter()
         self.link = Link()
@@ -80,10 +92,12 @@ class Forwarding:
         blocks = blocks_of(text, self.owner(Headers(raw=question.headers)))
         call = Call(self.affinity, self.loads, blocks, self.domains.guess(words))
         async with AsyncExitStack() as until_the_end:
+            if text:
+                question = until_the_end.enter_context(traced(question, call, self.traces))
             # 2) A replica that begins to answer.
             answer = await self.begun(call, question, until_the_end)
             # 3) Its answer, which tells the prompt's domain.
-            async for message in self.messages(answer, question.path):
+            async for message in self.messages(answer, call, question.path):
                 if text and (domain := told_domain(message.get("body", b""))):
                     self.domains.learn(words, domain)
                 await send(message)
@@ -100,7 +114,7 @@ class Forwarding:
                 try:
                     answer = await attempt.enter_async_context(self.link.ask(url, question))
                 except LostError as error:
-                    self.metrics.lost.inc()
+                    self.lose(call)
                     if len(call.tried) >= MOST_TRIES:
                         raise ServiceUnavailableError(LOST) from error
                 else:
@@ -120,10 +134,15 @@ class Forwarding:
             raise ServiceUnavailableError(NONE_THERE) from error
         call.begin(chosen.replica_id)
         attempt.callback(call.end, chosen.replica_id)
-        self.metrics.routed.labels(call.reason).inc()
+        self.metrics.observe_routed(chosen.replica_id, call.reason)
         return str(chosen.replica_metadata["url"])
 
-    async def messages(self, answer: Answer, path: str) -> AsyncIterator[Message]:
+    def lose(self, call: Call) -> None:
+        """Counts that the call's replica is gone."""
+        call.num_lost += 1
+        self.metrics.observe_lost(call.tried[-1])
+
+    async def messages(self, answer: Answer, call: Call, path: str) -> AsyncIterator[Message]:
         """All of the answer; a stream whose replica dies ends with an error in the form of its endpoint."""
         yield answer.start
         number = 0
@@ -132,9 +151,9 @@ class Forwarding:
                 number = numbered(data) or number
                 yield {"type": "http.response.body", "body": data, "more_body": True}
         except LostError:
-            self.metrics.lost.inc()
+            self.lose(call)
             if not answer.is_stream:
                 raise
             event = last_event(path, ServiceUnavailableError(LOST), number + 1)
-            yield {"type": "http.response.body", "body": event, "more_body": True}
+            yield {"type": "http.response.body", "body": event.encode(), "more_body": True}
         yield {"type": "http.response.body", "body": b""}

@@ -6,6 +6,7 @@ import math
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic_settings import SettingsError
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -24,12 +25,13 @@ from server.cluster.affinity import Affinity
 from server.cluster.forwarding import Forwarding
 from server.cluster.ingress_metrics import IngressMetrics
 from server.settings import Settings
+from server.start import open_traces
 from server.telemetry.logs import start_logging
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 2.0
-"""Seconds in which the replicas have to answer what monitoring asks."""
+"""Seconds in which the replicas have to answer what monitoring asks, and to end what runs when their time is over."""
 
 
 @serve.ingress()
@@ -44,12 +46,16 @@ class Ingress:
         start_logging(settings.log_level, settings.log_format)
         self.replicas = replicas
         self.settings = settings
-        self.counts = IngressMetrics()
+        check_alone(settings)
+        self.counts = IngressMetrics(replicas.deployment_name)
+        self.traces = open_traces(settings)
         config = settings.app_config
         affinity = Affinity(settings.routing != "load", settings.routing == "domain")
-        forwarding = Forwarding(replicas, affinity, self.counts, self.owner, config.request_timeout)
+        timeout = config.request_timeout
+        forwarding = Forwarding(replicas, affinity, self.counts, self.owner, timeout, self.traces)
+        middleware = layers(config, self.counts.errors.inc, self.counts.limited.inc)
         routes = [Route("/health", self.health), Route("/metrics", self.metrics), Mount("/", forwarding)]
-        self.application = Starlette(routes=routes, middleware=layers(config, self.counts.errors.inc))
+        self.application = Starlette(routes=routes, middleware=middleware)
         self.server: uvicorn.Server | None = None
         if listens:
             self.server = uvicorn.Server(http_config(self.application, settings.connection_limits))
@@ -61,9 +67,11 @@ class Ingress:
     async def __del__(self) -> None:
         """Called by Serve when it stops; what is being answered gets its time to finish."""
         if self.server:
-            self.server.config.timeout_graceful_shutdown = math.ceil(self.settings.drain_seconds)
+            self.server.config.timeout_graceful_shutdown = math.ceil(self.settings.drain_seconds + PATIENCE)
             self.server.should_exit = True
             await self.serving
+        if self.traces:
+            self.traces.close()
 
     def owner(self, headers: Headers) -> str:
         """What stands for the key; empty where all share their texts."""
@@ -82,8 +90,20 @@ class Ingress:
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the replicas' metrics are missing: %s", type(error).__name__)
             answers = []
-        text = self.counts.render(self.replicas.deployment_name, dict(answers))
+        text = self.counts.render(dict(answers))
         return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def check_alone(settings: Settings) -> None:
+    """Raises `SettingsError` where a client's requests would be counted by several ingresses, each for itself."""
+    deployed = serve.get_replica_context()._deployment_config
+    scaling = deployed.autoscaling_config
+    most = scaling.max_replicas if scaling else deployed.num_replicas
+    if settings.app_config.client_limits and most > 1:
+        raise SettingsError(
+            f"--max-client-requests and --max-client-rate are counted in one ingress, and there may be {most}: set "
+            "num_replicas of the deployment Ingress to 1, or leave the limits out"
+        )
 
 
 class Unnamed:

@@ -9,27 +9,59 @@ from prometheus_client.registry import Collector
 
 from server.cluster.affinity import Reason
 
+MOST_REPLICAS = 1024
+"""Those that were met last have series of their own: replicas come and go, and each has a new name."""
+
 
 class IngressMetrics:
-    """What happens between clients and replicas."""
+    """What happens between clients and the replicas of a deployment."""
 
-    def __init__(self) -> None:
+    def __init__(self, deployment: str = "Replica") -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.deployment = deployment
         self.registry = CollectorRegistry()
-        self.routed = self.counter("routed", "Requests by why their replica was chosen", "reason")
+        where = ("deployment", "replica")
+        self.routed = self.counter("routed", "Requests by why their replica was chosen", *where, "reason")
         self.retries = self.counter("retries", "Requests that another replica was asked for")
-        self.lost = self.counter("lost", "Requests whose replica died")
+        self.lost = self.counter("lost", "Requests whose replica died", *where)
+        self.limited = self.counter("limited", "Requests refused since their client had too many")
         self.errors = self.counter("errors", "Requests that ended in an error nobody foresaw")
-        for reason in Reason:
-            self.routed.labels(reason)
+        self.met: dict[str, None] = {}
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"knnssd_ingress_{name}", text, labels, registry=self.registry)
 
-    def render(self, deployment: str, replicas: Mapping[str, bytes]) -> bytes:
+    def meet(self, replica: str) -> None:
+        """Starts a replica's series at 0, so that a rate sees their first event."""
+        if replica in self.met:
+            return
+        self.met[replica] = None
+        self.lost.labels(self.deployment, replica)
+        for reason in Reason:
+            self.routed.labels(self.deployment, replica, reason)
+        if len(self.met) > MOST_REPLICAS:
+            self.forget(next(iter(self.met)))
+
+    def forget(self, replica: str) -> None:
+        del self.met[replica]
+        self.lost.remove(self.deployment, replica)
+        for reason in Reason:
+            self.routed.remove(self.deployment, replica, reason)
+
+    def observe_routed(self, replica: str, reason: Reason) -> None:
+        self.meet(replica)
+        self.routed.labels(self.deployment, replica, reason).inc()
+
+    def observe_lost(self, replica: str) -> None:
+        self.meet(replica)
+        self.lost.labels(self.deployment, replica).inc()
+
+    def render(self, replicas: Mapping[str, bytes]) -> bytes:
         """Prometheus's text; `replicas` has that of each by its name."""
+        for replica in replicas:
+            self.meet(replica)
         registry = CollectorRegistry()
-        registry.register(Federation(deployment, replicas))
+        registry.register(Federation(self.deployment, replicas))
         return generate_latest(self.registry) + generate_latest(registry)
 
 

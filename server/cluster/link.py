@@ -3,7 +3,7 @@
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -15,6 +15,7 @@ OF_A_CONNECTION = frozenset({b"connection", b"date", b"host", b"keep-alive", b"s
 """Headers that belong to one connection of the two."""
 MADE_ANEW = OF_A_CONNECTION | {b"content-length", b"x-forwarded-for"}
 """Those of a request that are not sent on."""
+TRACEPARENT = b"traceparent"
 AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 """Headers that aiohttp would add."""
 KEPT_SECONDS = 2.0
@@ -48,6 +49,11 @@ class Question:
             headers.append((b"x-forwarded-for", scope["client"][0].encode()))
         target = scope["raw_path"].decode("latin-1") + query
         return cls(scope["method"], scope["path"], target, headers, body)
+
+    def within(self, traceparent: str) -> "Question":
+        """The same as a part of this trace."""
+        others = [header for header in self.headers if header[0] != TRACEPARENT]
+        return replace(self, headers=[*others, (TRACEPARENT, traceparent.encode())])
 
 
 class Answer:

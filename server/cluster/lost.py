@@ -2,8 +2,8 @@
 
 import json
 import re
-from typing import Any
 
+from server.api.answers.events import event
 from server.api.errors import ApiError
 from server.api.messages.errors import PREFIX as MESSAGES
 from server.api.messages.errors import anthropic_error
@@ -12,18 +12,14 @@ RESPONSES = "/v1/responses"
 NUMBER = re.compile(rb'^data: \{"type":"[a-z_.]+","sequence_number":(\d+)', re.MULTILINE)
 
 
-def last_event(path: str, error: ApiError, number: int) -> bytes:
+def last_event(path: str, error: ApiError, number: int) -> str:
     """One event; those of responses have numbers, of which `number` is the next."""
     body = error.body.model_dump()
     if path.startswith(MESSAGES):
-        return event("error", anthropic_error(error.status, str(error)))
+        return event(json.dumps(anthropic_error(error.status, str(error))), "error")
     if path == RESPONSES:
-        return event("error", {"type": "error", "sequence_number": number, **body["error"], **body})
-    return f"data: {json.dumps(body)}\n\n".encode()
-
-
-def event(name: str, fields: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(fields)}\n\n".encode()
+        return event(json.dumps({"type": "error", "sequence_number": number, **body["error"], **body}), "error")
+    return event(json.dumps(body))
 
 
 def numbered(data: bytes) -> int | None:

@@ -8,6 +8,7 @@ import ray
 import uvicorn
 from ray import serve
 
+from server.api.http.client_limits import ClientLimits
 from server.api.http.connection import http_config, listen
 from server.app import create_app
 from server.cluster.share import Share
@@ -28,8 +29,9 @@ class Replica:
         self.settings = settings
         self.traces = open_traces(settings)
         self.worker = new_worker(settings, Share.of_this_replica().applied(settings.source), self.traces)
-        # Browsers are let in by the ingress.
-        app = create_app(self.worker, replace(settings.app_config, cors_origins=()))
+        # Browsers are let in by the ingress, which counts a client's requests for all replicas.
+        config = replace(settings.app_config, cors_origins=(), client_limits=ClientLimits())
+        app = create_app(self.worker, config)
         listener = listen(ray.util.get_node_ip_address(), 0)
         host, port = listener.getsockname()[:2]
         self.url = f"http://{host}:{port}"
@@ -59,11 +61,12 @@ class Replica:
             raise self.worker.failure
 
     async def __del__(self) -> None:
-        """Called by Serve when no request comes any more; those that run get their time to finish."""
+        """Called by Serve when no request comes any more; those that run get their time to finish, then an error."""
         self.worker.drain()
         stop_at = time.monotonic() + self.settings.drain_seconds
         while self.worker.tickets.open and time.monotonic() < stop_at:
             await asyncio.sleep(POLL_SECONDS)
+        self.worker.abort()
         self.server.should_exit = True
         await self.serving
         if self.traces:

@@ -35,7 +35,13 @@ SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160
 SIMILARITIES = (-0.5, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
-REJECTIONS = (FailureReason.QUEUE_FULL, FailureReason.LOADING, FailureReason.DRAINING, FailureReason.DEAD)
+REJECTIONS = (
+    FailureReason.QUEUE_FULL,
+    FailureReason.CLIENT_LIMIT,
+    FailureReason.LOADING,
+    FailureReason.DRAINING,
+    FailureReason.DEAD,
+)
 """Reasons for refusing a request before any work."""
 ERRORS = (
     FailureReason.TIMEOUT,

@@ -6,14 +6,15 @@ Spans carry counts and times, never text.
 """
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.json.http import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import SpanKind, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -41,7 +42,7 @@ class Traces:
         decoded = ended - outcome.decode_seconds
         prefilled = decoded - outcome.prefill_seconds
         drafted = decoded + outcome.draft_seconds
-        caller = PARENTS.extract({"traceparent": traceparent}, Context()) if traceparent else Context()
+        caller = context_of(traceparent)
         name, attributes = f"{outcome.operation} {self.model}", self.attributes(outcome)
         root = self.span(caller, name, ended - latency, ended, attributes, SpanKind.SERVER)
         self.span(root, "queue", prefilled - outcome.queue_seconds, prefilled)
@@ -50,6 +51,24 @@ class Traces:
         decode = self.span(root, "decode", decoded, ended)
         self.span(decode, "draft", decoded, drafted, {"knnssd.drafts": outcome.stats.num_drafts})
         self.span(decode, "verify", drafted, drafted + outcome.verify_seconds)
+
+    @contextmanager
+    def passed_on(self, name: str, traceparent: str | None) -> Iterator[tuple[Span, str]]:
+        """A span as long as the block, in the caller's trace or in one of its own, and the `traceparent` that names it.
+
+        Whoever gets that has its spans below this one.
+        """
+        caller, headers = context_of(traceparent), dict[str, str]()
+        span = self.tracer.start_span(name, caller, SpanKind.SERVER)
+        PARENTS.inject(headers, set_span_in_context(span, caller))
+        try:
+            yield span, headers["traceparent"]
+        except Exception as error:
+            # Its own text may repeat a client's.
+            span.set_status(StatusCode.ERROR, type(error).__name__)
+            raise
+        finally:
+            span.end()
 
     def span(
         self,
@@ -85,6 +104,11 @@ class Traces:
         """Sends what is left; gives up quickly where nobody listens."""
         with suppress(Exception):
             self.provider.shutdown()
+
+
+def context_of(traceparent: str | None) -> Context:
+    """What a span of the caller's trace has as its parent; empty where there is none, or it cannot be read."""
+    return PARENTS.extract({"traceparent": traceparent}, Context()) if traceparent else Context()
 
 
 def routing(outcome: Outcome) -> dict[str, AttributeValue]:

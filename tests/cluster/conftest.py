@@ -10,7 +10,7 @@ import torch
 
 from server.engine import RoutingArtifact, load_checkpoint
 from server.settings import Settings
-from tests.cluster.nodes import NUM_REPLICAS, Nodes, free_port
+from tests.cluster.nodes import NUM_REPLICAS, Application, Nodes, free_port
 from tests.tiny import CPU, save_random_model, tiny_config
 
 SETTINGS_OF_RAY = {
@@ -42,19 +42,25 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: RoutingArt
 
 
 @pytest.fixture(scope="session")
-def nodes(settings: Settings) -> Iterator[Nodes]:
+def nodes() -> Iterator[Nodes]:
     pytest.importorskip("ray", reason="needs the extra ray")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS_OF_RAY.items():
             patch.setitem(os.environ, name, value)
-        with Nodes.started(settings) as nodes:
-            nodes.deploy(NUM_REPLICAS)
+        with Nodes.started() as nodes:
             yield nodes
 
 
 @pytest.fixture(scope="session")
-def base_url(nodes: Nodes) -> str:
-    return nodes.url
+def application(nodes: Nodes, settings: Settings) -> Application:
+    application = Application(nodes, "default", settings)
+    application.deploy(NUM_REPLICAS)
+    return application
+
+
+@pytest.fixture(scope="session")
+def base_url(application: Application) -> str:
+    return application.url
 
 
 @pytest.fixture(scope="session")

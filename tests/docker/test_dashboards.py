@@ -55,7 +55,7 @@ def test_dashboards_are_what_the_code_makes(tmp_path: Path) -> None:
 
 def test_grafanas_schema_knows_every_field_of_the_dashboards() -> None:
     contents = [json.loads(path.read_text()) for path in DASHBOARDS]
-    assert len({content["uid"] for content in contents}) == 3
+    assert len({content["uid"] for content in contents}) == 4
     for content in contents:
         assert json.loads(JSONEncoder().encode(Dashboard.from_json(content))) == content, content["title"]
 
@@ -101,7 +101,12 @@ def test_queries_name_the_job_of_prometheus() -> None:
 @pytest.mark.parametrize(
     "command",
     # The key's file is there in the container only.
-    ["check config --syntax-only prometheus.yml", "check rules rules.yml", "test rules rules.test.yml"],
+    [
+        "check config --syntax-only prometheus.yml",
+        "check config --syntax-only cluster.yml",
+        "check rules rules.yml",
+        "test rules rules.test.yml",
+    ],
 )
 def test_prometheus_accepts_its_files(command: str) -> None:
     result = subprocess.run(["promtool", *command.split()], cwd=PROMETHEUS, capture_output=True, text=True)

@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,25 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def write_config(folder: Path, targets: list[str], key: str) -> Path:
+def expressions(board: str = "*") -> Iterator[str]:
+    """Queries of panels, each variable of a dashboard at `all`."""
+    for path in sorted((FILES.parent / "grafana" / "dashboards").glob(f"{board}.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                chosen = re.sub(r"\$(instance|domain|deployment|replica)\b", ".*", target["expr"])
+                yield chosen.replace("$__rate_interval", "1m")
+
+
+def rules() -> list[dict[str, Any]]:
+    """Recording rules and alerts."""
+    groups = yaml.safe_load((FILES / "rules.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def write_config(folder: Path, targets: list[str], key: str, name: str) -> Path:
     """The shipped files with other targets, a faster clock, and alerts that fire as soon as they are true."""
     (folder / "key").write_text(f"{key}\n")
-    config = yaml.safe_load((FILES / "prometheus.yml").read_text())
+    config = yaml.safe_load((FILES / name).read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["static_configs"] = [{"targets": targets}]
     config["scrape_configs"][0]["authorization"]["credentials_file"] = str(folder / "key")
@@ -65,6 +81,16 @@ class Prometheus:
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
 
+    def lacks(self, expressions: Iterable[str]) -> set[str]:
+        """Those expressions that have no data even after half a minute."""
+        missing = set(expressions)
+        for _ in range(60):
+            missing = {expression for expression in missing if not self.query(expression)}
+            if not missing:
+                break
+            time.sleep(0.5)
+        return missing
+
     def firing(self) -> set[tuple[str, str]]:
         """Names and instances of the alerts that fire."""
         alerts = self.client.get("/api/v1/alerts").json()["data"]["alerts"]
@@ -72,12 +98,14 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def run_prometheus(folder: Path, targets: list[str], key: str = "none") -> Iterator[Prometheus]:
-    """Runs until the end of the block; its data lies in `folder`."""
+def run_prometheus(
+    folder: Path, targets: list[str], key: str = "none", name: str = "prometheus.yml"
+) -> Iterator[Prometheus]:
+    """Runs with the shipped configuration of this name until the end of the block; its data lies in `folder`."""
     address = f"127.0.0.1:{free_port()}"
     command = [
         "prometheus",
-        f"--config.file={write_config(folder, targets, key)}",
+        f"--config.file={write_config(folder, targets, key, name)}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}",
         "--log.level=warn",

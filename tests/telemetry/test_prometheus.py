@@ -5,10 +5,8 @@ promtool's own tests (docker/test_dashboards.py) cover when an alert waits and w
 
 import contextlib
 import itertools
-import json
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +14,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from server.app import AppConfig
 from server.engine import (
@@ -36,9 +33,8 @@ from server.telemetry.metrics import Metrics
 from server.tickets import QueueLimits
 from server.worker import Worker
 from tests.api.live import GatedEngine, lose_model, serve, wait_until
-from tests.telemetry.prometheus import Prometheus, free_port, run_prometheus, write_history
+from tests.telemetry.prometheus import Prometheus, expressions, free_port, rules, run_prometheus, write_history
 
-DOCKER = Path(__file__).parents[2] / "docker"
 MISSING = [program for program in ("prometheus", "promtool") if shutil.which(program) is None]
 pytestmark = [
     pytest.mark.slow,
@@ -118,22 +114,12 @@ LONGEST = 4 * LONGEST_GROWTH
 """Tokens of the longest looked-up draft of the servers below."""
 
 
-def expressions() -> Iterator[str]:
-    """Queries of panels and recording rules, each variable of a dashboard at `all`; alerts are seen to fire."""
-    for path in sorted((DOCKER / "grafana" / "dashboards").glob("*.json")):
-        for panel in json.loads(path.read_text())["panels"]:
-            for target in panel["targets"]:
-                chosen = target["expr"].replace("$instance", ".*").replace("$domain", ".*")
-                yield chosen.replace("$__rate_interval", "1m")
-    for group in yaml.safe_load((DOCKER / "prometheus" / "rules.yml").read_text())["groups"]:
-        for rule in group["rules"]:
-            if "record" in rule:
-                yield from (rule["expr"], rule["record"])
+INGRESS = "knnssd_ingress"
+"""What tells of an ingress before replicas is tried with one (`tests/cluster`)."""
 
 
 def alerts() -> set[str]:
-    groups = yaml.safe_load((DOCKER / "prometheus" / "rules.yml").read_text())["groups"]
-    return {rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule}
+    return {rule["alert"] for rule in rules() if "alert" in rule and INGRESS not in rule["expr"]}
 
 
 def with_bad_masks(artifact: RoutingArtifact) -> RoutingArtifact:
@@ -150,13 +136,8 @@ def with_bad_masks(artifact: RoutingArtifact) -> RoutingArtifact:
 
 def check_data(prometheus: Prometheus) -> None:
     """Each expression has data, and what vLLM's dashboard shows agrees with itself."""
-    missing = set(expressions())
-    for _ in range(60):
-        missing = {expression for expression in missing if not prometheus.query(expression)}
-        if not missing:
-            break
-        time.sleep(0.5)
-    assert not missing
+    recorded = [text for rule in rules() if "record" in rule for text in (rule["expr"], rule["record"])]
+    assert not prometheus.lacks(text for text in (*expressions(), *recorded) if INGRESS not in text)
     queries = {name: query.replace("vllm:", "knnssd_") for name, query in VLLM_QUERIES.items()}
     shown = {name: [float(series["value"][1]) for series in prometheus.query(q)] for name, q in queries.items()}
     assert all(shown.values()), shown

@@ -94,6 +94,30 @@ def test_a_generation_joins_the_callers_trace(traces: Traces, exporter: InMemory
     assert by_name(exporter)["text_completion tiny"].parent is None
 
 
+def test_what_is_passed_on_stands_between_its_caller_and_what_follows(
+    traces: Traces, exporter: InMemorySpanExporter
+) -> None:
+    trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with traces.passed_on("ingress", f"00-{trace}-{caller}-01") as (_, traceparent):
+        traces.observe(OUTCOME, 2.0, traceparent)
+    with pytest.raises(ValueError), traces.passed_on("lost", None):
+        raise ValueError("text of a client")
+    spans = by_name(exporter)
+    above, below = spans["ingress"].parent, spans["text_completion tiny"].parent
+    assert above and below and spans["ingress"].kind is SpanKind.SERVER
+    assert (f"{above.trace_id:032x}", f"{above.span_id:016x}") == (trace, caller)
+    assert below.span_id == spans["ingress"].context.span_id and f"{below.trace_id:032x}" == trace
+    assert spans["lost"].parent is None and not spans["lost"].status.is_ok
+    assert "text of a client" not in spans["lost"].to_json()
+
+
+def test_who_is_not_traced_is_not_traced_further_on(traces: Traces, exporter: InMemorySpanExporter) -> None:
+    with traces.passed_on("ingress", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00") as (_, traceparent):
+        traces.observe(OUTCOME, 2.0, traceparent)
+    assert traceparent.startswith("00-0af7651916cd43dd8448eb211c80319c-") and traceparent.endswith("-00")
+    assert not exporter.get_finished_spans()
+
+
 def test_attributes_follow_the_conventions(traces: Traces, exporter: InMemorySpanExporter) -> None:
     traces.observe(OUTCOME, 2.0)
     spans = by_name(exporter)

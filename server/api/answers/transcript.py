@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
+from server.api.answers.events import event, padded
 from server.api.answers.logprobs import TextLogprobs
 from server.api.answers.models import (
     CHOICE_ENDS,
@@ -22,15 +23,12 @@ from server.api.answers.models import (
     TextCompletion,
     Usage,
 )
-from server.api.answers.obfuscation import padded
 from server.api.answers.parts import AnswerReader
 from server.api.answers.trace import RouteCard, TraceStep
 from server.api.errors import ApiError, BadRequestError
 from server.api.schema.generation import StreamOptions
 from server.engine import FinishReason, StepTexts, Vocabulary
 from server.generation import Outcome, Piece, ShownToken
-
-DONE = "data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Transcript(ABC):
 
     def failure(self, error: ApiError) -> str:
         """The last event of a stream that cannot go on."""
-        return f"data: {error.body.model_dump_json()}\n\n"
+        return event(error.body.model_dump_json())
 
     def take(self, piece: Piece) -> None:
         """Adds a piece to its choice; raises `BadRequestError` where the choice's grammar grew too complex."""
@@ -171,7 +169,7 @@ class ChoicesTranscript(Transcript):
                 usage = Usage.so_far(self.start.prompt_tokens, sum(self.num_tokens))
                 answer = answer.model_copy(update={"usage": usage})
         data = answer.model_dump_json(exclude=hidden)
-        return f"data: {padded(data) if options.include_obfuscation else data}\n\n"
+        return event(padded(data) if options.include_obfuscation else data)
 
     async def frames(self, pieces: AsyncIterator[Piece], options: StreamOptions) -> AsyncIterator[str]:
         """Usage, where it was asked for, comes in a chunk of its own after all choices."""
@@ -186,7 +184,7 @@ class ChoicesTranscript(Transcript):
                 yield self.frame(chunk, options, is_last=is_end and i == len(chunks))
         if options.include_usage:
             yield self.frame(self.empty_chunk(), options, is_last=True)
-        yield DONE
+        yield event("[DONE]")
 
 
 def trace_of(steps: Iterable[StepTexts]) -> list[TraceStep]:

@@ -52,6 +52,13 @@ class KeyGuard:
         return f"key {matches.index(True)}"
 
 
+def client_of(scope: Scope) -> str | None:
+    """Who takes turns with others: the name of the request's key; where there are no keys, the address it came from."""
+    key: str | None = scope.get("state", {}).get(OWNER)
+    address = scope.get("client")
+    return key or (address[0] if address else None)
+
+
 def is_open(path: str) -> bool:
     """Whether it needs no key."""
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)

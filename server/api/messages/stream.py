@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from server.api.answers.obfuscation import padded
+from server.api.answers.events import event, padded
 from server.api.answers.parts import begins_item
 from server.api.answers.tool_parser import Part, whole_object
 from server.api.answers.transcript import AnswerStart, Transcript
@@ -95,16 +95,16 @@ class MessagesTranscript(Transcript):
         async for piece in pieces:
             if not is_begun:
                 is_begun = True
-                yield event("message_start", {"message": self.begun_answer().model_dump(exclude={"metrics"})})
+                yield typed_event("message_start", {"message": self.begun_answer().model_dump(exclude={"metrics"})})
             self.take(piece)
             for name, fields in self.events:
-                yield event(name, fields, is_padded=bool(options.include_obfuscation and "delta" in fields))
+                yield typed_event(name, fields, is_padded=bool(options.include_obfuscation and "delta" in fields))
         ended = {"stop_reason": self.stop_reason, "stop_sequence": self.outcomes[0].stop}
-        yield event("message_delta", {"delta": ended, "usage": self.usage})
-        yield event("message_stop", {"metrics": self.metrics})
+        yield typed_event("message_delta", {"delta": ended, "usage": self.usage})
+        yield typed_event("message_stop", {"metrics": self.metrics})
 
     def failure(self, error: ApiError) -> str:
-        return event("error", anthropic_error(error.status, str(error)))
+        return typed_event("error", anthropic_error(error.status, str(error)))
 
 
 def block_of(part: Part, text: str) -> AnswerBlock:
@@ -129,6 +129,6 @@ def delta_of(part: Part) -> dict[str, str]:
     return {"type": "input_json_delta", "partial_json": part.text}
 
 
-def event(name: str, fields: dict[str, Any], is_padded: bool = False) -> str:
+def typed_event(name: str, fields: dict[str, Any], is_padded: bool = False) -> str:
     data = to_json({**fields, "type": name}).decode()
-    return f"event: {name}\ndata: {padded(data) if is_padded else data}\n\n"
+    return event(padded(data) if is_padded else data, name)

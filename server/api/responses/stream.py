@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic_core import to_json
 
+from server.api.answers.events import event, padded
 from server.api.answers.logprobs import ChatTokenLogprob
-from server.api.answers.obfuscation import padded
 from server.api.answers.parts import begins_item
 from server.api.answers.tool_parser import Part
 from server.api.answers.transcript import AnswerStart, Transcript
@@ -115,4 +115,4 @@ class ResponseTranscript(Transcript):
 
     def event(self, name: str, fields: dict[str, Any], is_padded: bool = False) -> str:
         data = to_json({"type": name, "sequence_number": next(self.numbers), **fields}).decode()
-        return f"event: {name}\ndata: {padded(data) if is_padded else data}\n\n"
+        return event(padded(data) if is_padded else data, name)
