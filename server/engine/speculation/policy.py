@@ -17,8 +17,9 @@ from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from server.engine.sequence import Kind, Sequence
-from server.engine.speculation.averages import Average, Steady, Trust, Typical
+from server.engine.speculation.averages import Average, Trust
 from server.engine.speculation.base import DRAFTERS, Draft
+from server.engine.speculation.prices import Prices, size_class
 from server.engine.types import PLAIN, StepStats
 
 NEEDED_GAIN, NEEDED_GAIN_OF_PASSES = 1.02, 1.06
@@ -28,16 +29,18 @@ LONGEST_REST = 64
 """Steps that a losing sequence is decoded plainly before it tries again; twice as many after each trial."""
 KIND_MEMORY, TRUST_MEMORY = 64, 32
 """Drafts that the average gain of a kind of sequence reaches back, and how far its drafters are trusted."""
-FIRST_TRUST = 8
-"""Drafts that came true as promised, which a drafter is credited with in each kind of sequence."""
+FIRST_TRUST, FIRST_SHARE = 8, 16
+"""Drafts that came true as promised, and picks, which a drafter is credited with in each kind of sequence."""
 FIRST_GAIN = 1.5
 """Accepted tokens a draft is credited with before anything was measured."""
 FIRST_ROW_PRICE, LEAST_ROW_PRICE = 0.3, 0.01
 """Share of a plain step that a row takes before it was measured, and at least: what is measured under it is chance."""
-INFINITE = float("inf")
 FIRST_BONUS = 0.2
-PRICED, TREES = "priced", "trees"
-"""Keys of the rests of drafts that are refused for their price, and of trees of which the chain alone is faster."""
+LEAST_SHARE, SHARE_MEMORY = 0.1, 64
+"""Share of steps in which a drafter beside the first of its method has to be picked, or it is asked now and then."""
+PRICED, TREES, ASKED = "priced", "trees", "asked"
+"""Keys of rests: of drafts that are refused for their price, of trees of which the chain alone is faster, of drafters
+that are hardly ever picked."""
 HURDLE = 1.2
 """What a step's time brings anyway, as a multiple of plain decoding: a row has to bring more."""
 
@@ -69,51 +72,6 @@ class Rest:
         return True
 
 
-class Prices:
-    """What steps of batches of about one size take, in seconds."""
-
-    def __init__(self) -> None:
-        self.plain = Typical(9)
-        self.row = Typical(33)
-        """Of a drafted token's row in the check, as a share of a plain step, taken from all of the batch."""
-        self.checks: dict[tuple[str, int], Typical] = defaultdict(lambda: Typical(9))
-        """What a free draft adds, by drafter and about its length."""
-        self.tries: dict[str, Steady] = defaultdict(lambda: Steady(32))
-        """What a try of any other adds in the mean; it may come to nothing."""
-
-    def of(self, drafter: str, length: int) -> Typical | Steady:
-        return self.checks[drafter, size_class(length)] if DRAFTERS[drafter].is_free else self.tries[drafter]
-
-    def rate(self, drafter: str, length: int, gain: float, num_rows: int) -> float:
-        """Tokens a second of each sequence if all of the batch drafted so: what one drafts, all wait for.
-
-        Infinite while the price is unknown, so that it is tried.
-        """
-        plain, extra = self.plain.value, self.of(drafter, length).value
-        return INFINITE if extra is None or plain is None else (1 + gain) / (plain + num_rows * max(extra, 0.0))
-
-    def add(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
-        """Books what a step took beyond a plain one on its drafts: the check by their length, drafting on who drafted.
-
-        Those that came to nothing are there too. Where one of eight sequences skips layers, it pays alone for passes
-        that more would share, so that price is not taken.
-        """
-        num_drafted = sum(draft.num_rows for draft in drafts)
-        if num_drafted == 0:
-            self.plain.add(stats.verify_seconds)
-        if not drafts or self.plain.value is None:
-            return
-        per_token = (stats.verify_seconds - self.plain.value) / num_drafted if num_drafted else 0.0
-        if num_drafted:
-            self.row.add(max(per_token, 0.0) * num_rows / self.plain.value)
-        for name in dict.fromkeys(draft.drafter for draft in drafts):
-            lengths = [draft.num_rows for draft in drafts if draft.drafter == name]
-            price = self.of(name, max(lengths))
-            if DRAFTERS[name].is_free or price.value is None or 2 * len(lengths) >= num_rows:
-                drafting = stats.drafting_seconds.get(name, 0.0)
-                price.add((drafting + per_token * sum(lengths)) / len(lengths))
-
-
 class DraftPolicy:
     """Picks a drafter for each sequence, and learns from each step what drafts gain and cost."""
 
@@ -121,6 +79,7 @@ class DraftPolicy:
         self.gains_of_kinds: dict[tuple[Kind, str], Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_GAIN))
         self.gains: dict[tuple[int, str], Average] = {}
         self.trusts: dict[tuple[Kind, str], Trust] = defaultdict(lambda: Trust(TRUST_MEMORY, weight=FIRST_TRUST))
+        self.shares: dict[tuple[Kind, str], Average] = defaultdict(lambda: Average(SHARE_MEMORY, 1.0, FIRST_SHARE))
         self.promised: dict[int, float] = {}
         """Tokens that the draft promised that was picked for a sequence."""
         self.bonuses: dict[str, Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_BONUS))
@@ -136,6 +95,20 @@ class DraftPolicy:
         if promise is not None:
             self.promised[sequence.id] = promise
         return name
+
+    def asks(self, drafter: str, sequence: Sequence) -> bool:
+        """Whether a free drafter beside the first of a sequence's method is to propose in this step.
+
+        Where it is hardly ever picked, its proposals cost time and are sometimes picked for luck.
+        """
+        key = ASKED, sequence.kind, drafter
+        if self.shares[sequence.kind, drafter].value >= LEAST_SHARE:
+            self.rests.pop(key, None)
+            return True
+        return self.rests[key].is_over(1)
+
+    def observe_pick(self, drafter: str, sequence: Sequence, is_picked: bool) -> None:
+        self.shares[sequence.kind, drafter].add(is_picked)
 
     def choice(self, sequence: Sequence, options: Mapping[str, Option], num_rows: int) -> str:
         # 1) Without a plain step to compare with, there is nothing to decide by.
@@ -239,8 +212,3 @@ class DraftPolicy:
 
 def needed_gain(drafter: str) -> float:
     return NEEDED_GAIN if DRAFTERS[drafter].is_free else NEEDED_GAIN_OF_PASSES
-
-
-def size_class(number: int) -> int:
-    """Batches (or drafts) of 1, 2, 3-4, 5-8, ... cost about the same."""
-    return max(number - 1, 0).bit_length()

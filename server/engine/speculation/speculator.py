@@ -49,14 +49,17 @@ class Speculator:
 
     def draft(self, sequences: list[Sequence], stats: StepStats) -> dict[int, Draft]:
         """Drafts by sequence id, empty where passes were spent in vain; who is absent is decoded plainly."""
-        # 1) What costs nothing is proposed for all that allow it.
+        # 1) What costs nothing is proposed for all that allow it, where it is ever picked.
         row_price = self.policy.row_price(len(sequences)) if self.policy else FIRST_ROW_PRICE
         self.proposals, self.others, self.trees = {}, {}, set()
-        for name, drafter in self.drafters.items():
-            if drafter.is_free and (allowing := [s for s in sequences if name in self.allowed[s.method]]):
-                self.propose(drafter, allowing, row_price)
+        free = [name for name, drafter in self.drafters.items() if drafter.is_free]
+        asked = {name: [sequence for sequence in sequences if self.asks(name, sequence)] for name in free}
+        for name, asking in asked.items():
+            if asking:
+                self.propose(self.drafters[name], asking, row_price)
         # 2) Each sequence gets one drafter.
         picks = {s.id: self.pick(s, len(sequences)) for s in sequences}
+        self.note_picks(asked, picks)
         # 3) Passes are spent for those that were given a drafter which needs them.
         for name in dict.fromkeys(picks.values()):
             if name in self.drafters and not self.drafters[name].is_free:
@@ -68,6 +71,21 @@ class Speculator:
             for number, name in picks.items()
             if name != PLAIN
         }
+
+    def asks(self, name: str, sequence: Sequence) -> bool:
+        """Whether a free drafter proposes for a sequence: the first of its method does in each step."""
+        allowed = self.allowed[sequence.method]
+        if name not in allowed:
+            return False
+        return self.policy is None or name == allowed[0] or self.policy.asks(name, sequence)
+
+    def note_picks(self, asked: Mapping[str, list[Sequence]], picks: Mapping[int, str]) -> None:
+        """Tells the policy of each that was asked whether it was picked."""
+        if self.policy is None:
+            return
+        for name, asking in asked.items():
+            for sequence in asking:
+                self.policy.observe_pick(name, sequence, picks[sequence.id] == name)
 
     def propose(self, drafter: Drafter, sequences: list[Sequence], row_price: float) -> None:
         """Notes what a drafter proposes, and what it would have checked beside that."""
@@ -104,7 +122,7 @@ class Speculator:
         for name in self.allowed[sequence.method]:
             drafter = self.drafters[name]
             if drafter.is_free:
-                if found := self.proposals[name].get(sequence.id):
+                if found := self.proposals.get(name, {}).get(sequence.id):
                     others = self.others_of(name, sequence.id)
                     num_rows = Draft(found, name, others).num_rows
                     options[name] = Option(num_rows, drafter.promise(sequence), bool(others))

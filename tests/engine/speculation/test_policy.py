@@ -8,7 +8,8 @@ from server.engine.speculation.averages import Average, Steady, Typical
 from server.engine.speculation.base import Draft
 from server.engine.speculation.drafters import LookupDrafter, SkipDrafter
 from server.engine.speculation.drafters.recycling import RecyclingDrafter
-from server.engine.speculation.policy import FIRST_BONUS, FIRST_GAIN, FIRST_REST, DraftPolicy, Option, size_class
+from server.engine.speculation.policy import FIRST_BONUS, FIRST_GAIN, FIRST_REST, LONGEST_REST, DraftPolicy, Option
+from server.engine.speculation.prices import size_class
 from server.engine.speculation.speculator import Speculator
 from server.engine.speculation.verification import Verification
 
@@ -273,3 +274,36 @@ def test_what_was_not_checked_says_nothing_of_promises() -> None:
     policy.pick(one, {"suffix": Option(2, promise=2.0)}, 1)
     policy.forget(one)
     assert not policy.promised
+
+
+def test_a_drafter_that_is_hardly_ever_picked_is_asked_now_and_then_and_again_where_it_is_picked() -> None:
+    policy, one = DraftPolicy(), sequence("adaptive")
+    asked = [policy.asks("recycling", one) for _ in range(20)]
+    assert all(asked)
+    for _ in range(200):
+        policy.observe_pick("recycling", one, is_picked=False)
+    asked = [policy.asks("recycling", one) for _ in range(400)]
+    assert 400 // LONGEST_REST <= sum(asked) <= 12
+    elsewhere = sequence("adaptive", number=1)
+    elsewhere.route = Route("sql", DraftModel(MASK))
+    assert policy.asks("recycling", elsewhere)
+    for _ in range(20):
+        policy.observe_pick("recycling", one, is_picked=True)
+    assert all(policy.asks("recycling", one) for _ in range(20))
+
+
+def test_the_first_drafter_of_a_method_proposes_in_each_step() -> None:
+    speculator = Speculator([LookupDrafter(), RecyclingDrafter(50)], DraftPolicy())
+    assert speculator.policy is not None
+    speculator.allowed["adaptive"] = ["lookup", "recycling"]
+    one, alone = sequence("adaptive"), sequence("recycling", number=1)
+    for name in ("lookup", "recycling"):
+        for _ in range(200):
+            speculator.policy.observe_pick(name, one, is_picked=False)
+    assert all(speculator.asks("lookup", one) for _ in range(9))
+    assert [speculator.asks("recycling", one) for _ in range(9)].count(True) == 1
+    assert all(speculator.asks("recycling", alone) for _ in range(9))
+    assert not speculator.asks("lookup", alone)
+    without = Speculator([LookupDrafter(), RecyclingDrafter(50)])
+    without.allowed["adaptive"] = ["lookup", "recycling"]
+    assert all(without.asks("recycling", one) for _ in range(9))
