@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     """A copy in fewer bits that drafts are computed with; auto takes the artifact's, or int4 where that pays."""
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
     """Threads that compute on the CPU; without it, as many as affinity and cgroup quota allow."""
-    method: str = EngineConfig.method
+    method: str = "cascade"
     """How tokens are drafted."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Sequences decoded at once; each holds a slot of the cache; without it 8, or fewer where memory is short."""

@@ -15,7 +15,7 @@ def test_defaults_serve_the_default_model() -> None:
     assert settings.source.name == "SmolLM2-135M-Instruct"
     assert settings.source.model is None
     assert settings.source.artifact == DEFAULT_ARTIFACT
-    assert settings.engine_config.method == "adaptive"
+    assert settings.engine_config.method == "cascade"
     assert settings.app_config.api_keys == ()
     assert settings.queue_limits.max_sequences == 8 + settings.max_queue
 
@@ -25,7 +25,7 @@ def test_a_model_without_an_artifact_drafts_by_what_needs_none() -> None:
     assert settings.source.name == "model-7b"
     assert settings.source.artifact is None
     assert settings.source.dtype is torch.bfloat16
-    assert settings.engine_config.method == "adaptive"
+    assert settings.engine_config.method == "cascade"
 
 
 @pytest.mark.parametrize("name", ["files/model-7b.gguf", "org/repo:model-7b.gguf", "org/repo:q4/model-7b.gguf"])

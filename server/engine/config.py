@@ -91,7 +91,7 @@ class EngineConfig:
     cache_tokens: int | None = None
     prefill_chunk: int = 512
     reading_share: float = 0.6
-    method: str = "adaptive"
+    method: str = "cascade"
     max_draft: int | None = None
     confidence: float | None = None
     baseline_share: float = 1 / 64

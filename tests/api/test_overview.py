@@ -26,7 +26,7 @@ def http(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> Iterator[htt
 
 def test_now_begins_with_nothing(http: httpx.Client) -> None:
     now = http.get("/now").json()
-    assert (now["model"], now["method"], now["window_seconds"]) == ("tiny", "adaptive", 300)
+    assert (now["model"], now["method"], now["window_seconds"]) == ("tiny", "cascade", 300)
     assert (now["running"], now["slots"], now["waiting"], now["max_waiting"]) == (0, 4, 0, 6)
     assert (now["tokens_cached"], now["max_tokens_cached"]) == (0, 4 * 256)
     assert now["grafana"] == "http://127.0.0.1:3000"

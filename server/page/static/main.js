@@ -43,9 +43,9 @@ async function connect() {
   find("model").textContent = model;
   find("change-key").hidden = !key();
   const [told, map] = await Promise.all([get("now").catch(() => null), get("map").catch(() => null)]);
-  const methods = told?.methods ?? [{ name: "plain" }, { name: "adaptive" }];
+  const methods = told?.methods ?? [{ name: "plain" }, { name: "cascade" }];
   listMethods(find("composer").elements.method, methods);
-  race.setMethods(methods, told?.method ?? "adaptive");
+  race.setMethods(methods, told?.method ?? "cascade");
   inspector.map = map;
   inspector.speedups = Object.fromEntries((told?.domains ?? []).map(({ name, speedup }) => [name, speedup]));
   inspector.refresh();
