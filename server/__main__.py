@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -21,6 +22,8 @@ from server.telemetry.logs import start_logging
 from server.worker import Worker
 
 logger = logging.getLogger("server")
+ENDING_SECONDS = 1.0
+"""For a thread that was told to end, or is about to."""
 
 
 class Server(uvicorn.Server):
@@ -101,7 +104,26 @@ def main() -> None:
     if traces:
         traces.close()
     if worker.failure:
-        fail(worker.failure, 1 if worker.has_served else 2)
+        tell(worker.failure)
+    leave(worker, 0 if not worker.failure else 1 if worker.has_served else 2)
+
+
+def leave(worker: Worker, code: int) -> None:
+    """Ends the process; returns where nothing went wrong and nothing is left that runs.
+
+    A thread that still loads a model, or hangs in a step, cannot be ended. When such a thread next asks for the
+    interpreter and that is gone, Python unwinds it out of the middle of torch, on which C++ ends the process by an
+    abort. So the process ends without that.
+    """
+    if worker.thread.is_alive():
+        worker.thread.join(ENDING_SECONDS)
+    if worker.thread.is_alive():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def serve_replicas(settings: Settings, num_replicas: int) -> None:
@@ -116,9 +138,14 @@ def serve_replicas(settings: Settings, num_replicas: int) -> None:
         raise SettingsError(f"the replicas cannot start: {error}") from error
 
 
-def fail(error: BaseException, code: int = 2) -> NoReturn:
+def fail(error: BaseException) -> NoReturn:
+    tell(error)
+    sys.exit(2)
+
+
+def tell(error: BaseException) -> None:
+    """One line on stderr."""
     print(f"knn-ssd-server: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

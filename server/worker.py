@@ -76,11 +76,14 @@ class Worker:
         self.thread.start()
 
     async def stop(self) -> None:
-        """Ends the thread after its current step; open requests get an error."""
+        """Ends the thread after its current step; open requests get an error.
+
+        A thread that loads its model cannot be told to stop before that, and is left alone where it takes long.
+        """
         self.abort()
         self.inbox.put(None)
         if self.failure is None:
-            await asyncio.to_thread(self.thread.join, 10)
+            await asyncio.to_thread(self.thread.join, 10 if self.has_served else 1)
 
     @property
     def is_alive(self) -> bool:

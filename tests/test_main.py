@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -37,12 +39,37 @@ from tests.api.live import make_worker
 from tests.gguf_files import wide_config, write_gguf
 from tests.tiny import save_random_model, tiny_config
 
+LOADING = """
+import torch
+from server import start
+from server.__main__ import main
+
+def load(*_):
+    print("loading", flush=True)
+    weight = torch.ones(500, 500)
+    while True:
+        weight @ weight
+
+start.load = load
+main()
+"""
+"""The server, with a model that never is loaded; the thread is mostly in products, where it needs no interpreter."""
+
 
 @contextmanager
-def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The server as a process of its own and its URL, once it says that it serves."""
+def running(*arguments: str, hangup: signal.Handlers = signal.SIG_DFL) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The server as a process of its own and its URL, once it says that it serves.
+
+    `hangup` is what SIGHUP does at its start: under nohup that would be what it does here.
+    """
     command = [sys.executable, "-m", "server", "--port", "0", *arguments]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGHUP, hangup),
+    )
     assert process.stderr
     try:
         announced = next((line for line in process.stderr if " serving " in line), "")
@@ -78,16 +105,25 @@ def test_a_signal_finishes_what_runs(tiny_checkpoint: Path, tiny_artifact_folder
 
 
 def test_nohup_is_respected(tiny_checkpoint: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with running("--model", str(tiny_checkpoint)) as (process, url):
-            process.send_signal(signal.SIGHUP)
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(1)
-            with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
-                assert client.models.list().data
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with running("--model", str(tiny_checkpoint), hangup=signal.SIG_IGN) as (process, url):
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            assert client.models.list().data
+
+
+def test_a_signal_ends_a_server_that_still_loads() -> None:
+    """With 0 and nothing said: an abort, for one, would be code -6 and a line of C++'s."""
+    command = [sys.executable, "-c", LOADING, "--port", "0", "--model", "any", "--log-level", "warning"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "loading\n"
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (0, "")
 
 
 def test_what_outlasts_the_drain_is_ended(checkpoint: Checkpoint, tiny_artifact: RoutingArtifact) -> None:
@@ -118,23 +154,48 @@ def test_what_outlasts_the_drain_is_ended(checkpoint: Checkpoint, tiny_artifact:
 Refusal = Callable[..., str]
 
 
+REFUSING_SECONDS = 120.0
+"""In which a start is refused, far more than any takes."""
+
+
 @pytest.fixture
 def refusal(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Refusal:
-    """Starts the server in this process and returns the one line that it prints; nothing is logged either."""
+    """Starts the server in this process and returns the one line that it prints; nothing is logged either.
+
+    A server that serves, or goes on loading, was not refused, and is ended.
+    """
+    on_tick = Server.on_tick
 
     def start(*arguments: str) -> str:
+        ends_at = time.monotonic() + REFUSING_SECONDS
+
+        async def ending(server: Server, counter: int) -> bool:
+            if server.worker.served or time.monotonic() > ends_at:
+                server.stop_at = 0.0
+            return await on_tick(server, counter)
+
         capsys.readouterr()
+        monkeypatch.setattr(Server, "on_tick", ending)
         monkeypatch.setattr(sys, "argv", ["knn-ssd-server", "--port", "0", *arguments])
-        with caplog.at_level("INFO"), pytest.raises(SystemExit) as caught:
-            main()
-        assert caught.value.code == 2
+        with caplog.at_level("INFO"):
+            try:
+                main()
+            except SystemExit as ended:
+                assert ended.code == 2
+            else:
+                pytest.fail(f"nothing was refused: {' '.join(arguments)}")
         (line,) = capsys.readouterr().err.splitlines()
         assert not caplog.records
         return line
 
     return start
+
+
+def test_a_start_that_is_not_refused_is_a_failure(refusal: Refusal, tiny_checkpoint: Path) -> None:
+    with pytest.raises(pytest.fail.Exception, match=f"nothing was refused: --model {tiny_checkpoint}"):
+        refusal("--model", str(tiny_checkpoint))
 
 
 def test_bad_starts_are_refused_in_one_line(

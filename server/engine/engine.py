@@ -22,13 +22,14 @@ from server.engine.kvcache.tree import PrefixTree
 from server.engine.masks.artifact import RoutingArtifact
 from server.engine.masks.base import MaskParts, MaskSource, mask_sources
 from server.engine.masks.router import Router
+from server.engine.model.checked import MOST_LOGITS
 from server.engine.model.decoder import Decoder
 from server.engine.pace import Pace
 from server.engine.prefixes import Prefixes
 from server.engine.requests import GenerationRequest, check_request
-from server.engine.sampling.logprobs import score, score_prompt
+from server.engine.sampling.logprobs import score_prompt
 from server.engine.sampling.own_tokens import own_tokens
-from server.engine.sampling.sampler import sample
+from server.engine.sampling.sampler import Sampled, sample
 from server.engine.scheduler import Chunk, Scheduler, StepPlan
 from server.engine.sequence import Emission, Sequence
 from server.engine.speculation.base import NO_DRAFT, Draft, DraftingParts
@@ -36,7 +37,16 @@ from server.engine.speculation.policy import DraftPolicy
 from server.engine.speculation.speculator import Speculator
 from server.engine.speculation.verification import Verification, verify
 from server.engine.trees import CheckedDraft, Tree, check_batch
-from server.engine.types import LONGEST_GROWTH, MAX_DRAFT, UNROUTED, FinishReason, RowStats, StepStats, TracedStep
+from server.engine.types import (
+    LONGEST_GROWTH,
+    MAX_DRAFT,
+    UNROUTED,
+    FinishReason,
+    RowStats,
+    StepStats,
+    TokenLogprobs,
+    TracedStep,
+)
 
 
 class Engine:
@@ -224,11 +234,14 @@ class Engine:
         emissions = [Emission(sequence, [], sequence.finish_reason) for sequence in ended]
         if not going:
             return emissions
-        ends = [sequence.last_state for sequence in going if sequence.last_state is not None]
-        first = sample(self.model.logits(torch.stack(ends)), [sequence.span([]) for sequence in going])
+        first = list[Sampled]()
+        for start in range(0, len(going), MOST_LOGITS):
+            some = going[start : start + MOST_LOGITS]
+            logits = self.model.passing_logits(torch.stack([sequence.last_state for sequence in some]))
+            first += sample(logits, [sequence.span([]) for sequence in some])
         for sequence, sampled in zip(going, first, strict=True):
             step = TracedStep() if sequence.request.is_traced else None
-            emissions.append(self.emit(sequence, *sampled, step))
+            emissions.append(self.emit(sequence, sampled.token_ids, sampled.logprobs, step))
         return emissions
 
     def route(self, sequence: Sequence, stats: StepStats) -> None:
@@ -304,14 +317,14 @@ class Engine:
 
     def emit_checked(self, sequence: Sequence, found: CheckedDraft, check: Verification) -> Emission:
         step = self.speculator.traced(sequence, found.draft, check)
-        return self.emit(sequence, check.emitted, found.own.logits, step)
+        return self.emit(sequence, check.emitted, found.own.logprobs, step)
 
     def emit(
-        self, sequence: Sequence, token_ids: list[int], logits: Tensor, step: TracedStep | None = None
+        self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs], step: TracedStep | None = None
     ) -> Emission:
         """Appends ids and ends the sequence at a stop token, its own limit, or the end of the context.
 
-        `logits` are the rows that the ids were drawn from, and may have more.
+        `logprobs` are those of the ids, and may be of more; none where the request asks for none.
         """
         sequence.ids += token_ids
         if sequence.failure or sequence.exceeds_grammar:
@@ -320,10 +333,7 @@ class Engine:
             self.finish(sequence, FinishReason.STOP)
         elif sequence.room <= 0:
             self.finish(sequence, FinishReason.LENGTH)
-        num_top, logprobs = sequence.request.num_logprobs, []
-        if num_top is not None:
-            logprobs = score(logits[: len(token_ids)], token_ids, num_top)
-        return Emission(sequence, token_ids, sequence.finish_reason, logprobs, step)
+        return Emission(sequence, token_ids, sequence.finish_reason, logprobs[: len(token_ids)], step)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason

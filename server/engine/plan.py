@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from server.engine.config import EngineConfig
 from server.engine.kvcache.budget import STEP, block_bytes
 from server.engine.kvcache.cache import BLOCK_LENGTH, blocks_of
+from server.engine.model.checked import MOST_LOGITS
 from server.engine.model.footprint import Outline
+from server.engine.sampling.own_tokens import MOST_ADJUSTED
 from server.engine.types import MAX_DRAFT
 
 MB = 1_000_000
@@ -21,6 +23,8 @@ ENOUGH = 4096
 """Tokens of a context that scratch is reckoned with where nobody says how many."""
 CONTEXTS = 2
 """So many of the longest contexts fit the cache where nobody says how long they may be: one leaves others room."""
+COPIES = 12
+"""Of logits while they are adjusted: penalties make six, and the heap was seen to keep twice as much."""
 SHARE = 0.75
 """Of the memory that is left, a cache whose size nobody has chosen takes this: others use the machine too."""
 
@@ -103,14 +107,15 @@ def context(outline: Outline, wishes: Wishes, fitting: int) -> int:
 def scratch_bytes(outline: Outline, config: EngineConfig, num_slots: int) -> int:
     """What passes write beside the cache, the counts that drafts are taken from, and the program itself.
 
-    The logits of a check whose drafts have the longest length, for the model and its copy, are the most of it; in torch
-    the mask of attention too, which has a number for each token that a step reads, query head of a group and position.
+    Logits are those of a check, `MOST_LOGITS` rows at a time, of the next drafted tokens, by the model and by its copy,
+    and the copies of those that requests adjust, a few rows at a time. A step's activations are those of the tokens
+    that it reads and of all drafts at their longest; in torch there is the mask of attention too, which has a number
+    for each token that a step reads, query head of a group and position.
     """
     shape = outline.config
-    rows = num_slots * (MAX_DRAFT + 1)
-    logits = 2 * 4 * rows * shape.vocabulary_size
+    logits = 4 * (MOST_LOGITS + 2 * num_slots + COPIES * max(num_slots, MOST_ADJUSTED)) * shape.vocabulary_size
     widths = 4 * shape.hidden_size + 3 * shape.intermediate_size + 4 * shape.num_heads * shape.head_dim
-    activations = 4 * max(config.prefill_chunk, rows) * widths
+    activations = 4 * (config.prefill_chunk + num_slots * (MAX_DRAFT + 1)) * widths
     mask = 0
     if not outline.has_kernels:
         context = min(config.max_length or ENOUGH, shape.max_length)

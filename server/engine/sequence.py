@@ -124,7 +124,8 @@ class Sequence:
 
     def span(self, drafted: list[int], num_rows: int = 1) -> Span:
         """Where the last `num_rows` rows of logits stand that follow its ids and `drafted`."""
-        return Span(self.ids, drafted, num_rows, self.request.sampling, self.seed, self.processor)
+        asked = self.request
+        return Span(self.ids, drafted, num_rows, asked.sampling, self.seed, self.processor, asked.num_logprobs)
 
     @property
     def kind(self) -> Kind:

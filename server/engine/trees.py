@@ -6,9 +6,9 @@ every row is what plain decoding would give, bit for bit, and a chain is a tree 
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, Self
 
-import torch
 from torch import Tensor
 
 from server.engine.kvcache.batch import Row, TokenBatch
@@ -100,12 +100,16 @@ class Tree:
         ]
         best = max(range(len(numbers)), key=numbers.__getitem__)
         if best == 0:
-            count = own[0].logits.shape[0]
-            return CheckedDraft(self.draft, own[0], states[:count], [], 0)
+            return CheckedDraft(self.draft, own[0], states[: len(own[0].token_ids)], [], 0)
         branch, ids = self.branches[best], continuations.pop(best)
         right, cursor = branch[: numbers[best] + 1], self.sequence.cursor
-        logits = [row for each in own for row in each.logits]
-        sampled = Sampled([tokens[row] for row in branch], torch.stack([logits[row] for row in right]))
+        firsts = accumulate((len(each.token_ids) for each in own), initial=0)
+        scores = {
+            row: score
+            for first, each in zip(firsts, own, strict=False)
+            for row, score in enumerate(each.logprobs, first)
+        }
+        sampled = Sampled([tokens[row] for row in branch], [scores[row] for row in right if scores])
         draft = Draft(ids[: len(branch) - 1], self.draft.drafter, tuple(continuations))
         first = next((depth for depth, row in enumerate(right) if row != depth), len(right))
         return CheckedDraft(draft, sampled, states[right], [cursor + row for row in right[first:]], cursor + first)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from server.engine.kvcache.batch import TokenBatch
 from server.engine.kvcache.cache import KVCache
+from server.engine.model.checked import MOST_LOGITS
 from server.engine.model.decoder import Decoder
 from server.engine.sampling.distribution import draw_tokens
 from server.engine.sampling.sampler import Span
@@ -57,11 +58,11 @@ class Reader:
 
     def likeliest(self, residual: Tensor) -> Tensor:
         """The token [...] that the head finds likeliest after each state [..., hidden_size] of the last layer."""
-        flat = residual.reshape(-1, residual.shape[-1])
-        return self.model.logits(self.model.normed(flat)).argmax(-1).view(residual.shape[:-1])
+        states = self.model.normed(residual.reshape(-1, residual.shape[-1])).split(MOST_LOGITS)
+        return torch.cat([self.model.passing_logits(some).argmax(-1) for some in states]).view(residual.shape[:-1])
 
     def drawn(self, sequence: Sequence, ids: list[int], draft: DraftModel = FULL_MODEL) -> list[int]:
-        """What a draft would have drawn after each token, as the sequence samples and with its noise."""
+        """What a draft would have drawn after each token, at most `MOST_LOGITS`: as it samples, with its noise."""
         residual = self.model.sublayers(self.batch, self.cache, None, range(self.num_sublayers), draft)
         span = Span(ids[: sequence.cursor], [], len(self.token_ids), sequence.request.sampling, sequence.seed, None)
-        return draw_tokens(self.model.logits(self.model.normed(residual)), span.draws)
+        return draw_tokens(self.model.passing_logits(self.model.normed(residual)), span.draws)

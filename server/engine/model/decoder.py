@@ -117,8 +117,15 @@ class Decoder:
         """Next-token logits [tokens, vocabulary_size] in fp32."""
         return self.body.logits(hidden)
 
+    def passing_logits(self, hidden: Tensor) -> Tensor:
+        """The same of at most `MOST_LOGITS` states, for as long as no other pass is made and this is not called again.
+
+        The kernels write them where those of a check are: a tensor of this size for each call would be fresh memory.
+        """
+        return self.native.passing_logits(hidden) if self.native else self.body.logits(hidden)
+
     def greedy(self, batch: TokenBatch, cache: KVCache) -> Checked:
-        """The full model's likeliest token after each of the batch's."""
+        """The full model's likeliest token after each of the batch's, which has at most `MOST_LOGITS`."""
         return self.body.checked(batch, cache)
 
 

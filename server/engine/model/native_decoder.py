@@ -15,7 +15,7 @@ from server.engine.config import DecoderConfig
 from server.engine.kvcache.batch import TokenBatch
 from server.engine.kvcache.cache import KVCache
 from server.engine.model.arena import Arena
-from server.engine.model.checked import Checked
+from server.engine.model.checked import MOST_LOGITS, Checked
 from server.engine.model.kernels import Chain, Choice, Edges, Layer, Matrix, Rows, Sampling, Shape, library
 from server.engine.model.panels import Panels, pack
 from server.engine.types import FULL_MODEL, DraftModel, Patch, SkipMask
@@ -81,7 +81,7 @@ class NativeDecoder:
         )
         self.skipped: dict[tuple[SkipMask, int], array[int]] = {}
         self.patches: WeakKeyDictionary[Patch, tuple[Panels, Matrix]] = WeakKeyDictionary()
-        self.checking, self.drafting = Scratch(config), Scratch(config)
+        self.checking, self.drafting = Scratch(config, MOST_LOGITS), Scratch(config)
         """Drafts write to memory of their own: they begin at the states that a check has left."""
 
     @property
@@ -157,9 +157,13 @@ class NativeDecoder:
     def checked(
         self, batch: TokenBatch, cache: KVCache, samplings: Samplings | None = None, num_checked: int | None = None
     ) -> Checked:
-        """The full model's token after each of the batch's, or of the first ones; its next check writes over this."""
+        """The full model's token after each of the batch's, or of the first ones, at most `MOST_LOGITS`.
+
+        Its next check writes over this.
+        """
         flat, count = flattened(batch), batch.num_tokens
         num_checked = count if num_checked is None else num_checked
+        assert num_checked <= MOST_LOGITS
         scratch = self.checking.grown(count, num_checked)
         rows = self.rows(flat, count, scratch.hidden, cache, FULL_MODEL)
         rows.num_chosen = num_checked
@@ -249,10 +253,16 @@ class NativeDecoder:
             *parts[3:],
         )
 
-    def logits(self, hidden: Tensor, head: "NativeHead | None" = None) -> Tensor:
+    def passing_logits(self, hidden: Tensor) -> Tensor:
+        """As `logits`, of at most `MOST_LOGITS` states: over those of the last check, and until the next one."""
+        return self.logits(hidden, out=self.checking.logits[: hidden.shape[0]])
+
+    def logits(self, hidden: Tensor, head: "NativeHead | None" = None, out: Tensor | None = None) -> Tensor:
         """Logits [tokens, vocabulary_size] of hidden states in fp32; of a draft's head [tokens, rows]."""
         hidden = hidden.float().contiguous()
-        out = torch.empty(hidden.shape[0], head.matrix.outputs if head else self.config.vocabulary_size)
+        size = hidden.shape[0], head.matrix.outputs if head else self.config.vocabulary_size
+        out = torch.empty(size) if out is None else out
+        assert out.shape == size
         scored = byref(head.matrix) if head else None
         self.kernels.decoder_logits(self.handle, scored, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
         return out
@@ -274,23 +284,27 @@ class NativeDecoder:
 
 
 class Scratch:
-    """What greedy passes write; reused by the next one, and replaced by more where that has more tokens."""
+    """What greedy passes write; reused by the next one, and replaced by twice as much where that has more tokens.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    Were it replaced by just as much as is needed, the heap would keep a piece of each size that there was.
+    """
+
+    def __init__(self, config: DecoderConfig, num_chosen: int = 0) -> None:
+        """`num_chosen`: tokens that there is room for from the start; rows that none has used take no memory yet."""
         self.config = config
         self.num_tokens = self.num_chosen = -1
-        self.grown(0, 0)
+        self.grown(0, num_chosen)
 
     def grown(self, num_tokens: int, num_chosen: int) -> Self:
         """Itself, with room for the states of so many tokens, and for what is chosen after so many of them."""
         if num_tokens > self.num_tokens:
-            self.num_tokens = num_tokens
-            self.hidden = torch.empty(num_tokens, self.config.hidden_size)
+            self.num_tokens = max(num_tokens, 2 * self.num_tokens)
+            self.hidden = torch.empty(self.num_tokens, self.config.hidden_size)
         if num_chosen > self.num_chosen:
-            self.num_chosen = num_chosen
-            self.logits = torch.empty(num_chosen, self.config.vocabulary_size)
-            self.tokens = array("i", bytes(4 * num_chosen))
-            self.probabilities = array("f", bytes(4 * num_chosen))
+            self.num_chosen = max(num_chosen, 2 * self.num_chosen)
+            self.logits = torch.empty(self.num_chosen, self.config.vocabulary_size)
+            self.tokens = array("i", bytes(4 * self.num_chosen))
+            self.probabilities = array("f", bytes(4 * self.num_chosen))
             tokens, logits = self.tokens.buffer_info()[0], self.logits.data_ptr()
             self.sure = Choice(tokens, None, logits)
             self.unsure = Choice(tokens, self.probabilities.buffer_info()[0], logits)

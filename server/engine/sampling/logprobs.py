@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
+from server.engine.model.checked import MOST_LOGITS
 from server.engine.model.decoder import Decoder
 from server.engine.types import TokenLogprobs
-
-SCORED_ROWS = 64
-"""Prompt tokens whose logits are held at once: each takes a row of the vocabulary's size."""
 
 
 def score(logits: Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
@@ -26,7 +24,7 @@ def score_prompt(model: Decoder, hidden: Tensor, ids: list[int], first: int, num
     """
     scores = [] if first else [TokenLogprobs(ids[0], None)]
     following = ids[first + 1 : first + 1 + len(hidden)]
-    for start in range(0, len(following), SCORED_ROWS):
-        scored = following[start : start + SCORED_ROWS]
-        scores += score(model.logits(hidden[start : start + len(scored)]), scored, num_top)
+    for start in range(0, len(following), MOST_LOGITS):
+        scored = following[start : start + MOST_LOGITS]
+        scores += score(model.passing_logits(hidden[start : start + len(scored)]), scored, num_top)
     return scores
