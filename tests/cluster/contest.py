@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,10 @@ def run(kind: str, given: argparse.Namespace) -> dict[str, Any]:
         with ThreadPoolExecutor(given.clients) as pool:
             each = list(pool.map(lambda _: held(todo, given.turns, given.tokens), range(given.clients)))
         seconds = time.perf_counter() - started
-        text = httpx.get(f"{URL}/metrics").text
-        routed = [line for line in text.splitlines() if line.startswith("knnssd_ingress_routed_total")]
-        reasons = {line.split('"')[1]: round(float(line.rpartition(" ")[2])) for line in routed}
+        reasons: Counter[str] = Counter()
+        for line in httpx.get(f"{URL}/metrics").text.splitlines():
+            if line.startswith("knnssd_ingress_routed_total"):
+                reasons[line.partition('reason="')[2].partition('"')[0]] += round(float(line.rpartition(" ")[2]))
         return {"routing": kind, **figures([one for some in each for one in some], seconds), "chosen_by": reasons}
     finally:
         server.terminate()

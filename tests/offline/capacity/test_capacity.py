@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from offline.__main__ import main
-from offline.capacity.simulation import Costs, Simulation, Traffic, replicas_needed
+from offline.capacity.simulation import Costs, Simulation, Traffic, Turn, replicas_needed
+from server.cluster.affinity import PREFIX_SLACK, within
 
 COSTS = Costs(step_ms=6, row_ms=1.5, read_ms=0.5)
 ALONE = Traffic(turns=1, first_tokens=100, answer_tokens=50)
@@ -35,6 +36,17 @@ def test_conversations_that_stay_are_not_read_twice() -> None:
     staying, moving = (Simulation(COSTS, Traffic(), 4, routing).run(2, 600) for routing in ("prefix", "load"))
     assert staying.cached > moving.cached + 0.2
     assert sum(staying.first) < sum(moving.first)
+
+
+@pytest.mark.parametrize("loads", [[0, 0], [3, 1], [4, 1], [9, 2, 2], [1, 8, 0, 3], [20, 1, 1, 1]])
+def test_who_has_a_conversation_keeps_it_as_long_as_in_the_ingress(loads: list[int]) -> None:
+    simulation = Simulation(COSTS, Traffic(), len(loads), "prefix")
+    for replica, load in zip(simulation.replicas, loads, strict=True):
+        replica.running = [Turn(0, 0, 1, 0.0)] * load
+    readers = range(len(loads))
+    kept = [all(simulation.choose(Turn(0, 1, 1, 0.0, reader)) == reader for _ in range(20)) for reader in readers]
+    named = {str(number): load for number, load in enumerate(loads)}
+    assert kept == [bool(within(named, [str(reader)], PREFIX_SLACK)) for reader in readers]
 
 
 def test_the_command_tells_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
