@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 NUM_STREAMS = 20
 SLOTS = 8
 """Of each replica."""
-LONG = 4000
+LONG = 8000
 
 
 def test_errors_have_the_form_of_their_endpoint(base_url: str) -> None:
@@ -120,6 +120,17 @@ def test_there_are_as_many_replicas_as_sequences_need(base_url: str, application
     wait_long(lambda: len(application.replicas()) == 1)
     assert set(statuses) == {200}
     application.deploy(NUM_REPLICAS)
+
+
+def test_when_a_replica_was_killed_new_requests_are_served_within_ten_seconds(
+    base_url: str, application: Application
+) -> None:
+    before = application.replicas()
+    os.kill(application.processes()[0], signal.SIGKILL)
+    for number in range(4):
+        answer = httpx.post(f"{base_url}/v1/completions", json=body(f"soon {number}", 5), timeout=10)
+        assert answer.status_code == 200
+    wait_long(lambda: len(application.replicas() - before) == 1 and len(application.replicas()) == NUM_REPLICAS)
 
 
 def test_a_replica_that_is_killed_takes_only_its_own_streams_with_it(base_url: str, application: Application) -> None:
