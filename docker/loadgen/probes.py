@@ -24,7 +24,7 @@ seeds = itertools.count(time.time_ns())
 WORDS_A_TOKEN = 0.97
 SOON, LATER = 0.05, 1.0
 """Seconds after which the other prompt arrives."""
-TURNS, TURN_TOKENS, REPLY_TOKENS, MARK_TOKENS = 10, 187, 8, 12
+TURNS, TURN_TOKENS, REPLY_TOKENS, MARK_TOKENS = 10, 187, 8, 6
 """Of a chat: its turns, what each adds, and of that its answer and the template's marks, about."""
 
 

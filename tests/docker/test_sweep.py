@@ -154,7 +154,7 @@ def test_the_probes(
 
     monkeypatch.setattr(tools["probes"], "ask", ask)
     monkeypatch.setattr(tools["probes"], "seeds", itertools.count())
-    monkeypatch.setattr(tools["probes"], "TURN_TOKENS", 15)
+    monkeypatch.setattr(tools["probes"], "TURN_TOKENS", 9)
     monkeypatch.setattr(tools["probes"], "REPLY_TOKENS", 2)
     monkeypatch.setattr(tools["probes"], "SOON", 0.0)
     monkeypatch.setattr(tools["probes"], "LATER", 0.0)
