@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from offline.evaluation.summary import MEAN, ResultRow
+from offline.evaluation.summary import MEAN, Interval, ResultRow
 from server.engine import PLAIN
 
 MOST_BESIDE = 8
@@ -25,8 +25,7 @@ def draw_means(rows: Sequence[ResultRow], path: Path) -> None:
     figure = Figure(figsize=(7, 1 + 0.28 * len(methods)), layout="constrained")
     axes = figure.subplots()
     gains = [means[name] for name in methods]
-    errors = [[max(g.median - g.low, 0) for g in gains], [max(g.high - g.median, 0) for g in gains]]
-    axes.barh(methods, [g.median for g in gains], xerr=errors, capsize=2, error_kw={"linewidth": 0.8})
+    axes.barh(methods, [gain.median for gain in gains], xerr=errors(gains), capsize=2, error_kw={"linewidth": 0.8})
     axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_xlabel("speed over plain decoding, mean over domains")
     save(figure, path)
@@ -41,13 +40,10 @@ def draw_domains(rows: Sequence[ResultRow], path: Path) -> None:
     width = 0.8 / max(len(methods), 1)
     for number, method in enumerate(methods):
         found = {row.domain: row.speedup for row in rows if row.method == method}
-        heights = [found[domain].median for domain in domains]
-        errors = [
-            [max(found[d].median - found[d].low, 0) for d in domains],
-            [max(found[d].high - found[d].median, 0) for d in domains],
-        ]
+        gains = [found[domain] for domain in domains]
+        heights = [gain.median for gain in gains]
         places = [i + (number - (len(methods) - 1) / 2) * width for i in range(len(domains))]
-        axes.bar(places, heights, width, yerr=errors, label=method, capsize=2, error_kw={"linewidth": 0.8})
+        axes.bar(places, heights, width, yerr=errors(gains), label=method, capsize=2, error_kw={"linewidth": 0.8})
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(domains)), domains)
     axes.set_ylabel("speed over plain decoding")
@@ -78,9 +74,13 @@ def draw_temperatures(rows: Mapping[float, Sequence[ResultRow]], path: Path) -> 
 
 def draw_speed_line(axes: Axes, method: str, rows: Mapping[float, ResultRow]) -> None:
     gains = [row.speedup for row in rows.values()]
-    low = [max(gain.median - gain.low, 0) for gain in gains]
-    high = [max(gain.high - gain.median, 0) for gain in gains]
-    axes.errorbar(list(rows), [gain.median for gain in gains], yerr=[low, high], marker="o", capsize=3, label=method)
+    heights = [gain.median for gain in gains]
+    axes.errorbar(list(rows), heights, yerr=errors(gains), marker="o", capsize=3, label=method)
+
+
+def errors(gains: Sequence[Interval]) -> list[list[float]]:
+    """How far their intervals reach below and above the medians."""
+    return [[max(gain.median - gain.low, 0) for gain in gains], [max(gain.high - gain.median, 0) for gain in gains]]
 
 
 def drafting_methods(rows: Sequence[ResultRow]) -> list[str]:

@@ -122,17 +122,6 @@ def test_there_are_as_many_replicas_as_sequences_need(base_url: str, application
     application.deploy(NUM_REPLICAS)
 
 
-def test_when_a_replica_was_killed_new_requests_are_served_within_ten_seconds(
-    base_url: str, application: Application
-) -> None:
-    before = application.replicas()
-    os.kill(application.processes()[0], signal.SIGKILL)
-    for number in range(4):
-        answer = httpx.post(f"{base_url}/v1/completions", json=body(f"soon {number}", 5), timeout=10)
-        assert answer.status_code == 200
-    wait_long(lambda: len(application.replicas() - before) == 1 and len(application.replicas()) == NUM_REPLICAS)
-
-
 def test_a_replica_that_is_killed_takes_only_its_own_streams_with_it(base_url: str, application: Application) -> None:
     first_tokens: list[int] = []
 

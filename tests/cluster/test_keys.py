@@ -1,13 +1,10 @@
 """Replicas for clients with keys: limits that hold for all together, kills, stops, and traces through the hop."""
 
 import contextlib
-import json
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +16,7 @@ from pydantic_settings import SettingsError
 from server.settings import Settings
 from tests.api.live import wait_until
 from tests.cluster.nodes import NUM_REPLICAS, Application, Nodes, body, free_port, wait_long
+from tests.telemetry.collector import Received, collecting, spans_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
@@ -28,37 +26,18 @@ SECONDS_AFTER_A_DEATH = 10
 """In which a new request is to be answered."""
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
-Spans = list[dict[str, Any]]
 Ask = Callable[..., openai.Stream[Any]]
 
 
 @pytest.fixture(scope="module")
-def spans() -> Iterator[tuple[Spans, str]]:
-    """What a collector is told, and its address."""
-    told: Spans = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            content = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            for resource in content["resourceSpans"]:
-                told.extend(span for scope in resource["scopeSpans"] for span in scope["spans"])
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
-        thread = threading.Thread(target=collector.serve_forever)
-        thread.start()
-        yield told, f"http://127.0.0.1:{collector.server_port}"
-        collector.shutdown()
-        thread.join()
+def collector() -> Iterator[tuple[Received, str]]:
+    with collecting() as told:
+        yield told
 
 
 @pytest.fixture(scope="module")
 def limited(
-    application: Application, nodes: Nodes, spans: tuple[Spans, str], tmp_path_factory: pytest.TempPathFactory
+    application: Application, nodes: Nodes, collector: tuple[Received, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Application]:
     """Replicas beside those of the other tests, for four keys with limits."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
@@ -69,7 +48,7 @@ def limited(
         "max_client_requests": AT_ONCE,
         "max_client_rate": PER_MINUTE,
         "drain_seconds": 1,
-        "otlp_endpoint": spans[1],
+        "otlp_endpoint": collector[1],
     }
     limited = Application(nodes, "limited", application.settings.model_copy(update=changes))
     limited.deploy(NUM_REPLICAS)
@@ -160,11 +139,11 @@ def test_a_killed_replica_frees_places_and_new_requests_are_answered(limited: Ap
 
 
 def test_a_callers_trace_goes_on_at_the_ingress_and_in_the_replica(
-    limited: Application, ask: Ask, spans: tuple[Spans, str]
+    limited: Application, ask: Ask, collector: tuple[Received, str]
 ) -> None:
     assert list(ask("third", 3, traceparent=f"00-{TRACE}-{CALLER}-01"))
-    wait_until(lambda: {"ingress", "text_completion tiny"} <= named(spans[0], TRACE).keys())
-    found = named(spans[0], TRACE)
+    wait_until(lambda: {"ingress", "text_completion tiny"} <= named(collector[0], TRACE).keys())
+    found = named(collector[0], TRACE)
     assert found["ingress"]["parentSpanId"] == CALLER
     assert found["text_completion tiny"]["parentSpanId"] == found["ingress"]["spanId"]
     told = {each["key"]: each["value"] for each in found["ingress"]["attributes"]}
@@ -172,16 +151,16 @@ def test_a_callers_trace_goes_on_at_the_ingress_and_in_the_replica(
     assert told["knnssd.tries"]["intValue"] in (1, "1")
 
 
-def test_without_a_caller_the_ingress_begins_the_trace(ask: Ask, spans: tuple[Spans, str]) -> None:
+def test_without_a_caller_the_ingress_begins_the_trace(ask: Ask, collector: tuple[Received, str]) -> None:
     assert list(ask("third", 3))
 
     def own() -> list[dict[str, Any]]:
-        return [span for span in spans[0] if span["name"] == "ingress" and not span.get("parentSpanId")]
+        return [span for span in spans_of(collector[0]) if span["name"] == "ingress" and not span.get("parentSpanId")]
 
     wait_until(lambda: bool(own()))
     trace = own()[-1]["traceId"]
-    wait_until(lambda: "text_completion tiny" in named(spans[0], trace))
-    assert named(spans[0], trace)["text_completion tiny"]["parentSpanId"] == own()[-1]["spanId"]
+    wait_until(lambda: "text_completion tiny" in named(collector[0], trace))
+    assert named(collector[0], trace)["text_completion tiny"]["parentSpanId"] == own()[-1]["spanId"]
 
 
 def test_a_replica_that_is_not_needed_ends_long_streams_with_a_clear_error(limited: Application, ask: Ask) -> None:
@@ -237,5 +216,5 @@ def error_of(stream: openai.Stream[Any]) -> openai.APIError | None:
     return None
 
 
-def named(spans: Spans, trace: str) -> dict[str, dict[str, Any]]:
-    return {span["name"]: span for span in spans if span["traceId"] == trace}
+def named(received: Received, trace: str) -> dict[str, dict[str, Any]]:
+    return {span["name"]: span for span in spans_of(received) if span["traceId"] == trace}

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
@@ -32,6 +30,7 @@ from server.settings import read_settings
 from server.start import open_traces
 from server.telemetry.traces import Traces, to_collector
 from tests.api.live import make_worker, serve
+from tests.telemetry.collector import collecting
 
 ROUTE = Route("sql", DraftModel(SkipMask(frozenset({1}))), 0.75)
 OUTCOME = Outcome(
@@ -191,25 +190,10 @@ def test_each_endpoint_names_its_operation(
 
 
 def test_spans_reach_a_collector() -> None:
-    received: list[tuple[str, bytes]] = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
-        thread = threading.Thread(target=collector.serve_forever)
-        thread.start()
-        traces = to_collector("tiny", f"http://127.0.0.1:{collector.server_port}/")
+    with collecting() as (received, url):
+        traces = to_collector("tiny", f"{url}/")
         traces.observe(OUTCOME, 2.0)
         traces.close()
-        collector.shutdown()
-        thread.join()
     ((path, content),) = received
     assert path == "/v1/traces"
     (resource,) = json.loads(content)["resourceSpans"]
