@@ -1,6 +1,8 @@
 """Figures that are measured as decoding goes on: means that forget, and medians that one slow step does not move."""
 
-from collections import deque
+from collections import defaultdict, deque
+
+from server.engine.sequence import Kind, Sequence
 
 LEAST_TRUST = 0.05
 OUTLIER, FEW = 2.0, 4
@@ -18,6 +20,36 @@ class Average:
     def add(self, value: float) -> None:
         self.count = min(self.count + 1, self.memory)
         self.value += (value - self.value) / self.count
+
+
+class KindAverages:
+    """An average for each sequence, which begins at that of its kind."""
+
+    def __init__(self, memory: int, kind_memory: int, first: float, weight: int = 1) -> None:
+        """`first` is what nothing is known of; a sequence's beginning counts as `weight` values."""
+        self.memory = memory
+        self.weight = weight
+        self.sequences: dict[int, Average] = {}
+        self.kinds: dict[Kind, Average] = defaultdict(lambda: Average(kind_memory, first))
+
+    def __len__(self) -> int:
+        """Sequences that it keeps."""
+        return len(self.sequences)
+
+    def value(self, sequence: Sequence) -> float:
+        return self.of(sequence).value
+
+    def add(self, sequence: Sequence, value: float) -> None:
+        self.of(sequence).add(value)
+        self.kinds[sequence.kind].add(value)
+
+    def forget(self, sequence: Sequence) -> None:
+        self.sequences.pop(sequence.id, None)
+
+    def of(self, sequence: Sequence) -> Average:
+        if sequence.id not in self.sequences:
+            self.sequences[sequence.id] = Average(self.memory, self.kinds[sequence.kind].value, self.weight)
+        return self.sequences[sequence.id]
 
 
 class Trust:

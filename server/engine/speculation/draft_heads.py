@@ -3,14 +3,13 @@
 A head is shared by all sequences of its vocabulary: what one of them brings, the others may draft too.
 """
 
-from collections import defaultdict
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from server.engine.model.decoder import Decoder
 from server.engine.model.draft_head import DraftHead
-from server.engine.sequence import Kind, Sequence
-from server.engine.speculation.averages import Average
+from server.engine.sequence import Sequence
+from server.engine.speculation.averages import KindAverages
 from server.engine.types import DraftModel, DraftVocabulary
 
 MOST_MISSES, FIRST_MISSES = 0.1, 0.03
@@ -32,9 +31,8 @@ class DraftHeads:
         """By vocabulary, and by whether it is of the low-bit copy."""
         self.told: dict[tuple[int, bool], tuple[DraftVocabulary, int]] = {}
         """By sequence id and kind of weights, the vocabulary it drafts with and how many of its ids were told."""
-        self.misses: dict[int, Average] = {}
+        self.misses = KindAverages(MEMORY, KIND_MEMORY, FIRST_MISSES, FIRST_WEIGHT)
         """Share of each sequence's tokens that its vocabulary lacked when they came."""
-        self.misses_of_kinds: dict[Kind, Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_MISSES))
 
     def grown(self, draft: DraftModel, sequences: list[Sequence]) -> DraftHead | None:
         """The head of the draft's vocabulary, with the tokens of these sequences' prompts and answers.
@@ -57,24 +55,17 @@ class DraftHeads:
 
     def fitting(self, draft: DraftModel, sequence: Sequence) -> DraftModel:
         """The draft, over all tokens if it is the copy's and its vocabulary is not the sequence's."""
-        is_foreign = draft.is_low_bit and self.missing(sequence).value > MOST_MISSES
+        is_foreign = draft.is_low_bit and self.misses.value(sequence) > MOST_MISSES
         return replace(draft, vocabulary=None) if is_foreign and draft.vocabulary is not None else draft
-
-    def missing(self, sequence: Sequence) -> Average:
-        if sequence.id not in self.misses:
-            of_kind = self.misses_of_kinds[sequence.kind].value
-            self.misses[sequence.id] = Average(MEMORY, of_kind, FIRST_WEIGHT)
-        return self.misses[sequence.id]
 
     def learn(self, draft: DraftModel, sequence: Sequence, emitted: list[int]) -> None:
         """Counts what the draft's vocabulary lacked of these tokens; they are not yet among the sequence's."""
         if draft.is_low_bit and (head := self.grown(draft, [sequence])):
-            for average in self.missing(sequence), self.misses_of_kinds[sequence.kind]:
-                for token in emitted:
-                    average.add(token not in head.known)
+            for token in emitted:
+                self.misses.add(sequence, token not in head.known)
 
     def forget(self, sequence: Sequence) -> None:
         """Drops what it keeps of a sequence that has ended; what that brought stays in the heads."""
-        self.misses.pop(sequence.id, None)
+        self.misses.forget(sequence)
         for is_low_bit in (False, True):
             self.told.pop((sequence.id, is_low_bit), None)

@@ -111,6 +111,7 @@ class DraftPolicy:
         self.shares[sequence.kind, drafter].add(is_picked)
 
     def choice(self, sequence: Sequence, options: Mapping[str, Option], num_rows: int) -> str:
+        """What `pick` returns."""
         # 1) Without a plain step to compare with, there is nothing to decide by.
         prices = self.prices[size_class(num_rows)]
         if not options or prices.plain.value is None:
@@ -150,11 +151,9 @@ class DraftPolicy:
 
     def expected(self, drafter: str, sequence: Sequence, promise: float | None) -> float:
         """Tokens that a draft is expected to gain."""
-        return (
-            self.gain(drafter, sequence).value
-            if promise is None
-            else promise * self.trusts[sequence.kind, drafter].value
-        )
+        if promise is None:
+            return self.gain(drafter, sequence).value
+        return promise * self.trusts[sequence.kind, drafter].value
 
     def gain(self, drafter: str, sequence: Sequence) -> Average:
         key = (sequence.id, drafter)

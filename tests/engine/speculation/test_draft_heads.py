@@ -159,7 +159,7 @@ def test_a_sequence_begins_as_its_kind_did_and_other_kinds_do_not(copied: Decode
     for number in range(20):
         heads.learn(COPIED, of_domain(number), [7, 40 + number, 8])
         heads.forget(of_domain(number))
-    assert heads.misses == {}
+    assert len(heads.misses) == 0
     assert heads.fitting(COPIED, of_domain(20)).vocabulary is None
     assert heads.fitting(COPIED, of_domain(21, "other")) is COPIED
 

@@ -1,12 +1,12 @@
 """Continues each token with those that were last written after it."""
 
 from array import array
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from heapq import heappop, heappush
 from typing import Self
 
-from server.engine.sequence import Kind, Sequence
-from server.engine.speculation.averages import Average
+from server.engine.sequence import Sequence
+from server.engine.speculation.averages import Average, KindAverages
 from server.engine.speculation.base import Drafter, DraftingParts, Feedback, Paths, Proposals, register
 
 MAX_OWNERS = 16
@@ -66,9 +66,8 @@ class RecyclingDrafter(Drafter):
         self.tables: OrderedDict[str | None, Successors] = OrderedDict()
         self.lengths: dict[int, int] = {}
         """How many ids of each sequence are in its table."""
-        self.acceptances: dict[int, Average] = {}
-        self.acceptances_of_kinds: dict[Kind, Average] = defaultdict(lambda: Average(KIND_MEMORY, FIRST_ACCEPTANCE))
-        """Where those of a kind's sequences begin."""
+        self.acceptances = KindAverages(MEMORY, KIND_MEMORY, FIRST_ACCEPTANCE)
+        """Of each sequence's tokens, each behind one that was right."""
         self.expected: dict[int, float] = {}
         """Tokens of each sequence's proposal that are expected to be right."""
         self.latest: dict[int, list[int]] = {}
@@ -85,7 +84,7 @@ class RecyclingDrafter(Drafter):
         for sequence in sequences:
             successors = self.grown(sequence)
             self.latest[sequence.id] = successors.of(sequence.ids[-1])
-            acceptance = self.acceptance(sequence).value
+            acceptance = self.acceptances.value(sequence)
             limit = likely_length(acceptance, row_price, sequence.draft_limit)
             if forced := sequence.forced(limit):
                 proposals[sequence.id], self.expected[sequence.id] = forced, len(forced)
@@ -99,7 +98,7 @@ class RecyclingDrafter(Drafter):
     def branches(self, sequence: Sequence, row_price: float, most: int) -> Paths:
         """The likeliest ways through the successors, a token at a time, as OPT-Tree (arXiv 2406.17276) grows a tree."""
         successors, last = self.tables[sequence.request.owner], sequence.ids[-1]
-        chances = [self.acceptances[sequence.id].value, *(chance.value for chance in self.chances[1:])]
+        chances = [self.acceptances.value(sequence), *(chance.value for chance in self.chances[1:])]
         open_ways: list[tuple[float, list[int]]] = [(-1.0, [])]
         found: list[list[int]] = []
         while open_ways and len(found) <= most:
@@ -112,12 +111,6 @@ class RecyclingDrafter(Drafter):
                     heappush(open_ways, (chance * share, [*way, token]))
         inner = {tuple(way[:-1]) for way in found}
         return tuple(way for way in found[1:] if tuple(way) not in inner)
-
-    def acceptance(self, sequence: Sequence) -> Average:
-        """Of this sequence's tokens, each behind one that was right."""
-        if sequence.id not in self.acceptances:
-            self.acceptances[sequence.id] = Average(MEMORY, self.acceptances_of_kinds[sequence.kind].value)
-        return self.acceptances[sequence.id]
 
     def grown(self, sequence: Sequence) -> Successors:
         """The table of the sequence's owner, with what is new in the sequence; the least used one makes room."""
@@ -135,15 +128,14 @@ class RecyclingDrafter(Drafter):
 
     def learn(self, sequence: Sequence, feedback: Feedback) -> None:
         is_wrong = feedback.num_agreed < min(len(feedback.proposed), len(feedback.emitted))
-        for average in self.acceptances[sequence.id], self.acceptances_of_kinds[sequence.kind]:
-            for is_right in [1] * feedback.num_agreed + [0] * is_wrong:
-                average.add(is_right)
+        for is_right in [1] * feedback.num_agreed + [0] * is_wrong:
+            self.acceptances.add(sequence, is_right)
         for token, chance in zip(self.latest[sequence.id], self.chances, strict=False):
             chance.add(token == feedback.emitted[0])
 
     def forget(self, sequence: Sequence) -> None:
         self.lengths.pop(sequence.id, None)
-        self.acceptances.pop(sequence.id, None)
+        self.acceptances.forget(sequence)
         self.expected.pop(sequence.id, None)
         self.latest.pop(sequence.id, None)
 
