@@ -60,11 +60,16 @@ VLLM_QUERIES = {
 
 
 class StuckEngine(Engine):
-    """Stops in the second step, until it is let go."""
+    """Begins once two requests have come, and stops in the second step, where one waits, until it is let go."""
 
     def __init__(self, model: Decoder, config: EngineConfig) -> None:
         super().__init__(model, config)
         self.gate = threading.Event()
+
+    @property
+    def has_work(self) -> bool:
+        is_begun = self.num_waiting > 1 or self.num_running > 0 or self.gate.is_set()
+        return is_begun and super().has_work
 
     def step(self) -> tuple[list[Emission], StepStats]:
         if self.num_running:
@@ -203,7 +208,7 @@ def test_prometheus_reads_live_servers(
         stack.callback(stuck_engine.gate.set)
         for number in range(3):
             pool.submit(users.ask, urls[2], number)
-        wait_until(lambda: stuck_engine.num_waiting > 0)
+        wait_until(lambda: stuck_engine.num_running == 1 and stuck_engine.num_waiting > 0)
         targets = [*(url.removeprefix("http://") for url in urls), f"127.0.0.1:{free_port()}"]
         history = [{"instance": targets[1], "domain": domain.name} for domain in manifest.domains]
         write_history(tmp_path, "knnssd:acceptance:ratio5m", history, 0.9)
