@@ -18,7 +18,8 @@ inline int32_t load_four(const void* x) {
 // The products of the codes of a group of `COUNT` quads, from the block's quad `begin` on, with rows of activations.
 template <int BITS, int COUNT, int SHIFT>
 struct GroupProducts {
-  // Calls body(row, sums) for R rows from `row` on, with their block `b`.
+  // Calls body(row, sums) for R rows from `row` on, with their block `b`. Both parts of the activations have sums of
+  // their own, for a product waits four cycles or more for the one that it is added to.
   template <int R, class F>
   [[gnu::always_inline]] static void each_row(const Block<BITS>& block, int begin, const Rounded& x, int row, int b,
                                               F&& body) {
@@ -28,22 +29,21 @@ struct GroupProducts {
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const int8_t* own = x.codes + size_t(row + r) * x.stride + PARTS * (b * BLOCK + 4 * begin);
-      ints sums = add<PARTS>(ints{}, quads, own);
-      if constexpr (SHIFT > 0) sums = add<PARTS>(sums << SHIFT, quads, own + (SHIFT == APART ? x.width : LANES));
-      body(r, sums);
+      const int8_t* lower_own = own + (SHIFT == APART ? x.width : LANES);
+      ints upper{}, lower{};
+#pragma GCC unroll 8
+      for (int i = 0; i < COUNT; i++) {
+        const int place = i / 4 * PARTS * LANES + i % 4 * 4;
+        upper = add(upper, quads[i], own + place);
+        if constexpr (SHIFT > 0) lower = add(lower, quads[i], lower_own + place);
+      }
+      body(r, SHIFT > 0 ? (upper << SHIFT) + lower : upper);
     }
   }
 
  private:
-  // Of one part of the activations; four quads of it lie together.
-  template <int PARTS>
-  [[gnu::always_inline]] static ints add(ints sums, const bytes (&quads)[COUNT], const int8_t* codes) {
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT; i++) {
-      const int place = i / 4 * PARTS * LANES + i % 4 * 4;
-      sums = (ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)quads[i], _mm512_set1_epi32(load_four(codes + place)));
-    }
-    return sums;
+  [[gnu::always_inline]] static ints add(ints sums, bytes quad, const int8_t* codes) {
+    return (ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)quad, _mm512_set1_epi32(load_four(codes)));
   }
 };
 
