@@ -7,10 +7,14 @@
 
 namespace {
 
+// Panels that several rows are multiplied with at once. Where registers hold the sums of ten rows beside two panels,
+// checks of up to ten read the weights once.
+constexpr int ABREAST = WIDTH == 16 ? 2 : WIDE;
+
 // Products with numbers of type T in a matrix.
 template <class T>
 struct Dense {
-  static constexpr int TALLEST = TILE;
+  static constexpr int TALLEST = WIDTH == 16 ? 10 : TILE;  // rows whose sums fit the registers beside `ABREAST` panels
 
   // Never inlined: among its callers' variables the sums find fewer registers, which costs 2% of a pass with AVX2.
   template <int R, int P>

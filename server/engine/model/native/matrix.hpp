@@ -56,7 +56,7 @@ inline Product product_for(Dense<T>, const Matrix&, int rows, int panels) {
     if (may_use_tiles()) return panels >= WIDE ? product_of<TiledDense, WIDE>() : product_of<TiledDense>();
 #endif
   if (rows == 1 && panels >= 2 * WIDE) return product_of<DenseRow<T>, 2 * WIDE>();
-  return panels >= WIDE ? product_of<Dense<T>, WIDE>() : product_of<Dense<T>, 1>();
+  return panels >= ABREAST ? product_of<Dense<T>, ABREAST>() : product_of<Dense<T>, 1>();
 }
 
 template <int BITS, int GROUP>

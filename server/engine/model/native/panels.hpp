@@ -73,7 +73,7 @@ inline void accumulate(floats (&acc)[R][P], const Activation<T>* x, size_t x_str
     for (int p = 0; p < P; p++) {
       if constexpr (FETCH_NEXT) __builtin_prefetch(w + (P + p) * panel_stride);
       Pair<T> pair(w + p * panel_stride);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < R; r++) acc[r][p] = pair.add(acc[r][p], x + r * x_stride + k);
     }
 }
