@@ -282,7 +282,8 @@ class Engine:
         read = [(sequence.slot, sequence.cursor, ids) for sequence, ids in plan.chunks]
         batch = check_batch(trees, self.cache)
         own, states = own_tokens(self.model, self.cache, batch, [span for each in spans for span in each], read)
-        tokens, parts = iter(own), states.split([tree.num_rows for tree in trees] + [len(ids) for _, _, ids in read])
+        sizes = [tree.num_rows for tree in trees] + [len(ids) for _, _, ids in read]
+        tokens, parts = iter(own), states.split(sizes) if len(sizes) > 1 else (states,)
         found = {
             tree.sequence.id: tree.best(list(islice(tokens, len(each))), part)
             for tree, each, part in zip(trees, spans, parts, strict=False)

@@ -59,6 +59,8 @@ class KVCache:
         self.keys = untouched_zeros(shape, dtype, device)
         self.values = untouched_zeros(shape, dtype, device)
         self.states = untouched_zeros((self.num_blocks, BLOCK_LENGTH, state_size), torch.float32, device)
+        self.flat_states = self.states.flatten(0, 1)
+        """The same [blocks * `BLOCK_LENGTH`, state_size], of which a part is had at once."""
         self.tables = array("i", range(count) if num_blocks is None else bytes(4 * count))
         """[slots, blocks of a slot], as the kernels read it."""
 
@@ -99,7 +101,8 @@ class KVCache:
         while done < len(states):
             block, place = divmod(first + done, BLOCK_LENGTH)
             count = min(BLOCK_LENGTH - place, len(states) - done)
-            self.states[table[block], place : place + count] = states[done : done + count]
+            part = states if count == len(states) else states[done : done + count]
+            self.flat_states.narrow(0, table[block] * BLOCK_LENGTH + place, count).copy_(part)
             done += count
 
     def mean_state(self, slot: int, length: int) -> Tensor:

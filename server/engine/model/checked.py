@@ -11,7 +11,7 @@ MOST_LOGITS = 64
 class Checked(NamedTuple):
     """The model's own token after each of a batch's, or of some, and its states [tokens, hidden_size] and logits there.
 
-    Both are in fp32, and the next check may write over them.
+    Both are in fp32, and the next check may write over them. Behind the logits of these tokens there may be older ones.
     """
 
     tokens: list[int]

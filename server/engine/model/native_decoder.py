@@ -168,7 +168,7 @@ class NativeDecoder:
         rows = self.rows(flat, count, scratch.hidden, cache, FULL_MODEL)
         rows.num_chosen = num_checked
         self.kernels.decoder_choose(self.handle, byref(rows), None, None, samplings, byref(scratch.sure))
-        return Checked(scratch.tokens[:num_checked].tolist(), scratch.hidden[:count], scratch.logits[:num_checked])
+        return Checked(scratch.tokens[:num_checked].tolist(), scratch.hidden[:count], scratch.logits)
 
     def chosen(
         self,

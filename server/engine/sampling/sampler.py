@@ -37,6 +37,11 @@ class Span:
         return replace(self, drafted=self.drafted[:num_drafted], num_rows=last - first)
 
     @property
+    def reads_logits(self) -> bool:
+        """Whether more is wanted of its logits than what the model itself draws from them."""
+        return self.processor is not None or self.num_logprobs is not None
+
+    @property
     def draws(self) -> list[Draw]:
         first = len(self.ids) + len(self.drafted) + 1 - self.num_rows
         return [Draw(self.sampling, self.seed, first + i) for i in range(self.num_rows)]

@@ -175,7 +175,7 @@ def test_greedy_tokens_are_those_of_the_logits(model: Decoder, tmp_path: Path) -
         expected = decoder.forward(batch, cache)
         assert tokens == decoder.logits(expected).argmax(-1).tolist()
         torch.testing.assert_close(states, expected)
-        assert torch.equal(logits, decoder.logits(states))
+        assert torch.equal(logits[: len(tokens)], decoder.logits(states))
 
 
 @pytest.fixture
