@@ -44,7 +44,7 @@ def draw_tokens(logits: Tensor, draws: list[Draw]) -> list[int]:
 
 
 def draw_with_confidence(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[float]]:
-    """One token for each row, and the row's top probability after processing."""
+    """One token for each row, and how sure the row is: its top probability at a temperature of 1, without cuts."""
     return draw_natively(logits, draws) if can_draw(logits) else draw_in_torch(logits, draws)
 
 
@@ -56,17 +56,14 @@ def draw_in_torch(logits: Tensor, draws: list[Draw]) -> tuple[list[int], list[fl
         members = list(group)
         rows = logits[first : first + len(members)]
         first += len(members)
-        if sampling.is_greedy:
-            # Not the argmax of the softmax, whose rounding makes ties.
-            top, token = torch.softmax(rows, -1).amax(-1), rows.argmax(-1)
-        else:
-            top, token = race(probabilities(rows, sampling), members)
+        # The likeliest is not the argmax of the softmax, whose rounding makes ties.
+        token = rows.argmax(-1) if sampling.is_greedy else race(probabilities(rows, sampling), members)
         tokens += token.tolist()
-        tops += top.tolist()
+        tops += torch.softmax(rows, -1).amax(-1).tolist()
     return tokens, tops
 
 
-def race(p: Tensor, draws: list[Draw]) -> tuple[Tensor, Tensor]:
-    """(top probabilities, tokens drawn): the exponential race argmax(p / noise), Gumbel-max in other words."""
+def race(p: Tensor, draws: list[Draw]) -> Tensor:
+    """Tokens drawn: the exponential race argmax(p / noise), Gumbel-max in other words."""
     noise = [exponential_noise(draw.seed, draw.position, p.shape[-1], p.device) for draw in draws]
-    return p.amax(-1), (p / torch.stack(noise)).argmax(-1)
+    return (p / torch.stack(noise)).argmax(-1)

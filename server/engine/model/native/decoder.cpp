@@ -47,11 +47,11 @@ void decoder_choose(void* decoder, const Rows* rows, const Matrix* head, const i
   static_cast<Model*>(decoder)->choose(*rows, head, ids, samplings, *choice);
 }
 
-// The same of logits [count][size], and the probability of the likeliest token.
+// The same of logits [count][size], and the probability of the likeliest token at a temperature of 1.
 void logits_sample(const float* logits, int count, int size, const Sampling* samplings, int32_t* tokens, float* tops) {
   Sampler sampler;
   for (int r = 0; r < count; r++) {
-    const Drawn drawn = sampler.draw(logits + size_t(r) * size, size, samplings[r]);
+    const Drawn drawn = sampler.draw(logits + size_t(r) * size, size, samplings[r], true);
     tokens[r] = drawn.token, tops[r] = drawn.top;
   }
 }

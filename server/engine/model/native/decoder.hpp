@@ -157,7 +157,7 @@ class Decoder final : public Model {
       const float* logits = choice.logits + size_t(r) * outputs;
       const int size = edges_.head.outputs;
       if (ids) logits = samplers_[rank].spread(logits, outputs, ids, size);
-      const Drawn drawn = samplers_[rank].draw(logits, size, samplings[r]);
+      const Drawn drawn = samplers_[rank].draw(logits, size, samplings[r], choice.probabilities);
       choice.tokens[r] = drawn.token;
       if (choice.probabilities) choice.probabilities[r] = drawn.top;
     }

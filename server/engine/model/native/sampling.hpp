@@ -75,7 +75,7 @@ inline bool is_likelier(const Candidate& a, const Candidate& b) {
   return a.weight > b.weight || (a.weight == b.weight && a.token < b.token);
 }
 
-// A token, and the probability of the likeliest one after all cuts.
+// A token, and the probability of the likeliest one at a temperature of 1, without cuts.
 struct Drawn {
   int token;
   float top;
@@ -91,12 +91,18 @@ class Sampler {
     return spread_.data();
   }
 
-  Drawn draw(const float* logits, int size, const Sampling& s) {
-    const Pick best = pick(logits, {0, size}, s.temperature == 0);
-    if (s.temperature == 0 || best.token >= size) return {std::min(best.token, size - 1), 1 / best.total};
-    float total = weigh(logits, size, best.logit, std::min(1 / s.temperature, 1e30f));
+  // The probability costs a sum over all tokens; it is only right where `is_judged`.
+  Drawn draw(const float* logits, int size, const Sampling& s, bool is_judged) {
+    const Pick best = pick(logits, {0, size}, is_judged);
+    const bool is_greedy = s.temperature == 0 || best.token >= size;
+    return {is_greedy ? std::min(best.token, size - 1) : draw(logits, size, s, best.logit), 1 / best.total};
+  }
+
+ private:
+  int draw(const float* logits, int size, const Sampling& s, float best) {
+    float total = weigh(logits, size, best, std::min(1 / s.temperature, 1e30f));
     const bool is_top_k = s.top_k > 0 && s.top_k < size;
-    if (!is_top_k && s.top_p >= 1 && s.min_p <= 0) return {race_of_all(size, s), 1 / total};
+    if (!is_top_k && s.top_p >= 1 && s.min_p <= 0) return race_of_all(size, s);
     float least = 0;
     if (is_top_k) {
       least = kth_weight(size, s.top_k);
@@ -110,7 +116,6 @@ class Sampler {
     return race(s);
   }
 
- private:
   // exp((logit - best) / temperature) of all, and their sum; beyond them zeros to a whole block. What is forbidden has
   // a logit of minus infinity, and no weight.
   float weigh(const float* logits, int size, float best, float factor) {
@@ -182,9 +187,9 @@ class Sampler {
   }
 
   // In the order of their tokens, so that neighbours share a block of noise.
-  Drawn race(const Sampling& s) {
+  int race(const Sampling& s) {
     std::sort(candidates_.begin(), candidates_.end(), [](auto& a, auto& b) { return a.token < b.token; });
-    double fastest = -1, total = 0;
+    double fastest = -1;
     int winner = 0, block = -1;
     uint32_t bits[BLOCK_TOKENS];
     for (const Candidate& each : candidates_) {
@@ -194,9 +199,8 @@ class Sampler {
       }
       const double speed = each.weight / exponential(bits[each.token % BLOCK_TOKENS]);
       if (speed > fastest) fastest = speed, winner = each.token;
-      total += each.weight;
     }
-    return {winner, float(1 / total)};
+    return winner;
   }
 
   int race_of_all(int size, const Sampling& s) const {
