@@ -33,7 +33,7 @@ class ChainDrafter(Drafter):
     A chain ends at its limit, at a stop token, and after a token whose top probability is under its draft
     model's confidence: at 0.5, after the first token that the draft itself would bet against. It ends before a
     token whose top probability is under the draft model's floor, and where nothing of its vocabulary may come next.
-    These probabilities are at a temperature of 1: at 0.2 a draft is sure of nearly everything, and is not right more often.
+    These probabilities are at a temperature of 1: at 0.2 a draft is sure of nearly all, and not more often right.
 
     A text whose tokens the draft's vocabulary lacks too often is drafted over all tokens, where that is still a copy.
 
