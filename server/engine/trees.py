@@ -110,7 +110,7 @@ class Tree:
             for row, score in enumerate(each.logprobs, first)
         }
         sampled = Sampled([tokens[row] for row in branch], [scores[row] for row in right if scores])
-        draft = Draft(ids[: len(branch) - 1], self.draft.drafter, tuple(continuations))
+        draft = self.draft._replace(ids=ids[: len(branch) - 1], others=tuple(continuations))
         first = next((depth for depth, row in enumerate(right) if row != depth), len(right))
         return CheckedDraft(draft, sampled, states[right], [cursor + row for row in right[first:]], cursor + first)
 

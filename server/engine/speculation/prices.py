@@ -1,6 +1,6 @@
 """What drafts cost: the seconds that they and their checks add to a plain step, by the size of the batch."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from server.engine.speculation.averages import Steady, Typical
 from server.engine.speculation.base import DRAFTERS, Draft
@@ -18,18 +18,23 @@ class Prices:
         """Of a drafted token's row in the check, as a share of a plain step, taken from all of the batch."""
         self.checks: dict[tuple[str, int], Typical] = defaultdict(lambda: Typical(9))
         """What a free draft adds, by drafter and about its length."""
-        self.tries: dict[str, Steady] = defaultdict(lambda: Steady(32))
-        """What a try of any other adds in the mean; it may come to nothing."""
+        self.tries: dict[tuple[str, str], Steady] = defaultdict(lambda: Steady(32))
+        """What a try of any other adds in the mean, by drafter and domain; it may come to nothing.
 
-    def of(self, drafter: str, length: int) -> Typical | Steady:
-        return self.checks[drafter, size_class(length)] if DRAFTERS[drafter].is_free else self.tries[drafter]
+        One domain's drafts may be passes over all layers, and another's a matrix in place of them.
+        """
 
-    def rate(self, drafter: str, length: int, gain: float, num_rows: int) -> float:
+    def of(self, drafter: str, domain: str, length: int) -> Typical | Steady:
+        if DRAFTERS[drafter].is_free:
+            return self.checks[drafter, size_class(length)]
+        return self.tries[drafter, domain]
+
+    def rate(self, drafter: str, domain: str, length: int, gain: float, num_rows: int) -> float:
         """Tokens a second of each sequence if all of the batch drafted so: what one drafts, all wait for.
 
         Infinite while the price is unknown, so that it is tried.
         """
-        plain, extra = self.plain.value, self.of(drafter, length).value
+        plain, extra = self.plain.value, self.of(drafter, domain, length).value
         return INFINITE if extra is None or plain is None else (1 + gain) / (plain + num_rows * max(extra, 0.0))
 
     def add(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
@@ -46,12 +51,13 @@ class Prices:
         per_token = (stats.verify_seconds - self.plain.value) / num_drafted if num_drafted else 0.0
         if num_drafted:
             self.row.add(max(per_token, 0.0) * num_rows / self.plain.value)
-        for name in dict.fromkeys(draft.drafter for draft in drafts):
-            lengths = [draft.num_rows for draft in drafts if draft.drafter == name]
-            price = self.of(name, max(lengths))
-            if DRAFTERS[name].is_free or price.value is None or 2 * len(lengths) >= num_rows:
-                drafting = stats.drafting_seconds.get(name, 0.0)
-                price.add((drafting + per_token * sum(lengths)) / len(lengths))
+        num_of = Counter(draft.drafter for draft in drafts)
+        for name, domain in dict.fromkeys((draft.drafter, draft.domain) for draft in drafts):
+            lengths = [draft.num_rows for draft in drafts if (draft.drafter, draft.domain) == (name, domain)]
+            price = self.of(name, domain, max(lengths))
+            if DRAFTERS[name].is_free or price.value is None or 2 * num_of[name] >= num_rows:
+                drafting = stats.drafting_seconds.get(name, 0.0) / num_of[name]
+                price.add(drafting + per_token * sum(lengths) / len(lengths))
 
 
 def size_class(number: int) -> int:

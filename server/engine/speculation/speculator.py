@@ -66,10 +66,10 @@ class Speculator:
                 started = time.perf_counter()
                 self.propose(self.drafters[name], [s for s in sequences if picks[s.id] == name], row_price)
                 stats.drafting_seconds[name] = time.perf_counter() - started
+        picked = [(sequence, picks[sequence.id]) for sequence in sequences if picks[sequence.id] != PLAIN]
         return {
-            number: Draft(self.proposals[name].get(number, []), name, self.others_of(name, number))
-            for number, name in picks.items()
-            if name != PLAIN
+            s.id: Draft(self.proposals[name].get(s.id, []), name, self.others_of(name, s.id), s.route.domain)
+            for s, name in picked
         }
 
     def asks(self, name: str, sequence: Sequence) -> bool:
@@ -95,9 +95,10 @@ class Speculator:
             others = {s.id: drafter.branches(s, row_price, self.max_tree) for s in proposed}
             self.others[drafter.name] = others
             self.trees |= {
-                (drafter.name, number)
-                for number, ways in others.items()
-                if ways and self.pays(Draft(proposals[number], drafter.name, ways), len(sequences))
+                (drafter.name, s.id)
+                for s in proposed
+                if (ways := others[s.id])
+                and self.pays(Draft(proposals[s.id], drafter.name, ways, s.route.domain), len(sequences))
             }
 
     def pays(self, tree: Draft, num_rows: int) -> bool:
