@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from stream import Answer, Server, ask, model_name, text
+from stream import Answer, Server, ServerError, ask, model_name, text
 
 Probe = Callable[[Server, ThreadPoolExecutor], dict[str, float]]
 seeds = itertools.count(time.time_ns())
@@ -92,6 +92,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=["behind", "beside", "together", "chat"])
     options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except ServerError as error:
+        parser.exit(1, f"{error}\n")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Raises `ServerError` where the server does not say what model it has, or does not answer."""
     key = options.api_key_file.read_text().strip() if options.api_key_file else None
     extra = {"ignore_eos": True, **({"speculation": {"method": options.method}} if options.method else {})}
     server = Server(options.url, model_name(options.url, key), key, extra)

@@ -203,7 +203,10 @@ def test_a_soak_fails_where_an_answer_was_lost(
     assert list(last["counts"]) == ["lost: ConnectionResetError('gone')"]
 
 
-def test_a_soak_without_a_server_says_so(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["soak", "probes"])
+def test_without_a_server_a_tool_says_so(
+    tools: dict[str, ModuleType], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        soak.main(["--url", "http://127.0.0.1:1/v1"])
+        tools[name].main(["--url", "http://127.0.0.1:1/v1"])
     assert ended.value.code == 1 and "no models at http://127.0.0.1:1/v1" in capsys.readouterr().err
