@@ -35,13 +35,13 @@ def own_tokens(
     draws = [draw for span in spans for draw in first_draws(span)]
     for checked, parts in zip(check(model, cache, batch, read, draws), pieces(spans), strict=True):
         tokens = iter(checked.tokens)
-        for (number, span), part in zip(parts, rows_of(checked.logits, [span for _, span in parts]), strict=True):
+        for (number, span), part in zip(parts, logits_of(checked.logits, [span for _, span in parts]), strict=True):
             drawn = list(islice(tokens, span.num_rows))
             own[number].go_on(span, redrawn(span, part) if span.processor else drawn, part)
     return own, checked.states
 
 
-def rows_of(logits: Tensor, spans: list[Span]) -> Sequence[Tensor]:
+def logits_of(logits: Tensor, spans: list[Span]) -> Sequence[Tensor]:
     """The rows of each span; all of them for each where nobody reads them."""
     if any(span.reads_logits for span in spans):
         sizes = [span.num_rows for span in spans]
@@ -75,9 +75,6 @@ def check(model: Decoder, cache: KVCache, batch: TokenBatch, read: list[Row], dr
 def pieces(spans: list[Span]) -> Iterator[list[tuple[int, Span]]]:
     """The spans in pieces of `MOST_LOGITS` rows, but for the last: parts of them, each with its span's number."""
     parts, room = list[tuple[int, Span]](), MOST_LOGITS
-    if sum(span.num_rows for span in spans) <= room:
-        yield list(enumerate(spans))
-        return
     for number, span in enumerate(spans):
         first = 0
         while first < span.num_rows:

@@ -33,6 +33,8 @@ class Span:
 
     def rows(self, first: int, last: int) -> "Span":
         """Some of its rows, counted from 0, and the drafted tokens before them."""
+        if last - first == self.num_rows:
+            return self
         num_drafted = len(self.drafted) + last - self.num_rows
         return replace(self, drafted=self.drafted[:num_drafted], num_rows=last - first)
 

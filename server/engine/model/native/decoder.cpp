@@ -51,8 +51,9 @@ void decoder_choose(void* decoder, const Rows* rows, const Matrix* head, const i
 void logits_sample(const float* logits, int count, int size, const Sampling* samplings, int32_t* tokens, float* tops) {
   Sampler sampler;
   for (int r = 0; r < count; r++) {
-    const Drawn drawn = sampler.draw(logits + size_t(r) * size, size, samplings[r], true);
-    tokens[r] = drawn.token, tops[r] = drawn.top;
+    const float* row = logits + size_t(r) * size;
+    tokens[r] = sampler.draw(row, size, samplings[r]);
+    tops[r] = top_probability(row, size);
   }
 }
 

@@ -156,10 +156,9 @@ class Decoder final : public Model {
     for (int r = rank; r < count; r += team_.size()) {
       const float* logits = choice.logits + size_t(r) * outputs;
       const int size = edges_.head.outputs;
+      if (choice.probabilities) choice.probabilities[r] = top_probability(logits, outputs);
       if (ids) logits = samplers_[rank].spread(logits, outputs, ids, size);
-      const Drawn drawn = samplers_[rank].draw(logits, size, samplings[r], choice.probabilities);
-      choice.tokens[r] = drawn.token;
-      if (choice.probabilities) choice.probabilities[r] = drawn.top;
+      choice.tokens[r] = samplers_[rank].draw(logits, size, samplings[r]);
     }
   }
 

@@ -41,6 +41,9 @@ inline Pick pick(const float* logits, Part share, bool is_summing) {
   return best;
 }
 
+// The probability of the likeliest of these logits, at a temperature of 1 and without cuts.
+inline float top_probability(const float* logits, int size) { return 1.0f / pick(logits, {0, size}, true).total; }
+
 // The best of all ranks' picks [ranks][count] for a row.
 inline void settle(const std::vector<Pick>& picks, int ranks, int count, int row, const Choice& choice) {
   Pick best = picks[row];

@@ -75,12 +75,6 @@ inline bool is_likelier(const Candidate& a, const Candidate& b) {
   return a.weight > b.weight || (a.weight == b.weight && a.token < b.token);
 }
 
-// A token, and the probability of the likeliest one at a temperature of 1, without cuts.
-struct Drawn {
-  int token;
-  float top;
-};
-
 // What draws rows one after the other write.
 class Sampler {
  public:
@@ -91,16 +85,10 @@ class Sampler {
     return spread_.data();
   }
 
-  // The probability costs a sum over all tokens; it is only right where `is_judged`.
-  Drawn draw(const float* logits, int size, const Sampling& s, bool is_judged) {
-    const Pick best = pick(logits, {0, size}, is_judged);
-    const bool is_greedy = s.temperature == 0 || best.token >= size;
-    return {is_greedy ? std::min(best.token, size - 1) : draw(logits, size, s, best.logit), 1 / best.total};
-  }
-
- private:
-  int draw(const float* logits, int size, const Sampling& s, float best) {
-    float total = weigh(logits, size, best, std::min(1 / s.temperature, 1e30f));
+  int draw(const float* logits, int size, const Sampling& s) {
+    const Pick best = pick(logits, {0, size}, false);
+    if (s.temperature == 0 || best.token >= size) return std::min(best.token, size - 1);
+    float total = weigh(logits, size, best.logit, std::min(1 / s.temperature, 1e30f));
     const bool is_top_k = s.top_k > 0 && s.top_k < size;
     if (!is_top_k && s.top_p >= 1 && s.min_p <= 0) return race_of_all(size, s);
     float least = 0;
@@ -116,6 +104,7 @@ class Sampler {
     return race(s);
   }
 
+ private:
   // exp((logit - best) / temperature) of all, and their sum; beyond them zeros to a whole block. What is forbidden has
   // a logit of minus infinity, and no weight.
   float weigh(const float* logits, int size, float best, float factor) {
