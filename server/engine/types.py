@@ -88,6 +88,9 @@ class Patch:
         return first @ rest[0] if rest else first
 
 
+DraftKind = tuple[int, bool, bool]
+
+
 @dataclass(frozen=True)
 class DraftModel:
     """How drafts are computed, how long they grow and how sure they have to be."""
@@ -110,6 +113,11 @@ class DraftModel:
     def is_full(self) -> bool:
         """Whether it is the model itself."""
         return self.mask.is_empty and self.patch is None and self.vocabulary is None and not self.is_low_bit
+
+    @property
+    def kind(self) -> DraftKind:
+        """What its passes compute, which is what they cost: the sub-layers left out, with a patch, with the copy."""
+        return len(self.mask.attention) + len(self.mask.mlp), self.patch is not None, self.is_low_bit
 
     def skips(self, num_layers: int) -> SkipMask:
         """All sub-layers that do not run: those of the mask, and those that the patch stands for."""

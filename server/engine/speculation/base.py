@@ -16,7 +16,7 @@ from server.engine.masks.base import DEFAULT_MASKS, MASK_SOURCES
 from server.engine.model.decoder import Decoder
 from server.engine.sequence import Sequence
 from server.engine.speculation.draft_heads import DraftHeads
-from server.engine.types import PLAIN, UNROUTED
+from server.engine.types import FULL_MODEL, PLAIN, DraftKind
 
 Proposals = dict[int, list[int]]
 """Proposed ids by sequence id; a sequence for which there is nothing to propose is absent."""
@@ -27,14 +27,14 @@ Paths = tuple[list[int], ...]
 class Draft(NamedTuple):
     """The ids that are checked next for one sequence, and the name of the drafter they came from.
 
-    `others` are continuations that are checked beside it, in case that it is wrong. What a draft costs depends on the
-    `domain` of its route.
+    `others` are continuations that are checked beside it, in case that it is wrong. What a draft costs depends on
+    the `kind` of its route's draft model.
     """
 
     ids: list[int]
     drafter: str
     others: Paths = ()
-    domain: str = UNROUTED.domain
+    kind: DraftKind = FULL_MODEL.kind
 
     @property
     def num_rows(self) -> int:

@@ -121,7 +121,7 @@ class DraftPolicy:
         for name, option in options.items():
             gain = self.expected(name, sequence, option.promise)
             gain += self.bonuses[name].value if option.is_tree else 0
-            rate = prices.rate(name, sequence.route.domain, option.length, gain, num_rows)
+            rate = prices.rate(name, sequence.route.draft.kind, option.length, gain, num_rows)
             if rate >= max(needed_gain(name) / prices.plain.value, highest):
                 best, highest = name, rate
         if best != PLAIN:
@@ -136,15 +136,15 @@ class DraftPolicy:
 
     def trial(self, sequence: Sequence, options: Mapping[str, int], num_rows: int) -> str:
         """The best of the losing drafters where a trial is due: of the sequence, or of its kind if that loses too."""
-        size, domain = size_class(num_rows), sequence.route.domain
+        size, kind = size_class(num_rows), sequence.route.draft.kind
         prices = self.prices[size]
         rates = {
-            name: prices.rate(name, domain, length, self.gain(name, sequence).value, num_rows)
+            name: prices.rate(name, kind, length, self.gain(name, sequence).value, num_rows)
             for name, length in options.items()
         }
         best = max(rates, key=lambda name: rates[name])
         in_kind = self.gains_of_kinds[sequence.kind, best].value
-        in_general = prices.rate(best, domain, options[best], in_kind, num_rows)
+        in_general = prices.rate(best, kind, options[best], in_kind, num_rows)
         assert prices.plain.value is not None
         loses_in_general = in_general < needed_gain(best) / prices.plain.value
         rest = self.rests[(sequence.kind, size) if loses_in_general else sequence.id]
@@ -182,8 +182,8 @@ class DraftPolicy:
         """
         name, prices, bonus = tree.drafter, self.prices[size_class(num_rows)], self.bonuses[tree.drafter].value
         gain = self.mean_gain(name)
-        alone = prices.rate(name, tree.domain, len(tree.ids), gain, num_rows)
-        together = prices.rate(name, tree.domain, tree.num_rows, gain + bonus, num_rows)
+        alone = prices.rate(name, tree.kind, len(tree.ids), gain, num_rows)
+        together = prices.rate(name, tree.kind, tree.num_rows, gain + bonus, num_rows)
         key = TREES, name, size_class(num_rows)
         if together >= alone:
             self.rests.pop(key, None)

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 from server.engine.speculation.averages import Steady, Typical
 from server.engine.speculation.base import DRAFTERS, Draft
-from server.engine.types import StepStats
+from server.engine.types import DraftKind, StepStats
 
 INFINITE = float("inf")
 
@@ -18,23 +18,24 @@ class Prices:
         """Of a drafted token's row in the check, as a share of a plain step, taken from all of the batch."""
         self.checks: dict[tuple[str, int], Typical] = defaultdict(lambda: Typical(9))
         """What a free draft adds, by drafter and about its length."""
-        self.tries: dict[tuple[str, str], Steady] = defaultdict(lambda: Steady(32))
-        """What a try of any other adds in the mean, by drafter and domain; it may come to nothing.
+        self.tries: dict[tuple[str, DraftKind], Steady] = defaultdict(lambda: Steady(32))
+        """What a try of any other adds in the mean, by drafter and kind of draft model; it may come to nothing.
 
-        One domain's drafts may be passes over all layers, and another's a matrix in place of them.
+        One domain's drafts may be passes over all layers, and another's a matrix in place of them. Domains whose drafts
+        are alike learn together, for in a batch of many domains each has few tries.
         """
 
-    def of(self, drafter: str, domain: str, length: int) -> Typical | Steady:
+    def of(self, drafter: str, kind: DraftKind, length: int) -> Typical | Steady:
         if DRAFTERS[drafter].is_free:
             return self.checks[drafter, size_class(length)]
-        return self.tries[drafter, domain]
+        return self.tries[drafter, kind]
 
-    def rate(self, drafter: str, domain: str, length: int, gain: float, num_rows: int) -> float:
+    def rate(self, drafter: str, kind: DraftKind, length: int, gain: float, num_rows: int) -> float:
         """Tokens a second of each sequence if all of the batch drafted so: what one drafts, all wait for.
 
         Infinite while the price is unknown, so that it is tried.
         """
-        plain, extra = self.plain.value, self.of(drafter, domain, length).value
+        plain, extra = self.plain.value, self.of(drafter, kind, length).value
         return INFINITE if extra is None or plain is None else (1 + gain) / (plain + num_rows * max(extra, 0.0))
 
     def add(self, drafts: list[Draft], num_rows: int, stats: StepStats) -> None:
@@ -52,9 +53,9 @@ class Prices:
         if num_drafted:
             self.row.add(max(per_token, 0.0) * num_rows / self.plain.value)
         num_of = Counter(draft.drafter for draft in drafts)
-        for name, domain in dict.fromkeys((draft.drafter, draft.domain) for draft in drafts):
-            lengths = [draft.num_rows for draft in drafts if (draft.drafter, draft.domain) == (name, domain)]
-            price = self.of(name, domain, max(lengths))
+        for name, kind in dict.fromkeys((draft.drafter, draft.kind) for draft in drafts):
+            lengths = [draft.num_rows for draft in drafts if (draft.drafter, draft.kind) == (name, kind)]
+            price = self.of(name, kind, max(lengths))
             if DRAFTERS[name].is_free or price.value is None or 2 * num_of[name] >= num_rows:
                 drafting = stats.drafting_seconds.get(name, 0.0) / num_of[name]
                 price.add(drafting + per_token * sum(lengths) / len(lengths))

@@ -68,7 +68,7 @@ class Speculator:
                 stats.drafting_seconds[name] = time.perf_counter() - started
         picked = [(sequence, picks[sequence.id]) for sequence in sequences if picks[sequence.id] != PLAIN]
         return {
-            s.id: Draft(self.proposals[name].get(s.id, []), name, self.others_of(name, s.id), s.route.domain)
+            s.id: Draft(self.proposals[name].get(s.id, []), name, self.others_of(name, s.id), s.route.draft.kind)
             for s, name in picked
         }
 
@@ -98,7 +98,7 @@ class Speculator:
                 (drafter.name, s.id)
                 for s in proposed
                 if (ways := others[s.id])
-                and self.pays(Draft(proposals[s.id], drafter.name, ways, s.route.domain), len(sequences))
+                and self.pays(Draft(proposals[s.id], drafter.name, ways, s.route.draft.kind), len(sequences))
             }
 
     def pays(self, tree: Draft, num_rows: int) -> bool:

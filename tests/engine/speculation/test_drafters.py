@@ -182,7 +182,11 @@ def test_the_cascade_skips_only_where_lookup_finds_nothing(prefilled: Prefilled)
         drafts = speculator.draft(sequences, StepStats())
     assert {slot for slots, _ in decoder.passes for slot in slots} == {1, 4}
     looked_up = [60, 50, 51, 52]
-    assert drafts[sequences[0].id] == drafts[sequences[2].id] == Draft(looked_up, "lookup", domain="test")
+    assert (
+        drafts[sequences[0].id]
+        == drafts[sequences[2].id]
+        == Draft(looked_up, "lookup", kind=sequences[0].route.draft.kind)
+    )
     assert drafts[sequences[1].id].drafter == drafts[sequences[4].id].drafter == "skip"
     assert set(drafts) == {sequences[i].id for i in (0, 1, 2, 4)}
 

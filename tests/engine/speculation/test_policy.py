@@ -14,6 +14,7 @@ from server.engine.speculation.speculator import Speculator
 from server.engine.speculation.verification import Verification
 
 MASK = SkipMask(frozenset({1}), frozenset({2}))
+SKIPPING = DraftModel(MASK).kind
 
 
 def sequence(method: str = "cascade", number: int = 0, mask: SkipMask = MASK) -> Sequence:
@@ -28,7 +29,7 @@ def measured(skip: float, lookup: float, plain: float) -> DraftPolicy:
     policy = DraftPolicy()
     policy.observe_seconds([], 1, StepStats(verify_seconds=plain))
     stats = StepStats(drafting_seconds={"skip": skip - lookup}, verify_seconds=lookup)
-    policy.observe_seconds([Draft([1], "skip", domain="stories")], 1, stats)
+    policy.observe_seconds([Draft([1], "skip", kind=SKIPPING)], 1, stats)
     policy.observe_seconds([Draft([1, 2, 3, 4], "lookup")], 1, StepStats(verify_seconds=lookup))
     return policy
 
@@ -152,7 +153,7 @@ def test_looked_up_drafts_of_different_length_have_prices_of_their_own() -> None
 def test_what_a_part_of_a_batch_drafts_is_priced_for_each_that_drafts() -> None:
     policy, one = DraftPolicy(), sequence("skip")
     policy.observe_seconds([], 8, StepStats(verify_seconds=1.0))
-    half = [Draft([1, 2], "skip", domain="stories")] * 4
+    half = [Draft([1, 2], "skip", kind=SKIPPING)] * 4
     policy.observe_seconds(half, 8, StepStats(drafting_seconds={"skip": 0.2}, verify_seconds=1.4))
     learn(policy, one, "skip", 1)
     assert pick(policy, one, 0, 8) == "plain"
@@ -160,13 +161,13 @@ def test_what_a_part_of_a_batch_drafts_is_priced_for_each_that_drafts() -> None:
     assert pick(policy, one, 0, 8) == "skip"
 
 
-def test_a_domain_whose_drafts_are_dear_sets_no_price_for_another() -> None:
+def test_drafts_that_are_dear_set_no_price_for_those_of_another_kind() -> None:
     policy, one, dear = DraftPolicy(), sequence("skip"), sequence("skip", 1)
-    dear.route = Route("questions", one.route.draft)
+    dear.route = Route("questions", DraftModel(SkipMask(frozenset({1}), frozenset())))
     policy.observe_seconds([], 1, StepStats(verify_seconds=1.0))
-    for domain, drafting in (("stories", 0.1), ("questions", 5.0)) * 9:
+    for kind, drafting in ((SKIPPING, 0.1), (dear.route.draft.kind, 5.0)) * 9:
         stats = StepStats(drafting_seconds={"skip": drafting}, verify_seconds=1.1)
-        policy.observe_seconds([Draft([1], "skip", domain=domain)], 1, stats)
+        policy.observe_seconds([Draft([1], "skip", kind=kind)], 1, stats)
     for each in (one, dear):
         learn(policy, each, "skip", 1)
     assert (pick(policy, one, 0, 1), pick(policy, dear, 0, 1)) == ("skip", "plain")
@@ -175,9 +176,9 @@ def test_a_domain_whose_drafts_are_dear_sets_no_price_for_another() -> None:
 def test_few_that_skip_in_a_large_batch_do_not_set_the_price() -> None:
     policy, one = DraftPolicy(), sequence("skip")
     policy.observe_seconds([], 8, StepStats(verify_seconds=1.0))
-    policy.observe_seconds([Draft([1], "skip", domain="stories")] * 8, 8, StepStats(verify_seconds=1.2))
+    policy.observe_seconds([Draft([1], "skip", kind=SKIPPING)] * 8, 8, StepStats(verify_seconds=1.2))
     for _ in range(9):
-        policy.observe_seconds([Draft([1], "skip", domain="stories")], 8, StepStats(verify_seconds=3.0))
+        policy.observe_seconds([Draft([1], "skip", kind=SKIPPING)], 8, StepStats(verify_seconds=3.0))
     assert pick(policy, one, 0, 8) == "skip"
 
 
@@ -188,12 +189,12 @@ def test_tries_that_come_to_nothing_count() -> None:
         policy.observe_seconds([], 1, StepStats(verify_seconds=1.0))
         for _ in range(16):
             policy.observe_seconds(
-                [Draft([1], "skip", domain="stories")], 1, StepStats(drafting_seconds={"skip": 0.2}, verify_seconds=1.3)
+                [Draft([1], "skip", kind=SKIPPING)], 1, StepStats(drafting_seconds={"skip": 0.2}, verify_seconds=1.3)
             )
             policy.observe_gain("skip", one, 1)
             for _ in range(num_empty):
                 stats = StepStats(drafting_seconds={"skip": 0.2}, verify_seconds=1.0)
-                policy.observe_seconds([Draft([], "skip", domain="stories")], 1, stats)
+                policy.observe_seconds([Draft([], "skip", kind=SKIPPING)], 1, stats)
                 policy.observe_gain("skip", one, 0)
         assert policy.pick(one, {"skip": Option()}, 1) == expected
 
@@ -224,7 +225,7 @@ def test_one_delayed_step_hardly_moves_what_a_try_takes() -> None:
 def test_what_passes_were_spent_on_in_vain_is_told_to_the_policy() -> None:
     policy, one = DraftPolicy(), sequence("skip")
     speculator = Speculator([UnaskedSkipDrafter()], policy)
-    drafts = {one.id: Draft([], "skip", domain="stories")}
+    drafts = {one.id: Draft([], "skip", kind=SKIPPING)}
     speculator.learn([one], drafts, [Verification([5], 0, 0)], StepStats(verify_seconds=1.0))
     assert policy.gain("skip", one).count == 2
 
